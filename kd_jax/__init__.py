@@ -1,0 +1,1 @@
+"""Knowledge distillation of image classifiers in JAX and Flax."""
