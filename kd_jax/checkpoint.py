@@ -1,0 +1,164 @@
+"""Checkpoints of one run: asynchronous, verified by checksum; the latest two and the best are kept."""
+
+import hashlib
+import logging
+from pathlib import Path
+from typing import Any
+
+import flax
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from kd_jax.errors import UserError
+
+# What the operating system says when it is not our fault; anything else is a bug and stays a traceback.
+_SYSTEM_REASONS = {
+    'no space left': 'no space left on the device',
+    'quota exceeded': 'the disk quota is used up',
+    'file too large': 'a file would be too large',
+    'permission denied': 'permission denied',
+    'read-only file system': 'the file system is read-only',
+}
+
+
+def system_reason(error: BaseException) -> str | None:
+    """The plain words for an error of the file system, or None for any other error."""
+    text = str(error).lower()
+    return next((words for sign, words in _SYSTEM_REASONS.items() if sign in text), None)
+
+
+def checksum(tree: dict[str, Any]) -> str:
+    """SHA-256 over names, types, shapes and bytes of a nested dict of arrays."""
+    digest = hashlib.sha256()
+    flat = flax.traverse_util.flatten_dict(tree, sep='/')
+    for name in sorted(flat):
+        if flat[name] is not None:
+            x = np.asarray(flat[name])
+            digest.update(f'{name}:{x.dtype}:{x.shape};'.encode())
+            digest.update(np.ascontiguousarray(x).tobytes())
+    return digest.hexdigest()
+
+
+class Damaged(Exception):
+    """A checkpoint that cannot be read or whose contents do not match its checksum."""
+
+
+class _KeepLatestAndBest:
+    """Keeps the latest two (so that a damaged one has one before it) and the best; an orbax preservation policy."""
+
+    def __init__(self):
+        self.best_step: int | None = None
+
+    def should_preserve(self, checkpoints, *, context):
+        latest = {info.step for info in list(checkpoints)[-2:]}
+        return [info.step in latest or info.step == self.best_step for info in checkpoints]
+
+
+class Checkpoints:
+    """The checkpoints in `directory`; a context manager that waits for the pending save on the way out.
+
+    A checkpoint is the state as host arrays (so that any number of devices can read it), and `meta`: JSON with
+    `best_step` and whatever the caller adds; the checksum is added here.
+    """
+
+    def __init__(self, directory: Path, *, read_only: bool = False):
+        self.directory = Path(directory).absolute()
+        self._policy = _KeepLatestAndBest()
+        logging.getLogger('absl').setLevel(logging.ERROR)  # orbax narrates every save
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=self._policy, cleanup_tmp_directories=not read_only, read_only=read_only, create=not read_only
+        )
+        self._manager = ocp.CheckpointManager(self.directory, options=options, item_names=('state', 'meta'))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        try:
+            self.wait()
+        except UserError:
+            if error is None:  # the first failure is the one to tell
+                raise
+        finally:
+            self._manager.close()
+
+    def steps(self) -> list[int]:
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
+        """Starts to save `state`; the previous save is finished first.
+
+        Raises:
+          UserError: if the file system refuses; the checkpoints already there are untouched.
+        """
+        tree = flax.serialization.to_state_dict(jax.device_get(state))
+        meta = dict(meta, checksum=checksum(tree))
+        self._policy.best_step = meta.get('best_step')
+        items = ocp.args.Composite(state=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta))
+        self._guarded(lambda: self._manager.save(step, args=items))
+
+    def wait(self) -> None:
+        """Returns when the pending save is on disk; raises as `save` does."""
+        self._guarded(self._manager.wait_until_finished)
+
+    def _guarded(self, action) -> None:
+        try:
+            action()
+        except Exception as error:  # tensorstore's and orbax's own types; the text is what they share
+            reason = system_reason(error)
+            if reason is None:
+                raise
+            steps = [s for s in self.steps() if (self.directory / str(s)).exists()]
+            last = f'the last good checkpoint is that of step {steps[-1]}' if steps else 'no checkpoint was saved yet'
+            raise UserError(
+                f'cannot save a checkpoint in {self.directory}: {reason}; {last}; make room and run the same command again'
+            ) from error
+
+    def read(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(state as nested dicts of numpy arrays, meta) of `step`; raises `Damaged`."""
+        try:
+            items = self._manager.restore(
+                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(), meta=ocp.args.JsonRestore())
+            )
+        except Exception as error:  # orbax and tensorstore raise many types for damaged files
+            raise Damaged(f'cannot be read ({type(error).__name__})') from error
+        if checksum(items.state) != items.meta.get('checksum'):
+            raise Damaged('does not match its checksum')
+        return items.state, items.meta
+
+    def restore_latest(self, target: Any, warn) -> tuple[Any, dict[str, Any]] | None:
+        """The newest good checkpoint as (state like `target`, meta); None without one.
+
+        A damaged checkpoint is removed, `warn(sentence)` says so, and the one before it is used.
+        """
+        for step in reversed(self.steps()):
+            try:
+                tree, meta = self.read(step)
+            except Damaged as error:
+                warn(f'the checkpoint of step {step} in {self.directory} {error}; going back to the one before it')
+                self._manager.delete(step)
+                continue
+            self._policy.best_step = meta.get('best_step')
+            return flax.serialization.from_state_dict(target, tree), meta
+        return None
+
+
+def load_variables(run_directory: Path, step: int) -> dict[str, Any]:
+    """The student's Flax variables (numpy arrays) of a run's checkpoint; the averaged ones if it kept an average.
+
+    Raises:
+      UserError: if the checkpoint is missing or damaged.
+    """
+    directory = Path(run_directory) / 'checkpoints'
+    fix = f'delete {run_directory} and run its study again'
+    if not (directory / str(step)).is_dir():
+        raise UserError(f'{run_directory} has no checkpoint of step {step}; {fix}')
+    with Checkpoints(directory, read_only=True) as checkpoints:
+        try:
+            state, _ = checkpoints.read(step)
+        except Damaged as error:
+            raise UserError(f'the checkpoint of step {step} in {directory} {error}; {fix}') from error
+    if state.get('ema'):
+        return {'params': state['ema']['params'], **state['ema']['model_state']}
+    return {'params': state['params']['student'], **state['model_state']['student']}

@@ -1,0 +1,132 @@
+"""What the user sees while a run trains: progress, metrics.jsonl, TensorBoard events, Weights & Biases."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from kd_jax.errors import UserError
+
+
+def say(text: str) -> None:
+    """A line for the user, on stdout."""
+    print(text, flush=True)
+
+
+def warn(text: str) -> None:
+    """A line for the user, on stderr."""
+    print(f'warning: {text}', file=sys.stderr, flush=True)
+
+
+def clock(seconds: float) -> str:
+    """`75 -> '1:15'`, `3700 -> '1:01:40'`."""
+    minutes, seconds = divmod(int(round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f'{hours}:{minutes:02d}:{seconds:02d}' if hours else f'{minutes}:{seconds:02d}'
+
+
+class Monitor:
+    """Follows one run; a context manager. Only the main process (`active`) writes anything.
+
+    A progress bar where stdout is a terminal, otherwise a plain line at every evaluation.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        directory: Path,
+        *,
+        total_steps: int,
+        steps_per_epoch: float,
+        batch_size: int,
+        active: bool = True,
+        tensorboard: bool = True,
+        wandb: str = '',
+        config: dict[str, Any] | None = None,
+    ):
+        self.title, self.active = title, active
+        self.total_steps, self.steps_per_epoch, self.batch_size = total_steps, steps_per_epoch, batch_size
+        self._bar = self._events = self._wandb = self._file = None
+        self._last = (time.perf_counter(), None)
+        self._text = {'loss': '', 'val': ''}
+        self._rate = 0.0
+        if not active:
+            return
+        self._file = open(directory / 'metrics.jsonl', 'a')  # noqa: SIM115  (closed in __exit__)
+        if tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self._events = SummaryWriter(str(directory / 'tensorboard'))
+        if wandb:
+            self._wandb = _start_wandb(wandb, title, directory, config)
+
+    def __enter__(self):
+        if self.active and sys.stdout.isatty():
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = TextColumn('{task.description}'), BarColumn(), TextColumn('{task.fields[text]}'), TimeRemainingColumn()
+            self._bar = Progress(*columns)
+            self._bar.start()
+            self._task = self._bar.add_task(self.title, total=self.total_steps, text='compiling')
+        return self
+
+    def __exit__(self, *_):
+        if self._bar:
+            self._bar.stop()
+        for sink in (self._file, self._events):
+            if sink:
+                sink.close()
+        if self._wandb:
+            self._wandb.finish()
+
+    def advance(self, step: int, loss: float) -> None:
+        """`step` updates are done; `loss` is that of the last one."""
+        now, (then, before) = time.perf_counter(), self._last
+        if before is not None and step > before:
+            self._rate = (step - before) * self.batch_size / (now - then)
+        self._last = (now, step)
+        self._text['loss'] = f'loss {loss:.4g}'
+        if self._bar:
+            self._bar.update(self._task, completed=step, text=self._line(step))
+
+    def _line(self, step: int) -> str:
+        epoch = f'epoch {step / self.steps_per_epoch:.1f}/{self.total_steps / self.steps_per_epoch:g}'
+        rate = f'{self._rate:.0f} images/s' if self._rate else ''
+        return ' · '.join(part for part in (epoch, self._text['loss'], self._text['val'], rate) if part)
+
+    def evaluated(self, step: int, val: dict[str, float]) -> None:
+        """Shows the validation accuracy; without a terminal, as a line."""
+        self._text['val'] = f'val top-1 {100 * val["top1"]:.2f} %'
+        if self._bar:
+            self._bar.update(self._task, completed=step, text=self._line(step))
+        elif self.active:
+            left = (self.total_steps - step) * self.batch_size / self._rate if self._rate else None
+            say(f'{self.title} · {self._line(step)}' + (f' · {clock(left)} left' if left is not None else ''))
+
+    def pause(self) -> None:
+        """What comes until the next `advance` is not training: it does not count in images/s."""
+        self._last = (time.perf_counter(), None)
+
+    def write(self, step: int, split: str, scalars: dict[str, float]) -> None:
+        """One line of metrics.jsonl, and the same to TensorBoard and Weights & Biases."""
+        if not self.active:
+            return
+        line = {'step': step, 'epoch': step / self.steps_per_epoch, 'split': split, **scalars}
+        self._file.write(json.dumps(line) + '\n')
+        self._file.flush()
+        if self._events:
+            for name, value in scalars.items():
+                self._events.add_scalar(f'{split}/{name}', value, step)
+        if self._wandb:
+            self._wandb.log({f'{split}/{name}': value for name, value in scalars.items()}, step=step)
+
+
+def _start_wandb(project: str, title: str, directory: Path, config: dict[str, Any] | None):
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError(
+            f'--config.wandb={project} needs the package wandb; pip install -r requirements-extras.txt, or leave the field empty'
+        ) from error
+    return wandb.init(project=project, name=title, dir=str(directory), config=config, resume='allow')

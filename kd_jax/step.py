@@ -1,0 +1,201 @@
+"""The train step and the evaluation step: pure functions, the same for one device, jit over a mesh, and pmap."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from kd_jax import metrics, optim
+from kd_jax.data import augment
+from kd_jax.models import Output
+from kd_jax.objectives import WeightedSum, ensemble_logits
+
+
+@flax.struct.dataclass
+class TrainState:
+    """What training changes. It never holds the teacher and never has a device axis."""
+
+    step: jax.Array  # int32 scalar: updates done
+    params: dict[str, Any]  # {'student', 'objective'}
+    model_state: dict[str, Any]  # {'student', 'objective'}: running statistics, memory banks
+    opt_state: Any
+    ema: dict[str, Any] | None = None  # averaged {'params', 'model_state'} of the student
+
+
+class Network(NamedTuple):
+    """A model with the normalisation it was trained with; it takes pixels in 0..255."""
+
+    model: nn.Module
+    mean: tuple[float, ...]  # per channel, for images in 0..1
+    std: tuple[float, ...]
+
+    def normalize(self, pixels: jax.Array) -> jax.Array:
+        """`[B, H, W, C]` pixels in 0..255 -> the model's input."""
+        shape = (1, 1, 1, -1)
+        return (pixels / 255.0 - jnp.reshape(jnp.float32(self.mean), shape)) / jnp.reshape(jnp.float32(self.std), shape)
+
+    def predict(self, variables: dict[str, Any], pixels: jax.Array) -> Output:
+        """The model's output in evaluation mode, without gradient."""
+        return jax.lax.stop_gradient(self.model.apply(variables, self.normalize(pixels), train=False))
+
+
+def variables_of(params: dict, model_state: dict) -> dict:
+    """The student's Flax variables."""
+    return {'params': params, **model_state}
+
+
+def look_up(data: dict[str, jax.Array], index: jax.Array, name: str) -> jax.Array:
+    return jnp.take(data[name], index, axis=0)
+
+
+def make_view(
+    *, crop: int, flip: bool, rotate: float, cutout: int, fill: tuple[float, ...]
+) -> Callable[[jax.Array, dict, jax.Array, jax.Array], jax.Array]:
+    """`view(key, data, index, number) -> [B, H, W, C]` float32 pixels.
+
+    The view of an image is a function of (key, index, view number) alone: batch size, order, the number of devices
+    and a restart change nothing.
+    """
+
+    def one(key, image, index, number):
+        key = jax.random.fold_in(jax.random.fold_in(key, index), number)
+        return augment.augment(key, image, crop=crop, flip=flip, rotate=rotate, cutout=cutout, fill=fill)
+
+    def view(key, data, index, number):
+        images = look_up(data, index, 'image').astype(jnp.float32)
+        return jax.vmap(one, in_axes=(None, 0, 0, 0))(key, images, index, number)
+
+    return view
+
+
+def make_train_step(
+    *,
+    student: Network,
+    teachers: Sequence[Network],
+    objective: WeightedSum,
+    tx: optax.GradientTransformation,
+    view: Callable,
+    steps_per_epoch: float,
+    mixup: float = 0.0,
+    accumulate: int = 1,
+    ema_decay: float = 0.0,
+    freeze: Sequence[str] = (),
+    axis_name: str | None = None,
+) -> Callable:
+    """The step `(state, seed, teacher_variables, data, batch) -> (state, metrics)`.
+
+    state: `TrainState`; its buffers may be donated.
+    seed: int32 scalar; all randomness derives from it, the step number and each example's (index, view).
+    teacher_variables: tuple of variables, one a teacher; read only.
+    data: {'image' [N, H, W, C] uint8, 'label' [N] int32}.
+    batch: {'index', 'view' [B] int32} and, with mixup, {'partner_index', 'partner_view'}.
+    metrics: float32 scalars: `loss`, `top1` of the training batch (labelled examples), and each term unweighted.
+
+    `accumulate` processes the batch in that many parts, one after the other, and updates once. Under `axis_name` the
+    function sees one device's share of the batch; gradients, running statistics and metrics are those of the whole.
+    """
+    student = student._replace(model=student.model.clone(axis_name=axis_name))
+    pmean = (lambda tree: jax.lax.pmean(tree, axis_name)) if axis_name else (lambda tree: tree)
+
+    def total(x):  # over the global batch
+        return jax.lax.psum(x, axis_name) if axis_name else x
+
+    def see(key, share, data, part):
+        pixels = view(key, data, part['index'], part['view'])
+        if mixup:
+            pixels = share * pixels + (1 - share) * view(key, data, part['partner_index'], part['partner_view'])
+        return pixels
+
+    def train_step(state, seed, teacher_variables, data, batch):
+        key = jax.random.key(seed)
+        step_key = jax.random.fold_in(jax.random.fold_in(key, 0x5EED), state.step)
+        batch = dict(batch, label=look_up(data, batch['index'], 'label'), mask=jnp.ones(batch['index'].shape, jnp.float32))
+        share = jnp.float32(1.0)
+        if mixup:
+            share = augment.mixup_share(step_key, mixup)
+            batch['mixed_label'] = look_up(data, batch['partner_index'], 'label')
+        masks = objective.masks(batch)
+        devices = jax.lax.psum(1, axis_name) if axis_name else 1
+        # The mean over the examples that a term can judge, wherever they are; pmean undoes the factor `devices`.
+        scale = {name: devices / jnp.maximum(total(mask.sum()), 1.0) for name, mask in masks.items()}
+        weights = objective.weights(state.step / steps_per_epoch)
+
+        def loss_of(params, model_state, number, part, part_masks):
+            pixels = see(key, share, data, part)
+            outputs = tuple(net.predict(v, pixels) for net, v in zip(teachers, teacher_variables, strict=True))
+            part = dict(part, image=student.normalize(pixels))
+            if mixup:
+                part['mix'] = share
+            output, student_state = student.model.apply(
+                variables_of(params['student'], model_state['student']),
+                part['image'],
+                train=True,
+                mutable=list(model_state['student']),
+                rngs={'dropout': jax.random.fold_in(step_key, number)},
+            )
+            values, objective_state = objective.apply(
+                {'params': params['objective'], **model_state['objective']},
+                output,
+                outputs,
+                part,
+                mutable=list(model_state['objective']),
+            )
+            terms = {name: (values[name] * part_masks[name]).sum() * scale[name] for name in values}
+            loss = sum(weights[name] * terms[name] for name in terms)
+            known = part['label'] >= 0
+            right = (known & (output.logits.argmax(-1) == part['label'])).sum().astype(jnp.float32)
+            new_state = {'student': student_state, 'objective': objective_state}
+            return loss, (new_state, dict(terms, loss=loss), right)
+
+        model_state, grads, sums, right = state.model_state, None, None, jnp.float32(0)
+        for number in range(accumulate):  # unrolled: convolution gradients in a loop body are slow on CPU
+            part = {name: x[number::accumulate] for name, x in batch.items()}
+            part_masks = {name: x[number::accumulate] for name, x in masks.items()}
+            (_, (model_state, part_sums, part_right)), part_grads = jax.value_and_grad(loss_of, has_aux=True)(
+                state.params, model_state, number, part, part_masks
+            )
+            grads = part_grads if grads is None else jax.tree.map(jnp.add, grads, part_grads)
+            sums = part_sums if sums is None else jax.tree.map(jnp.add, sums, part_sums)
+            right += part_right
+        grads, model_state, sums = pmean((grads, model_state, sums))
+        known = total((batch['label'] >= 0).sum().astype(jnp.float32))
+        sums['top1'] = total(right) / jnp.maximum(known, 1.0)
+
+        if freeze:
+            old, new = state.model_state['student'], model_state['student']
+            frozen = {collection: optim.frozen_mask(tree, freeze) for collection, tree in new.items()}
+            kept = jax.tree.map(lambda f, before, after: before if f else after, frozen, old, new)
+            model_state = dict(model_state, student=kept)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema_decay:
+            ema = optim.ema(ema, {'params': params['student'], 'model_state': model_state['student']}, ema_decay, state.step)
+        state = state.replace(step=state.step + 1, params=params, model_state=model_state, opt_state=opt_state, ema=ema)
+        return state, sums
+
+    return train_step
+
+
+def make_eval_step(
+    *, student: Network, teachers: Sequence[Network], teacher_weights: Sequence[float], axis_name: str | None = None
+) -> Callable:
+    """The step `(variables, teacher_variables, data, batch) -> sums` of `kd_jax.metrics` over the global batch.
+
+    batch: {'index' [B] int32, 'mask' [B] float32}; examples with mask 0 count nowhere.
+    """
+
+    def eval_step(variables, teacher_variables, data, batch):
+        pixels = look_up(data, batch['index'], 'image').astype(jnp.float32)
+        batch = dict(batch, label=look_up(data, batch['index'], 'label'))
+        logits = student.predict(variables, pixels).logits
+        outputs = tuple(net.predict(v, pixels).logits for net, v in zip(teachers, teacher_variables, strict=True))
+        teacher_logits = ensemble_logits(outputs, teacher_weights) if outputs else None
+        sums = metrics.sums(logits, batch, teacher_logits)
+        return jax.lax.psum(sums, axis_name) if axis_name else sums
+
+    return eval_step

@@ -1,0 +1,139 @@
+"""The files of a run: `<workdir>/<run>/seed<k>/` with config.json, checkpoints/, metrics.jsonl, result.json."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from kd_jax.errors import UserError
+
+_MISSING = object()
+
+
+def to_json(value: Any) -> Any:
+    """`value` as JSON types: tuples become lists, as they will be when they are read back."""
+    return json.loads(json.dumps(value))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes all of it or nothing: a reader never sees half a file, nor does a crash leave one."""
+    new = path.with_suffix('.tmp')
+    with open(new, 'w') as file:
+        json.dump(value, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """The contents of a JSON file; `UserError` if it is not one."""
+    try:
+        return json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise UserError(f'{path} cannot be read as JSON ({error}); delete {path.parent} and run its study again') from error
+
+
+def differences(here: dict, there: dict, prefix: str = '') -> list[str]:
+    """The fields in which two nested configs differ, as `optim.learning_rate: 0.05 there, 0.1 here`."""
+    lines = []
+    for key in [*there, *(k for k in here if k not in there)]:
+        a, b = there.get(key, _MISSING), here.get(key, _MISSING)
+        if isinstance(a, dict) and isinstance(b, dict):
+            lines += differences(b, a, f'{prefix}{key}.')
+        elif a != b:
+            show = lambda x: 'nothing' if x is _MISSING else repr(x)  # noqa: E731
+            lines.append(f'{prefix}{key}: {show(a)} there, {show(b)} here')
+    return lines
+
+
+class RunDirectory:
+    """One run with one seed on disk."""
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / 'checkpoints'
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / 'metrics.jsonl'
+
+    def finished(self) -> bool:
+        return (self.path / 'result.json').exists()
+
+    def result(self) -> dict[str, Any]:
+        return read_json(self.path / 'result.json')
+
+    def info(self) -> dict[str, Any]:
+        """{'run', 'seed', 'config', 'data': {'num_classes', 'image_shape', 'mean', 'std', ...}} as saved at the start."""
+        return read_json(self.path / 'config.json')
+
+    def check_same(self, config: dict[str, Any]) -> None:
+        """Raises `UserError` if this directory belongs to another config; the sentence names the differing fields."""
+        if not (self.path / 'config.json').exists():
+            return
+        fields = differences(to_json(config), self.info()['config'])
+        if fields:
+            raise UserError(
+                f'{self.path} holds a run with another config ({"; ".join(fields)}); choose another --workdir, '
+                'or undo the change, or delete that directory'
+            )
+
+    def start(self, info: dict[str, Any]) -> None:
+        """Makes the directory and writes config.json."""
+        make_directory(self.path)
+        if not (self.path / 'config.json').exists():
+            write_json(self.path / 'config.json', info)
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Writes result.json: from now on the run counts as finished."""
+        write_json(self.path / 'result.json', result)
+
+    def forget_after(self, step: int) -> None:
+        """Drops the lines of metrics.jsonl that come after `step`: they will be written again."""
+        if not self.metrics.exists():
+            return
+        kept = []
+        for line in self.metrics.read_text().splitlines():
+            try:
+                if json.loads(line)['step'] <= step:
+                    kept.append(line)
+            except ValueError:  # the line that a kill cut short
+                continue
+        new = self.metrics.with_suffix('.tmp')
+        new.write_text(''.join(line + '\n' for line in kept))
+        new.replace(self.metrics)
+
+
+def make_directory(path: Path) -> None:
+    """`mkdir -p`; `UserError` where that is impossible."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / '.write_test'
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f'cannot write to {path}: {error.strerror}; choose another --workdir') from error
+
+
+def find_run(path: Path, seed: int) -> RunDirectory:
+    """The run that `path` means for a student of `seed`: a run's seed directory, or a run's directory.
+
+    Of a run's directory the same seed is taken if it is there, otherwise the first one.
+
+    Raises:
+      UserError: if nothing is there, or `path` is a whole study.
+    """
+    path = Path(path)
+    if (path / 'config.json').exists():
+        return RunDirectory(path)
+    seeds = sorted(path.glob('seed*/config.json'), key=lambda p: (len(p.parent.name), p.parent.name))
+    if seeds:
+        same = path / f'seed{seed}'
+        return RunDirectory(same if same / 'config.json' in seeds else seeds[0].parent)
+    runs = sorted({p.parent.parent.name for p in path.glob('*/seed*/config.json')})
+    if runs:
+        raise UserError(f'{path} is a study, not a run; name one of its runs, such as {path / runs[0]} (it has {", ".join(runs)})')
+    raise UserError(f'{path} is neither a run of this study nor the workdir of a run; it should hold config.json and checkpoints')
