@@ -80,15 +80,21 @@ class Monitor:
         if self._wandb:
             self._wandb.finish()
 
-    def advance(self, step: int, loss: float) -> None:
-        """`step` updates are done; `loss` is that of the last one."""
+    def advance(self, step: int, loss: float) -> float:
+        """`step` updates are done; `loss` is that of the last one. Returns the seconds of training since the last call.
+
+        After a pause, and at the first call, that is 0: what came before was not only training.
+        """
         now, (then, before) = time.perf_counter(), self._last
-        if before is not None and step > before:
-            self._rate = (step - before) * self.batch_size / (now - then)
+        seconds = 0.0
+        if before is not None:
+            seconds = now - then
+            self._rate = (step - before) * self.batch_size / seconds
         self._last = (now, step)
         self._text['loss'] = f'loss {loss:.4g}'
         if self._bar:
             self._bar.update(self._task, completed=step, text=self._line(step))
+        return seconds
 
     def _line(self, step: int) -> str:
         epoch = f'epoch {step / self.steps_per_epoch:.1f}/{self.total_steps / self.steps_per_epoch:g}'
@@ -105,8 +111,8 @@ class Monitor:
             say(f'{self.title} · {self._line(step)}' + (f' · {clock(left)} left' if left is not None else ''))
 
     def pause(self) -> None:
-        """What comes until the next `advance` is not training: it does not count in images/s."""
-        self._last = (time.perf_counter(), None)
+        """Until now it was not training: it does not count in images/s."""
+        self._last = (time.perf_counter(), self._last[1])
 
     def write(self, step: int, split: str, scalars: dict[str, float]) -> None:
         """One line of metrics.jsonl, and the same to TensorBoard and Weights & Biases."""

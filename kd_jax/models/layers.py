@@ -5,16 +5,17 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+# He et al. 2015 (arXiv:1502.01852) as torchvision and the CIFAR tables use it: normal, fan-out (k * k * features).
+CONV_INIT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 # PyTorch's default for nn.Linear: U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
 LINEAR_INIT = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
-# He et al. 2015 (arXiv:1502.01852) as torchvision and the CIFAR tables use it: normal, fan-out.
-CONV_INIT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
 
 class Conv(nn.Module):
     """2-D convolution, NHWC, with PyTorch's padding: `kernel // 2` zeros on every side unless `padding` is given.
 
-    Maps `[B, H, W, C]` to `[B, H', W', features]`. `groups` divides both C and `features`.
+    Maps `[B, H, W, C]` to `[B, H', W', features]`. `groups` divides both C and `features`. Parameters: `kernel`
+    `[k, k, C / groups, features]` and, with `use_bias`, `bias`, which starts at 0.
     """
 
     features: int
@@ -28,7 +29,7 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x):
         pad = self.kernel // 2 if self.padding is None else self.padding
-        return nn.Conv(
+        conv = nn.Conv(
             self.features,
             (self.kernel, self.kernel),
             strides=(self.stride, self.stride),
@@ -37,8 +38,9 @@ class Conv(nn.Module):
             use_bias=self.use_bias,
             kernel_init=CONV_INIT,
             dtype=self.dtype,
-            name='conv',
-        )(x)
+        )
+        nn.share_scope(self, conv)  # the parameters are this module's own: `<name>/kernel`
+        return conv(x)
 
 
 class Dense(nn.Module):
@@ -49,7 +51,11 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        kernel = self.param('kernel', LINEAR_INIT, (x.shape[-1], self.features))
         bound = x.shape[-1] ** -0.5
-        bias = self.param('bias', lambda key, shape: nn.initializers.uniform(2 * bound)(key, shape) - bound, (self.features,))
-        return x.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)
+
+        def bias_init(key, shape):
+            return nn.initializers.uniform(2 * bound)(key, shape) - bound
+
+        kernel = self.param('kernel', LINEAR_INIT, (x.shape[-1], self.features))
+        bias = self.param('bias', bias_init, (self.features,))
+        return x.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)[None]

@@ -1,6 +1,7 @@
 """A term of the training objective, and the weighted sum of terms that a run minimises."""
 
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -8,12 +9,15 @@ import jax.numpy as jnp
 
 from kd_jax.models.common import Output
 
+Batch = dict[str, Any]
+
 
 class Term(nn.Module):
     """One objective: `__call__(student, teacher, batch) -> [B]`, one value an example, unweighted.
 
     Its weight in the run's loss is `weight`, reached linearly from `ramp_from` during the first `ramp_epochs`
     epochs (0: from the start). A subclass's fields are its hyper-parameters, with the paper's defaults.
+    A term with `needs_teacher = False` is called with `teacher = None`.
     """
 
     weight: float = 1.0
@@ -24,18 +28,105 @@ class Term(nn.Module):
     needs_teacher: ClassVar[bool] = True
     needs_label: ClassVar[bool] = False
 
-    def weight_at(self, epoch):
-        """The weight after `epoch` epochs (a float; fractions count)."""
+    @nn.nowrap
+    def weight_at(self, epoch) -> jax.Array:
+        """The weight after `epoch` epochs (a float; fractions count): a float32 scalar."""
         if self.ramp_epochs == 0:
             return jnp.float32(self.weight)
-        share = jnp.clip(epoch / self.ramp_epochs, 0.0, 1.0)
+        share = jnp.clip(jnp.asarray(epoch, jnp.float32) / self.ramp_epochs, 0.0, 1.0)
         return self.ramp_from + (self.weight - self.ramp_from) * share
 
-    def valid(self, batch) -> jax.Array:
+    @nn.nowrap
+    def valid(self, batch: Batch) -> jax.Array:
         """`[B]` float: 1 where this term can judge the example, 0 for padding and (if it needs them) missing labels."""
-        mask = batch['mask']
-        if self.needs_label:
-            mask = mask * (batch['label'] >= 0)
-            if 'mixed_label' in batch:
-                mask = mask * (batch['mixed_label'] >= 0)
-        return mask.astype(jnp.float32)
+        mask = batch['mask'].astype(jnp.float32)
+        return mask * labelled(batch) if self.needs_label else mask
+
+    @nn.nowrap
+    def check(self, path: str, num_classes: int | None) -> None:
+        """Raises UserError for values that `objectives.LIMITS` cannot judge field by field; `path` names the term."""
+
+
+class WeightedSum(nn.Module):
+    """The terms of a run's objective, side by side.
+
+    Called, it gives each term's unweighted value for every example; a run's loss is
+    `sum over names of weights(epoch)[name] * sum(value * mask) / max(sum(mask), 1)`, summed over all devices by the
+    caller. No gradient reaches a teacher.
+
+    With several teachers a term's value is the mean over the teachers, weighted with `teacher_weights` (scaled to sum
+    to 1). For `kl` and `soft_cross_entropy` its gradient is then that of the divergence from the weighted average of
+    the teachers' softened probabilities. Each teacher has its own set of a term's learned parameters: the submodule
+    `<name>` with one teacher, `<name>_0`, `<name>_1`, ... with several.
+    """
+
+    terms: tuple[tuple[str, Term], ...]
+    teacher_weights: tuple[float, ...] = ()
+
+    @nn.compact
+    def __call__(self, student: Output, teachers: Sequence[Output], batch: Batch) -> dict[str, jax.Array]:
+        """The terms' values, name -> `[B]` float32, for the outputs of the student and of each teacher."""
+        if len(teachers) != len(self.teacher_weights):
+            raise ValueError(f'{len(teachers)} teacher outputs but {len(self.teacher_weights)} teacher weights')
+        teachers = jax.lax.stop_gradient(tuple(teachers))
+        values = {}
+        for name, term in self.terms:
+            if term.needs_teacher:
+                names = [name] if len(teachers) == 1 else [f'{name}_{k}' for k in range(len(teachers))]
+                shares = normalised(self.teacher_weights)
+                value = sum(
+                    share * term.copy(name=own)(student, teacher, batch)
+                    for own, share, teacher in zip(names, shares, teachers, strict=True)
+                )
+            else:
+                value = term.copy(name=name)(student, None, batch)
+            if jnp.shape(value) != batch['mask'].shape:  # a term that reduces would be counted wrongly, silently
+                raise ValueError(f'objective {name!r} returned shape {jnp.shape(value)}, not one value an example')
+            values[name] = value
+        return values
+
+    @nn.nowrap
+    def weights(self, epoch) -> dict[str, jax.Array]:
+        """Each term's weight after `epoch` epochs: name -> scalar."""
+        return {name: term.weight_at(epoch) for name, term in self.terms}
+
+    @nn.nowrap
+    def masks(self, batch: Batch) -> dict[str, jax.Array]:
+        """Which examples each term counts: name -> `[B]`, 0 or 1."""
+        return {name: term.valid(batch) for name, term in self.terms}
+
+
+def labelled(batch: Batch) -> jax.Array:
+    """`[B]` bool: the example has its label and, under mixup, the label of the image mixed into it."""
+    if 'mixed_label' in batch:
+        return (batch['label'] >= 0) & (batch['mixed_label'] >= 0)
+    return batch['label'] >= 0
+
+
+def over_labels(batch: Batch, loss: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """`loss(labels [B]) -> [B]` at the batch's labels; under mixup `mix * loss(label) + (1 - mix) * loss(mixed_label)`.
+
+    That is the form of Zhang et al. 2018 (arXiv:1710.09412). An example with one of its two labels missing counts as
+    unlabelled: `loss` gets -1 for both.
+    """
+    if 'mixed_label' not in batch:
+        return loss(batch['label'])
+    own, other = (jnp.where(labelled(batch), batch[key], -1) for key in ('label', 'mixed_label'))
+    return batch['mix'] * loss(own) + (1.0 - batch['mix']) * loss(other)
+
+
+def normalised(weights: Sequence[float]) -> tuple[float, ...]:
+    """`weights` scaled to sum to 1."""
+    total = sum(weights)
+    return tuple(w / total for w in weights)
+
+
+def ensemble_logits(logits: Sequence[jax.Array], weights: Sequence[float]) -> jax.Array:
+    """The ensemble's log-probabilities `[B, K]`: log of the weighted average of softmax(logits), one `[B, K]` a member.
+
+    Probabilities are averaged, not logits (an average of logits is a geometric mean, in which one confident member
+    outvotes all others). Computed in float32 log space; `weights` need not sum to 1.
+    """
+    log_p = jnp.stack([jax.nn.log_softmax(z.astype(jnp.float32), axis=-1) for z in logits])  # [members, B, K]
+    share = jnp.asarray(normalised(weights), jnp.float32)
+    return jax.nn.logsumexp(log_p, axis=0, b=share[:, None, None])

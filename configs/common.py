@@ -1,0 +1,118 @@
+"""Every field of a study and of a run, once, with its default. Config files start from `study()` and `run()`."""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from kd_jax import objectives
+from kd_jax.errors import UserError
+
+
+def study() -> ConfigDict:
+    """What the runs of a study share. A run's `seeds`, `data` and `augment` follow these unless it sets its own."""
+    c = ConfigDict()
+    c.seeds = (0,)  # each run trains once a seed; a student's teacher is the one of the same seed
+    c.parallel = 'auto'  # 'jit', 'pmap', or 'auto': jit on one device, pmap on several
+    c.tensorboard = True  # write TensorBoard events
+    c.wandb = ''  # Weights & Biases project; '' = off
+
+    c.data = ConfigDict()
+    c.data.source = 'digits'  # 'digits', 'idx' (MNIST format), 'npz' or 'tfds'
+    c.data.name = ''  # TFDS name, such as 'cifar10'
+    c.data.path = ''  # directory or file; '' = the source's default
+    c.data.val_share = 0.1  # share of train that becomes validation where the source has none
+    c.data.val_seed = 0  # which images those are
+    c.data.labels_per_class = 0  # keep only so many training labels a class; 0 = all; the other images stay, unlabelled
+    c.data.labels_seed = 0  # which labels those are
+    c.data.mean = ()  # per channel, for images in 0..1; () = of the training images
+    c.data.std = ()  # likewise
+
+    c.augment = ConfigDict()
+    c.augment.crop = 0  # pixels of zero padding before a random crop
+    c.augment.flip = False  # horizontal
+    c.augment.rotate = 0.0  # degrees, uniform in +- this
+    c.augment.cutout = 0  # side in pixels of the square that is blanked
+    c.augment.mixup = 0.0  # Beta(mixup, mixup) share of a second image; 0 = off
+
+    c.runs = ConfigDict()  # name -> run()
+    return c
+
+
+def run(of: ConfigDict, model: str, objective: ConfigDict | None = None) -> ConfigDict:
+    """A run of the study `of` that trains `model`; without an objective, on the labels alone."""
+    c = ConfigDict()
+    c.model = ConfigDict()
+    c.model.name = model  # a name in kd_jax.models.MODELS
+    c.model.width = placeholder(float)  # channel multiplier; None = the model's own
+    c.model.dropout = placeholder(float)  # rate before the classifier; None = the model's own
+    c.objective = labels() if objective is None else objective  # one entry a term
+    c.teachers = ()  # names of runs ('teacher', 'teacher/seed0') or workdirs of runs of other studies
+    c.teacher_weights = ()  # one a teacher; () = equal
+    c.init = ''  # start from this run or workdir instead of at random
+    c.batch_size = 64  # over all devices
+    c.epochs = 30.0  # passes over the training images; fractions count
+    c.eval_every = 1.0  # epochs between validations, each with a checkpoint
+    c.patience = 0  # stop after so many validations without a better top-1; 0 = never
+    c.select = 'best'  # weights that are tested and that teach: 'best' on validation, or 'last'
+
+    c.optim = ConfigDict()
+    c.optim.name = 'sgd'  # 'sgd', 'adam' or 'adamw'
+    c.optim.learning_rate = 0.1  # at its peak
+    c.optim.teacher_factor = 0.0  # if not 0: the learning rate is this times the (first) teacher's
+    c.optim.schedule = 'cosine'  # 'cosine', 'step' or 'constant'
+    c.optim.warmup_epochs = 0.0  # linear, from 0
+    c.optim.step_epochs = ()  # schedule 'step': when the learning rate drops
+    c.optim.step_factor = 0.1  # and by what factor
+    c.optim.final_factor = 0.0  # schedule 'cosine': where it ends, relative to its peak
+    c.optim.momentum = 0.9  # SGD
+    c.optim.nesterov = False  # SGD
+    c.optim.b1 = 0.9  # Adam, AdamW
+    c.optim.b2 = 0.999  # Adam, AdamW
+    c.optim.eps = 1e-8  # Adam, AdamW
+    c.optim.weight_decay = 5e-4  # SGD, Adam: added to the gradient as PyTorch does; AdamW: decoupled
+    c.optim.decay_norm_and_bias = True  # whether norms and biases decay too (in the CIFAR tables they do)
+    c.optim.clip_norm = 0.0  # largest global gradient norm; 0 = off
+    c.optim.freeze = ()  # regular expressions from the start of parameter paths, such as 'stem', 'stage[12]'
+    c.optim.ema_decay = 0.0  # average the weights, and evaluate the average; 0 = off
+    c.optim.accumulate = 1  # process a batch in so many parts
+
+    for shared in ('data', 'augment'):
+        c[shared] = ConfigDict({field: of[shared].get_oneway_ref(field) for field in of[shared]})
+    c.seeds = of.get_oneway_ref('seeds')
+    return c
+
+
+def term(name: str, **fields) -> ConfigDict:
+    """All fields of the objective `name`, with `fields` changed, so that each can be overridden on the command line."""
+    return ConfigDict(objectives.defaults(name) | fields)
+
+
+def labels(**fields) -> ConfigDict:
+    """Cross-entropy with the labels alone."""
+    return ConfigDict({'cross_entropy': term('cross_entropy', **fields)})
+
+
+def distillation(alpha: float = 0.9, tau: float = 4.0) -> ConfigDict:
+    """Hinton et al. 2015: (1 - alpha) CE + alpha tau^2 KL."""
+    return ConfigDict({'cross_entropy': term('cross_entropy', weight=1 - alpha), 'kl': term('kl', weight=alpha, tau=tau)})
+
+
+def arguments(text: str, **allowed: tuple[str, ...]) -> dict[str, str]:
+    """The argument of a config, `configs/x.py:key=value,key=value`, as a dict.
+
+    allowed: key -> its values, the default first. A value alone means the first key that allows it.
+
+    Raises:
+      UserError: for another key or value.
+    """
+    chosen = {key: values[0] for key, values in allowed.items()}
+    for part in filter(None, text.split(',')):
+        key, equals, value = part.partition('=')
+        if not equals:
+            value, key = key, next((k for k, values in allowed.items() if part in values), '')
+        if key not in allowed or value not in allowed[key]:
+            raise UserError(
+                f'unknown config argument {part!r}; allowed: '
+                + '; '.join(f'{k}={" | ".join(values)}' for k, values in allowed.items())
+            )
+        chosen[key] = value
+    return chosen

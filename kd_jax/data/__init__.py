@@ -1,0 +1,191 @@
+"""Data sets held as uint8 arrays: `load(config)` over the explicit table `SOURCES`. Needs numpy only."""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from kd_jax.data import arrays
+from kd_jax.data.arrays import Raw
+from kd_jax.errors import UserError, unknown
+
+_CHUNK = 4096  # images counted at once when the mean is taken; bounds the temporary memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """One split: `image` uint8 `[N, H, W, C]`, `label` int32 `[N]` (-1: unlabelled)."""
+
+    image: np.ndarray
+    label: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Splits:
+    """A data set: three splits that share no example, and what a model must know about it.
+
+    mean, std: one value a channel, of the train images, for images scaled to 0..1.
+    """
+
+    train: Split
+    val: Split
+    test: Split
+    num_classes: int
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    name: str
+
+
+def _tfds(config) -> Raw:
+    from kd_jax.data import tfds  # here, so that `python -m kd_jax.data.tfds` does not find itself imported already
+
+    return tfds.load(config)
+
+
+SOURCES: dict[str, Callable[..., Raw]] = {
+    'digits': arrays.digits,
+    'idx': arrays.idx,
+    'npz': arrays.npz,
+    'tfds': _tfds,
+}
+
+
+def load(config) -> Splits:
+    """The data set that `config` names, validated, split and partly unlabelled as asked.
+
+    Args:
+      config: fields `source` (a key of `SOURCES`), `name`, `path`, `val_share`, `val_seed`, `labels_per_class`,
+        `labels_seed`, `mean`, `std`. A source without validation split gives `val_share` of its train split away as
+        one. `labels_per_class` > 0 keeps so many train labels a class; the other train labels become -1.
+
+    Raises:
+      UserError: unknown source, data that is missing, damaged or not images with labels, a value out of range.
+    """
+    if config.source not in SOURCES:
+        raise unknown('data source', config.source, SOURCES)
+    for field in ('val_seed', 'labels_seed'):
+        if getattr(config, field) < 0:
+            raise UserError(f'data.{field} is {getattr(config, field)}, must be 0 or more; set --config.data.{field}=0')
+    raw = SOURCES[config.source](config)
+    num_classes = _num_classes(raw)
+    names = raw.class_names or tuple(str(k) for k in range(num_classes))
+    shape = raw.train[0].shape[1:]
+    train = _split(raw.name, 'train', raw.train, num_classes, shape)
+    test = _split(raw.name, 'test', raw.test, num_classes, shape)
+    if raw.val is not None:
+        val = _split(raw.name, 'validation', raw.val, num_classes, shape)
+    else:
+        train, val = _carve(raw.name, train, config.val_share, config.val_seed)
+    mean, std = _moments(train.image)
+    mean = _given('mean', config.mean, mean)
+    std = tuple(value or 1.0 for value in _given('std', config.std, std))  # a constant channel is only shifted
+    if config.labels_per_class:
+        label = _few_labels(raw.name, train.label, num_classes, config.labels_per_class, config.labels_seed)
+        train = Split(train.image, label)
+    return Splits(train, val, test, num_classes, names, mean, std, raw.name)
+
+
+def _num_classes(raw: Raw) -> int:
+    if raw.class_names:
+        return len(raw.class_names)
+    label = np.asarray(raw.train[1])
+    if not label.size or label.dtype.kind not in 'iu':
+        return 1  # `_split` says what is wrong
+    highest = max(int(label.max()), 0)
+    if highest >= label.size:
+        raise UserError(
+            f'the train split of data set {raw.name!r} has a label {highest} and only {label.size} labels; '
+            'number the classes 0, 1, 2 ...'
+        )
+    return highest + 1
+
+
+def _split(name: str, part: str, pair: tuple, num_classes: int, shape: tuple[int, ...]) -> Split:
+    """The checked `(image, label)` of one split."""
+    image, label = (np.asarray(array) for array in pair)
+    where = f'the {part} split of data set {name!r}'
+    if image.dtype != np.uint8:
+        raise UserError(
+            f'{where} has {image.dtype} images, must be uint8 (0 to 255); convert them with np.rint and .astype(np.uint8)'
+        )
+    if image.ndim != 4 or 0 in image.shape[1:]:
+        raise UserError(f'{where} has images of shape {image.shape}, must be [N, H, W, C]; reshape them')
+    if label.dtype.kind not in 'iu' or label.ndim != 1:
+        raise UserError(
+            f'{where} has {label.dtype} labels of shape {label.shape}, must be integers [N]; store one class number an image'
+        )
+    if len(image) != len(label):
+        raise UserError(f'{where} has {len(image)} images and {len(label)} labels; store one label an image')
+    if not len(image):
+        raise UserError(f'{where} is empty; it needs at least one image')
+    if image.shape[1:] != shape:
+        raise UserError(f'{where} has images of shape {image.shape[1:]}, the train split {shape}; resize them to one shape')
+    low, high = int(label.min()), int(label.max())
+    if low < 0 or high >= num_classes:
+        wrong = low if low < 0 else high
+        raise UserError(f'{where} has a label {wrong}, must be 0 to {num_classes - 1}; correct the labels')
+    return Split(image, label.astype(np.int32))
+
+
+def _carve(name: str, train: Split, share: float, seed: int) -> tuple[Split, Split]:
+    """`(train, val)`: a random `share` of `train` becomes the validation split; the original order is kept."""
+    if not 0 < share < 1:
+        raise UserError(
+            f'data.val_share is {share}, must be between 0 and 1 (exclusive) because data set {name!r} has no validation '
+            'split; set --config.data.val_share=0.1'
+        )
+    count = len(train.label)
+    if count < 2:
+        raise UserError(f'data set {name!r} has {count} train image, too few for a validation split; add train images')
+    size = min(max(round(count * share), 1), count - 1)
+    order = np.random.default_rng(seed).permutation(count)
+    parts = np.sort(order[size:]), np.sort(order[:size])
+    return tuple(Split(train.image[part], train.label[part]) for part in parts)
+
+
+def _moments(image: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, in 0..1 units, exact: from counts of the 256 values."""
+    value = np.arange(256) / 255
+    mean, std = [], []
+    for channel in range(image.shape[-1]):
+        counts = np.zeros(256, np.int64)
+        for start in range(0, len(image), _CHUNK):
+            counts += np.bincount(image[start : start + _CHUNK, :, :, channel].ravel(), minlength=256)
+        share = counts / counts.sum()
+        mean.append(float(share @ value))
+        std.append(float(np.sqrt(share @ (value - mean[-1]) ** 2)))
+    return tuple(mean), tuple(std)
+
+
+def _given(field: str, given, computed: tuple[float, ...]) -> tuple[float, ...]:
+    if not len(given):
+        return computed
+    if len(given) != len(computed):
+        raise UserError(
+            f'data.{field} has {len(given)} values, the images {len(computed)} channels; '
+            f'give one value a channel or --config.data.{field}="()" to compute them'
+        )
+    if not all(0 <= value <= 1 for value in given):
+        raise UserError(f'data.{field} is {tuple(given)}, must be in 0..1 as the images are scaled; divide by 255')
+    return tuple(float(value) for value in given)
+
+
+def _few_labels(name: str, label: np.ndarray, num_classes: int, keep: int, seed: int) -> np.ndarray:
+    """`label` with `keep` random labels a class left, the others -1."""
+    if keep < 0:
+        raise UserError(f'data.labels_per_class is {keep}, must be 0 (all) or more; set --config.data.labels_per_class=0')
+    rng = np.random.default_rng(seed)
+    kept = np.full_like(label, -1)
+    for k in range(num_classes):
+        members = np.flatnonzero(label == k)
+        if len(members) < keep:
+            raise UserError(
+                f'data.labels_per_class is {keep}, but class {k} of data set {name!r} has only {len(members)} train images; '
+                'lower it or set it to 0 to use all labels'
+            )
+        kept[rng.permutation(members)[:keep]] = k
+    return kept
+
+
+__all__ = ['SOURCES', 'Raw', 'Split', 'Splits', 'load']

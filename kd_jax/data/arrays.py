@@ -1,0 +1,164 @@
+"""Sources that are arrays in files: scikit-learn's digits, MNIST-format directories, `.npz` files."""
+
+import gzip
+import math
+import zipfile
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from kd_jax.errors import UserError
+
+FASHION_MNIST = '/usr/share/datasets/fashion-mnist'  # where Debian's package dataset-fashion-mnist puts it
+FASHION_MNIST_CLASSES = (
+    'T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat', 'Sandal', 'Shirt', 'Sneaker', 'Bag', 'Ankle boot',
+)  # fmt: skip
+MAX_BYTES = 32 * 10**9  # of images; more cannot sensibly be held as one array
+_DIGITS_TEST = 597
+
+
+class Raw(NamedTuple):
+    """What a source returns: `(image [N, H, W, C], label [N])` a split, unchecked; `val` is None if it has none.
+
+    class_names: in label order, or () if the source does not know them.
+    """
+
+    name: str
+    train: tuple[np.ndarray, np.ndarray]
+    val: tuple[np.ndarray, np.ndarray] | None
+    test: tuple[np.ndarray, np.ndarray]
+    class_names: tuple[str, ...] = ()
+
+
+def digits(config) -> Raw:
+    """scikit-learn's 1797 handwritten digits of 8x8 pixels; the last 597 of a fixed permutation are the test split."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise UserError("data source 'digits' needs scikit-learn; pip install scikit-learn") from None
+    found = load_digits()
+    order = np.random.default_rng(0).permutation(len(found.target))
+    image = np.rint(found.images[order] * 255 / 16).astype(np.uint8)[..., None]  # from 0..16
+    label = found.target[order]
+    split = len(label) - _DIGITS_TEST
+    names = tuple(str(k) for k in range(10))
+    return Raw('digits', (image[:split], label[:split]), None, (image[split:], label[split:]), names)
+
+
+def idx(config) -> Raw:
+    """A directory in MNIST's format (yann.lecun.com/exdb/mnist): four files, each plain or `.gz`.
+
+    `config.path` is the directory; '' means Debian's Fashion-MNIST.
+
+    Raises:
+      UserError: for a missing or damaged file.
+    """
+    folder = Path(config.path or FASHION_MNIST).expanduser()
+    train, test = (
+        (_read_idx(_find_idx(folder, part, 'images-idx3')), _read_idx(_find_idx(folder, part, 'labels-idx1')))
+        for part in ('train', 't10k')
+    )
+    known = folder == Path(FASHION_MNIST)
+    return Raw(folder.resolve().name, train, None, test, FASHION_MNIST_CLASSES if known else ())
+
+
+def npz(config) -> Raw:
+    """A file written by `np.savez`, keys `{train,test}_{image,label}` and optionally `val_{image,label}`.
+
+    Images are uint8 `[N, H, W, C]` or `[N, H, W]`, labels integers `[N]`. Nothing in the file is executed.
+
+    Raises:
+      UserError: for a missing or damaged file, or a missing key.
+    """
+    if not config.path:
+        raise UserError("data source 'npz' needs a file; give its path with --config.data.path=FILE.npz")
+    path = Path(config.path).expanduser()
+    needed = ('train_image', 'train_label', 'test_image', 'test_label')
+    optional = ('val_image', 'val_label')
+    try:
+        file = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError(f'there is no file {path}; correct --config.data.path') from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        raise UserError(f'{path} is not a complete .npz file; write it with np.savez') from None
+    if not isinstance(file, np.lib.npyio.NpzFile):
+        raise UserError(f'{path} is a single .npy array, not an .npz file; write it with np.savez')
+    with file:
+        present = [key for key in optional if key in file.files]
+        missing = [key for key in needed if key not in file.files]
+        if len(present) == 1:
+            missing += [key for key in optional if key not in present]
+        if missing:
+            raise UserError(
+                f'{path} lacks {", ".join(missing)} (it has {", ".join(sorted(file.files)) or "nothing"}); '
+                f'np.savez with {", ".join(needed)} and, if you like, {" and ".join(optional)}'
+            )
+        found = {key: _read_member(path, file, key) for key in (*needed, *present)}
+    for key in found:
+        if key.endswith('image') and found[key].ndim == 3:
+            found[key] = found[key][..., None]
+    train, val, test = ((found.get(f'{part}_image'), found.get(f'{part}_label')) for part in ('train', 'val', 'test'))
+    return Raw(path.stem, train, val if present else None, test)
+
+
+def _read_member(path: Path, file, key: str) -> np.ndarray:
+    try:
+        return file[key]
+    except ValueError as error:
+        if 'Object arrays' not in str(error):
+            raise UserError(f'{key} in {path} is damaged; write the file again with np.savez') from None
+        raise UserError(f'{key} in {path} is an object array, must be a plain one; save it with its own dtype') from None
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error):
+        raise UserError(f'{key} in {path} is damaged; write the file again with np.savez') from None
+
+
+def _find_idx(folder: Path, part: str, kind: str) -> Path:
+    """The file of one part, whatever a mirror called it."""
+    for name in (f'{part}-{kind}-ubyte', f'{part}-{kind.replace("-", ".")}-ubyte'):
+        for suffix in ('', '.gz'):
+            path = folder / f'{name}{suffix}'
+            if path.is_file():
+                return path
+    fix = 'apt-get install dataset-fashion-mnist, or ' if folder == Path(FASHION_MNIST) else ''
+    raise UserError(
+        f'there is no {part}-{kind}-ubyte (or .gz) in {folder}; '
+        f'{fix}name the directory that has it with --config.data.path=DIR'
+    )
+
+
+def _read_idx(path: Path) -> np.ndarray:
+    """The uint8 array in one idx file: `[N, H, W, 1]` for images, `[N]` for labels."""
+    images = 'idx3' in path.name
+    ndim, magic = (3, 2051) if images else (1, 2049)
+    header = 4 * (1 + ndim)
+    opened = gzip.open if path.suffix == '.gz' else open
+    try:
+        with opened(path, 'rb') as file:
+            head = file.read(header)
+            if len(head) < header:
+                raise UserError(f'{path} ends within its header; fetch the file again')
+            found, *shape = (int(value) for value in np.frombuffer(head, '>u4'))
+            if found != magic:
+                kind = 'images' if images else 'labels'
+                raise UserError(f'{path} begins with {found}, must be {magic} (idx {kind}); fetch the file again')
+            size = math.prod(shape)
+            if size > MAX_BYTES:
+                raise UserError(f'{path} declares {size} bytes, more than {MAX_BYTES}; fetch the file again')
+            body = file.read(size + 1)  # one more, to notice a file that is too long
+    except gzip.BadGzipFile as error:
+        what = 'not gzip-compressed' if 'Not a gzipped' in str(error) else 'a damaged gzip file'
+        fix = 'remove .gz from its name or fetch' if what.startswith('not') else 'fetch'
+        raise UserError(f'{path} is {what}; {fix} the file again') from None
+    except EOFError:
+        raise UserError(f'{path} is a truncated gzip file; fetch the file again') from None
+    except zlib.error:
+        raise UserError(f'{path} is a damaged gzip file; fetch the file again') from None
+    except OSError as error:
+        raise UserError(f'{path} cannot be read ({error.strerror}); make it readable') from None
+    if len(body) != size:
+        holds = f'only {len(body)}' if len(body) < size else f'more than {size}'
+        raise UserError(f'{path} declares {size} bytes and holds {holds}; fetch the file again')
+    array = np.frombuffer(body, np.uint8).reshape(shape)
+    return array[..., None] if images else array

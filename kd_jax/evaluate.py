@@ -1,0 +1,99 @@
+"""Evaluation of a model on a split, every example counted once; `python -m kd_jax.evaluate WORKDIR` for a finished run."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from kd_jax import data as data_lib
+from kd_jax import metrics, step, teachers
+from kd_jax.data import Split, batches
+from kd_jax.errors import UserError
+from kd_jax.parallel import Parallel
+from kd_jax.workdir import find_run
+
+
+def on_device(parallel: Parallel, split: Split) -> dict[str, jax.Array]:
+    """The split's images (uint8) and labels on every device."""
+    return parallel.replicate({'image': split.image, 'label': split.label})
+
+
+def batch_size_for(parallel: Parallel, count: int, most: int = 512) -> int:
+    """A batch size that the devices can share, not much larger than the split needs."""
+    return -(-min(most, count) // len(parallel)) * len(parallel)
+
+
+def evaluate(
+    eval_step: Callable, parallel: Parallel, variables: Any, teacher_variables: tuple, data: dict[str, jax.Array]
+) -> dict[str, Any]:
+    """Metrics of `variables` over all of `data`: {'top1', ..., 'count'}, and 'teacher': {'agreement', 'kl'} with teachers.
+
+    eval_step: `kd_jax.step.make_eval_step`'s function, compiled by `parallel`.
+    """
+    count = data['label'].shape[0]
+    pending = []
+    for batch in batches.eval_batches(count, batch_size_for(parallel, count)):
+        pending.append(eval_step(variables, teacher_variables, data, parallel.divide(batch)))
+    total = None
+    for sums in jax.device_get(pending):
+        total = metrics.add(total, sums)
+    result = metrics.finalize(total)
+    if teacher_variables:
+        result['teacher'] = metrics.finalize_teacher(total)
+    return result
+
+
+def forward_cost(network: step.Network, variables: Any, image_shape: tuple[int, ...]) -> dict[str, float]:
+    """{'flops': of one image's forward pass as XLA counts them, 'latency_ms': median of a batch of one}."""
+    forward = jax.jit(lambda v, x: network.predict(v, x).logits)
+    pixels = jnp.zeros((1, *image_shape), jnp.float32)
+    lowered = forward.lower(variables, pixels)
+    flops = float((lowered.cost_analysis() or {}).get('flops', float('nan')))
+    run = lowered.compile()
+    variables = jax.device_put(variables, jax.local_devices()[0])
+    jax.block_until_ready(run(variables, pixels))
+    times = []
+    for _ in range(50):
+        begin = time.perf_counter()
+        jax.block_until_ready(run(variables, pixels))
+        times.append(time.perf_counter() - begin)
+    return {'flops': flops, 'latency_ms': 1e3 * float(np.median(times))}
+
+
+def evaluate_run(workdir: Path, split: str = 'test') -> dict[str, Any]:
+    """Evaluates a finished run on a split of the data it was trained on.
+
+    Raises:
+      UserError: for a workdir that is missing or unfinished, or another split than 'train', 'val', 'test'.
+    """
+    trained = teachers.load(find_run(workdir, seed=0))
+    splits = data_lib.load(ConfigDict(trained.info['config']['data']))
+    parallel = Parallel('auto')
+    fn = step.make_eval_step(student=trained.network, teachers=(), teacher_weights=(), axis_name=parallel.axis_name)
+    fn = parallel.compile(fn, arguments=4)
+    data = on_device(parallel, getattr(splits, split))
+    return evaluate(fn, parallel, parallel.replicate(trained.variables), (), data)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description='Evaluate a finished run.')
+    parser.add_argument('workdir', type=Path, help='<workdir>/<run>/seed<k>, or <workdir>/<run> for its first seed')
+    parser.add_argument('--split', default='test', choices=('train', 'val', 'test'))
+    arguments = parser.parse_args()
+    try:
+        print(json.dumps(evaluate_run(arguments.workdir, arguments.split), indent=1))
+    except UserError as error:
+        print(f'error: {error}', file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == '__main__':
+    main()

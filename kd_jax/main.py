@@ -1,0 +1,78 @@
+"""Runs a study: `python -m kd_jax.main --config=configs/digits.py [--workdir=...] [--only=run]`."""
+
+import signal
+import sys
+from pathlib import Path
+
+import jax
+from absl import app, flags
+from ml_collections import config_flags
+
+from kd_jax import parallel
+from kd_jax.checkpoint import system_reason
+from kd_jax.errors import UserError
+from kd_jax.monitor import say
+from kd_jax.study import Study
+from kd_jax.train import Stopped
+
+_CONFIG = config_flags.DEFINE_config_file('config', lock_config=True, help_string='The study, such as configs/digits.py')
+_WORKDIR = flags.DEFINE_string('workdir', '', "Where results go; '' = runs/<config>")
+_ONLY = flags.DEFINE_list('only', [], 'Train these runs of the study only')
+_COORDINATOR = flags.DEFINE_string('coordinator', '', "host:port of process 0; 'auto' on Cloud TPU and SLURM; '' = one process")
+_PROCESSES = flags.DEFINE_integer('processes', None, 'How many processes there are, with --coordinator=host:port')
+_PROCESS = flags.DEFINE_integer('process', None, 'Which of them this is')
+
+
+def fail(message: object) -> None:
+    """One sentence on stderr, exit status 2."""
+    print(f'error: {" ".join(str(message).split())}', file=sys.stderr, flush=True)
+    sys.exit(2)
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Parses the flags; a mistake is one sentence."""
+    try:
+        return flags.FLAGS(argv)
+    except UserError as error:
+        fail(error)
+    except (AttributeError, KeyError, OSError, TypeError, ValueError, flags.Error) as error:
+        fail(f'{error}; python -m kd_jax.main --help lists the flags')
+
+
+def default_workdir() -> Path:
+    """`configs/digits.py:all` -> `runs/digits-all`."""
+    name, _, argument = config_flags.get_config_filename(flags.FLAGS['config']).partition(':')
+    safe = ''.join(c if c.isalnum() or c in '._' else '-' for c in argument)
+    return Path('runs') / '-'.join(filter(None, (Path(name).stem, safe)))
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        fail(f'unexpected argument {argv[1]!r}; options look like --config=configs/digits.py')
+    stop: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda received, _: stop.append(received))
+    try:
+        if _COORDINATOR.value == 'auto':
+            jax.distributed.initialize()
+        elif _COORDINATOR.value:
+            jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+        study = Study(_CONFIG.value, Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(), _ONLY.value)
+        if parallel.is_main():
+            say(f'{study.config.copy_and_resolve_references()}\nworkdir: {study.workdir}\n')
+        study.run(lambda: bool(stop))
+    except UserError as error:
+        fail(error)
+    except Stopped:
+        say(f'stopped by {signal.Signals(stop[0]).name}; the same command continues')
+        sys.exit(128 + stop[0])
+    except OSError as error:
+        reason = system_reason(error)
+        if reason is None:
+            raise
+        fail(f'{error.filename or "a file"} cannot be written: {reason}; make room and run the same command again')
+
+
+if __name__ == '__main__':
+    flags.mark_flag_as_required('config')
+    app.run(main, flags_parser=parse)

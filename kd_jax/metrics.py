@@ -1,0 +1,115 @@
+"""Accuracy, F1, likelihood, calibration and fidelity to the teacher, from sums that batches and devices add up.
+
+`sums` runs on the device, one batch at a time; its arrays may be added across batches and devices in any order. `add`
+accumulates them on the host in float64, `finalize` and `finalize_teacher` divide once at the end. How the examples
+were cut into batches therefore changes nothing but the last float32 digit of the real-valued sums.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+BINS = 15  # equal-width confidence bins, as Guo et al. 2017 use
+
+
+def sums(logits: jax.Array, batch: Mapping[str, jax.Array], teacher_logits: jax.Array | None = None) -> dict[str, jax.Array]:
+    """Masked sums over a batch, all float32: scalars, and vectors over the K classes or the calibration bins.
+
+    logits: `[B, K]`.
+    batch: `label` `[B]` int and `mask` `[B]`. Examples with mask 0 or label -1 count in nothing but `teacher_*`, for
+      which only the mask matters. What masked rows contain, NaN included, changes nothing.
+    teacher_logits: `[B, K]`; adds `teacher_count`, `teacher_agree` and `teacher_kl`, the sum of KL(teacher || student)
+      at temperature 1.
+
+    Classes are ranked by logit, equal logits by index (as argmax does), so that a constant model does not score
+    in the top 5. A row with a NaN predicts no class: it is wrong, and makes nll and calibration error NaN.
+    """
+    present = batch['mask'] > 0
+    logits = jnp.where(present[:, None], logits, 0).astype(jnp.float32)
+    broken = jnp.isnan(logits).any(axis=1)
+    log_p = jax.nn.log_softmax(logits)  # [B, K]
+    prediction = logits.argmax(axis=1)
+
+    valid = present & (batch['label'] >= 0)
+    label = jnp.where(valid, batch['label'], 0)
+    classes = jnp.arange(logits.shape[1])[None]
+    own = jnp.take_along_axis(logits, label[:, None], axis=1)  # [B, 1]
+    rank = ((logits > own) | ((logits == own) & (classes < label[:, None]))).sum(axis=1)
+    known = valid & ~broken & (label < logits.shape[1])  # a label that is no class is an error that nll shows as NaN
+    right = known & (rank == 0)
+    confidence = jnp.exp(log_p.max(axis=1))
+    bins = jnp.clip(jnp.ceil(confidence * BINS) - 1, 0, BINS - 1)  # bin m is (m / BINS, (m + 1) / BINS]
+
+    def total(condition, value=1.0):
+        return jnp.where(condition, value, 0.0).sum(axis=0)
+
+    in_bin = valid[:, None] & (bins[:, None] == jnp.arange(BINS)[None])  # [B, BINS]
+    undefined = valid & jnp.isnan(confidence)
+    is_label = valid[:, None] & (label[:, None] == classes)  # [B, K]
+    is_prediction = known[:, None] & (prediction[:, None] == classes)
+    result = {
+        'count': total(valid),
+        'top1': total(right),
+        'top5': total(known & (rank < 5)),
+        'nll': total(valid, -jnp.take_along_axis(log_p, label[:, None], axis=1)[:, 0]),
+        'bin_count': total(in_bin),
+        'bin_confidence': total(in_bin | undefined[:, None], confidence[:, None]),
+        'bin_right': total(in_bin & right[:, None]),
+        'true_positive': total(is_label & is_prediction),
+        'predicted': total(is_prediction),
+        'actual': total(is_label),
+    }
+    if teacher_logits is not None:
+        teacher_logits = jnp.where(present[:, None], teacher_logits, 0).astype(jnp.float32)
+        teacher_broken = jnp.isnan(teacher_logits).any(axis=1)
+        log_t = jax.nn.log_softmax(teacher_logits)
+        kl = jnp.where(log_t == -jnp.inf, 0.0, jnp.exp(log_t) * (log_t - log_p)).sum(axis=1)
+        agree = (prediction == teacher_logits.argmax(axis=1)) & ~broken & ~teacher_broken
+        result |= {
+            'teacher_count': total(present),
+            'teacher_agree': total(present & agree),
+            'teacher_kl': total(present, kl),
+        }
+    return result
+
+
+def add(total: Mapping[str, np.ndarray] | None, new: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
+    """`total` plus the sums of one more batch, in float64 on the host; `total` is None for the first batch."""
+    new = {name: np.asarray(value, np.float64) for name, value in jax.device_get(dict(new)).items()}
+    return new if total is None else jax.tree.map(np.add, dict(total), new)
+
+
+def _ratio(part: float, whole: float) -> float:
+    return float(part / whole) if whole else float('nan')
+
+
+def finalize(total: Mapping[str, np.ndarray]) -> dict[str, float | int]:
+    """`{'top1', 'top5', 'f1_macro', 'nll', 'ece', 'count'}`: fractions in 0..1, nats, and the number of labelled examples.
+
+    f1_macro: the mean of F1 over the classes that occur among the labels or the predictions (as scikit-learn).
+    ece: expected calibration error, Guo et al. 2017 (arXiv:1706.04599), equation 3: sum over bins of
+      |right - confidence| / count.
+    Without a labelled example all but `count` are NaN.
+    """
+    count = total['count']
+    support = total['predicted'] + total['actual']
+    occurs = support > 0
+    f1 = 2 * total['true_positive'][occurs] / support[occurs]
+    return {
+        'top1': _ratio(total['top1'], count),
+        'top5': _ratio(total['top5'], count),
+        'f1_macro': _ratio(f1.sum(), occurs.sum()),
+        'nll': _ratio(total['nll'], count),
+        'ece': _ratio(np.abs(total['bin_right'] - total['bin_confidence']).sum(), count),
+        'count': int(count),
+    }
+
+
+def finalize_teacher(total: Mapping[str, np.ndarray]) -> dict[str, float] | None:
+    """`{'agreement', 'kl'}`: share of examples with the teacher's class, mean KL in nats; None without a teacher."""
+    if 'teacher_count' not in total:
+        return None
+    count = total['teacher_count']
+    return {'agreement': _ratio(total['teacher_agree'], count), 'kl': _ratio(total['teacher_kl'], count)}

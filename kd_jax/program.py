@@ -1,0 +1,154 @@
+"""What the seeds of a run share: the networks, the objective, the durations, the compiled steps, the data on the devices."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from kd_jax import evaluate, models, objectives, optim, parallel, teachers
+from kd_jax.data import Splits
+from kd_jax.errors import UserError, unknown
+from kd_jax.monitor import warn
+from kd_jax.step import Network, TrainState, make_eval_step, make_train_step, make_view, variables_of
+from kd_jax.teachers import Trained
+
+
+def check(name: str, run: ConfigDict) -> None:
+    """Raises `UserError` for values of a run that no later check names."""
+    for field in ('batch_size', 'epochs', 'eval_every'):
+        if run[field] <= 0:
+            raise UserError(f'runs.{name}.{field} is {run[field]}; it must be greater than 0')
+    if run.select not in ('best', 'last'):
+        raise unknown(f'value of runs.{name}.select', run.select, ('best', 'last'))
+    if run.optim.accumulate < 1:
+        raise UserError(f'runs.{name}.optim.accumulate is {run.optim.accumulate}; it must be at least 1')
+    if run.patience < 0:
+        raise UserError(f'runs.{name}.patience is {run.patience}; it must be 0 (never stop early) or more')
+
+
+class Program:
+    """What the seeds of a run share: its data on the devices and its compiled steps."""
+
+    def __init__(self, name: str, run: ConfigDict, splits: Splits, trained: Sequence[Trained], par: parallel.Parallel):
+        self.name, self.run, self.splits, self.parallel = name, run, splits, par
+        overrides = dict(run.model)
+        self.student = Network(models.build(overrides.pop('name'), splits.num_classes, **overrides), splits.mean, splits.std)
+        self.teachers = tuple(t.network for t in trained)
+        weights = tuple(run.teacher_weights) or (1.0,) * len(trained)
+        if len(weights) != len(trained):
+            raise UserError(f'teacher_weights {weights} has {len(weights)} entries for {len(trained)} teachers; give one each')
+        self.objective = objectives.build(
+            run.objective, teacher_weights=weights, num_classes=splits.num_classes, axis_name=par.axis_name
+        )
+
+        count = self.train_count = len(splits.train.label)
+        labelled = np.flatnonzero(splits.train.label >= 0)
+        uses_unlabelled = any(not term.needs_label for _, term in self.objective.terms)
+        self.pool = np.arange(count) if uses_unlabelled else labelled
+        self.labelled = len(labelled)
+        self.steps_per_epoch = count / run.batch_size
+        self.total_steps = max(round(run.epochs * self.steps_per_epoch), 1)
+        self.eval_steps = {
+            min(max(round(k * run.eval_every * self.steps_per_epoch), 1), self.total_steps)
+            for k in range(1, math.ceil(run.epochs / run.eval_every) + 1)
+        } | {self.total_steps}
+
+        settings = dict(run.optim)
+        factor, self.ema_decay = settings.pop('teacher_factor'), settings.pop('ema_decay')
+        accumulate = settings.pop('accumulate')
+        if factor:
+            if not trained:
+                raise UserError(f'optim.teacher_factor={factor} needs a teacher whose learning rate it multiplies')
+            settings['learning_rate'] = factor * trained[0].learning_rate
+        self.learning_rate = settings['learning_rate']
+        par.check_batch_size(run.batch_size // accumulate, f'runs.{name}.batch_size')
+        if run.batch_size % accumulate:
+            raise UserError(f'a batch of {run.batch_size} cannot be processed in {accumulate} equal parts (optim.accumulate)')
+
+        self.image = jnp.zeros((2, *splits.train.image.shape[1:]), jnp.float32)  # for shapes only
+        shapes = jax.eval_shape(self._init, 0)
+        self.params = teachers.param_count({'params': shapes[0]['student']})
+        self.tx, self.schedule = optim.build(
+            shapes[0], total_steps=self.total_steps, steps_per_epoch=self.steps_per_epoch, **settings
+        )
+        mean_pixel = tuple(255 * m for m in splits.mean)
+        augment = dict(run.augment)
+        self.mixup = augment.pop('mixup')
+        train_step = make_train_step(
+            student=self.student,
+            teachers=self.teachers,
+            objective=self.objective,
+            tx=self.tx,
+            view=make_view(**augment, fill=mean_pixel),
+            steps_per_epoch=self.steps_per_epoch,
+            mixup=self.mixup,
+            accumulate=accumulate,
+            ema_decay=self.ema_decay,
+            freeze=tuple(run.optim.freeze),
+            axis_name=par.axis_name,
+        )
+        eval_step = make_eval_step(
+            student=self.student, teachers=self.teachers, teacher_weights=weights, axis_name=par.axis_name
+        )
+        self.train_step = par.compile(train_step, arguments=5, donate_first=True)
+        self.eval_step = par.compile(eval_step, arguments=4)
+        self.init = jax.jit(self._init)
+        self._data: dict[str, Any] = {}
+        self._cost: dict[str, float] | None = None
+
+    def _init(self, seed):
+        """(params, model_state) of student and objective for `seed`."""
+        key = jax.random.key(seed)
+        student = dict(self.student.model.init(jax.random.fold_in(key, 1), self.image, train=False))
+        own = self.student.model.apply(student, self.image, train=False)
+        outputs = tuple(_output_like(net, self.image) for net in self.teachers)
+        zeros = jnp.zeros(2, jnp.int32)
+        batch = {'image': self.image, 'label': zeros, 'index': zeros, 'mask': jnp.ones(2)}
+        module = self.objective.clone(terms=tuple((name, term.clone(axis_name=None)) for name, term in self.objective.terms))
+        objective = dict(module.init(jax.random.fold_in(key, 2), own, outputs, batch))
+        params = {'student': student.pop('params'), 'objective': objective.pop('params', {})}
+        return params, {'student': student, 'objective': objective}
+
+    def data(self, split: str) -> dict[str, jax.Array]:
+        if split not in self._data:
+            self._data[split] = evaluate.on_device(self.parallel, getattr(self.splits, split))
+        return self._data[split]
+
+    def cost(self, variables) -> dict[str, float]:
+        if self._cost is None:
+            self._cost = evaluate.forward_cost(self.student, variables, self.splits.train.image.shape[1:])
+        return self._cost
+
+    def fresh_state(self, seed: int, start: Trained | None) -> TrainState:
+        """The state before the first step, as host arrays."""
+        params, model_state = jax.device_get(self.init(seed))
+        if start is not None:
+            variables = teachers.start_from(start, variables_of(params['student'], model_state['student']), warn)
+            params['student'] = variables.pop('params')
+            model_state['student'] = variables
+        ema = {'params': params['student'], 'model_state': model_state['student']} if self.ema_decay else None
+        opt_state = jax.device_get(jax.jit(self.tx.init)(params))
+        return TrainState(np.zeros((), np.int32), params, model_state, opt_state, ema)
+
+    def facts(self) -> dict[str, Any]:
+        """What config.json records of the data."""
+        return {
+            'name': self.splits.name,
+            'num_classes': self.splits.num_classes,
+            'class_names': self.splits.class_names,
+            'image_shape': self.splits.train.image.shape[1:],
+            'mean': self.splits.mean,
+            'std': self.splits.std,
+            'count': {'train': len(self.splits.train.label), 'labelled': self.labelled, 'val': len(self.splits.val.label),
+                      'test': len(self.splits.test.label)},
+        }  # fmt: skip
+
+
+def _output_like(net: Network, image: jax.Array) -> Any:
+    """Zeros in the shapes of the network's output."""
+    shapes = jax.eval_shape(lambda x: net.model.init_with_output(jax.random.key(0), x, train=False)[0], image)
+    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)

@@ -1,0 +1,166 @@
+"""A study: its runs in the order of what they depend on, each trained, resumed or skipped; then the closing table."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from kd_jax import data, parallel, program, report, teachers, train
+from kd_jax.errors import UserError, unknown
+from kd_jax.monitor import say
+from kd_jax.workdir import RunDirectory, find_run, make_directory, to_json, write_json
+
+
+def references(run: ConfigDict) -> tuple[str, ...]:
+    """What a run names: its teachers, and the run it starts from."""
+    return tuple(run.teachers) + ((run.init,) if run.init else ())
+
+
+def _owner(reference: str, runs: ConfigDict) -> str | None:
+    """The run of this study that `reference` ('teacher' or 'teacher/seed0') names; None for a workdir elsewhere."""
+    name, _, rest = reference.partition('/')
+    return name if name in runs and (not rest or rest.startswith('seed')) else None
+
+
+def order(runs: ConfigDict) -> list[str]:
+    """The names of the runs, each after those it names.
+
+    Raises:
+      UserError: for a cycle.
+    """
+    done: list[str] = []
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        if name in path:
+            raise UserError(f'the runs depend on each other in a circle: {" -> ".join((*path[path.index(name) :], name))}')
+        if name not in done:
+            for reference in references(runs[name]):
+                owner = _owner(reference, runs)
+                if owner is not None:
+                    visit(owner, (*path, name))
+            done.append(name)
+
+    for name in runs:
+        visit(name, ())
+    return done
+
+
+class Study:
+    """The runs of `config` in `workdir`."""
+
+    def __init__(self, config: ConfigDict, workdir: Path, only: Sequence[str] = ()):
+        self.config, self.workdir = config, Path(workdir)
+        self.runs = {name: config.runs[name].copy_and_resolve_references() for name in order(config.runs)}
+        if not self.runs:
+            raise UserError('the config has no runs; add one to config.runs')
+        for name in only:
+            if name not in self.runs:
+                raise unknown('run', name, self.runs)
+        self.chosen = [name for name in self.runs if not only or name in only]
+        self.parallel = parallel.Parallel(config.parallel)
+        self._splits: dict[str, data.Splits] = {}
+        for name, run in self.runs.items():
+            program.check(name, run)
+
+    def directory(self, name: str, seed: int) -> RunDirectory:
+        return RunDirectory(self.workdir / name / f'seed{seed}')
+
+    def find(self, reference: str, seed: int) -> RunDirectory:
+        """The trained run that a student of `seed` means by `reference`."""
+        owner = _owner(reference, self.runs)
+        if owner is None:
+            return find_run(Path(reference).expanduser(), seed)
+        if '/' in reference:
+            return RunDirectory(self.workdir / reference)
+        seeds = self.runs[owner].seeds
+        return self.directory(owner, seed if seed in seeds else seeds[0])
+
+    def splits(self, run: ConfigDict) -> data.Splits:
+        """The run's data; runs with the same data share one copy."""
+        key = json.dumps(to_json(run.data.to_dict()), sort_keys=True)
+        if key not in self._splits:
+            self._splits[key] = data.load(run.data)
+        return self._splits[key]
+
+    def check(self) -> None:
+        """Every check that needs no training, before the first step of the first run."""
+        make_directory(self.workdir)
+        for name in self.chosen:
+            run = self.runs[name]
+            for seed in run.seeds:
+                self.directory(name, seed).check_same(run.to_dict())
+                for reference in references(run):
+                    found = self.find(reference, seed)
+                    if _owner(reference, self.runs) not in self.chosen and not self.directory(name, seed).finished():
+                        teachers.load(found)
+
+    def run(self, should_stop: Callable[[], bool]) -> list[dict]:
+        """Trains what is not finished and returns all results; writes results.json and report.md."""
+        self.check()
+        if parallel.is_main():
+            write_json(self.workdir / 'config.json', to_json(self.config.copy_and_resolve_references().to_dict()))
+        for name in self.chosen:
+            self._train(name, should_stop)
+        results = [
+            self.directory(name, seed).result()
+            for name, run in self.runs.items()
+            for seed in run.seeds
+            if self.directory(name, seed).finished()
+        ]
+        if parallel.is_main():
+            rows = report.aggregate(results)
+            gains = report.gains(results, self.runs)
+            write_json(self.workdir / 'results.json', {'results': results, 'table': rows, 'gains': gains})
+            (self.workdir / 'report.md').write_text(report.markdown(rows, gains))
+            report.show(rows, gains)
+        return results
+
+    def _train(self, name: str, should_stop: Callable[[], bool]) -> None:
+        run = self.runs[name]
+        unfinished = [seed for seed in run.seeds if not self.directory(name, seed).finished()]
+        for seed in set(run.seeds) - set(unfinished):
+            if parallel.is_main():
+                say(f'{name} seed {seed} · finished earlier')
+        parallel.barrier(f'{name} listed')
+        shared = None
+        for seed in unfinished:
+            if self.parallel.any(should_stop()):
+                raise train.Stopped
+            trained = [teachers.load(self.find(reference, seed)) for reference in run.teachers]
+            start = teachers.load(self.find(run.init, seed)) if run.init else None
+            if shared is None:
+                splits = self.splits(run)
+                for teacher in trained:
+                    teachers.check_fits(teacher, splits)
+                if start is not None:
+                    teachers.check_shape(start, splits, 'run to start from')
+                shared = program.Program(name, run, splits, trained, self.parallel)
+                if parallel.is_main():
+                    say(f'{name} · {describe(shared)}')
+            train.train(
+                shared,
+                self.directory(name, seed),
+                seed,
+                trained=trained,
+                start=start,
+                should_stop=should_stop,
+                tensorboard=self.config.tensorboard,
+                wandb=self.config.wandb,
+            )
+        del shared
+        jax.clear_caches()
+
+
+def describe(shared: program.Program) -> str:
+    """One line on what is about to be trained."""
+    splits, run = shared.splits, shared.run
+    count = len(splits.train.label)
+    images = f'{count} images' if shared.labelled == count else f'{count} images, {shared.labelled} of them labelled'
+    if len(shared.pool) < count:
+        images = f'the {len(shared.pool)} labelled of {count} images'
+    return (
+        f'{run.model.name}, {shared.params:,} parameters, on {images} of {splits.name}; '
+        f'{shared.total_steps} steps of {run.batch_size} ({shared.parallel.mode} on {len(shared.parallel)} devices)'
+    )
