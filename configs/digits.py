@@ -1,25 +1,38 @@
-"""First run (Hinton et al. 2015, arXiv:1503.02531, on scikit-learn's digits)."""
+"""Scikit-learn's digits: a resnet8 teaches a small CNN that has 5 labels a class; the first thing to run.
+
+Distillation: Hinton et al. 2015, arXiv:1503.02531; the student also learns from the teacher's outputs on the 970 images whose
+labels it does not have, which is what makes the difference.
+
+    python -m kd_jax.main --config=configs/digits.py          # few labels: distillation plainly pays
+    python -m kd_jax.main --config=configs/digits.py:all      # all labels: it need not
+
+Hardware and duration: two CPU cores, two minutes. Expected (5 seeds, test top-1): README, "First run".
+The learning rates of alone and student were each chosen on the validation split among 0.01, 0.02, 0.05, 0.1, 0.2.
+"""
 
 from configs import common
 
 
-def get_config(regime: str = 'few'):
-    """`regime`: 'few' (5 labels a class; the student also learns from the unlabelled images) or 'all'."""
+def get_config(argument: str = ''):
+    regime = common.arguments(argument, regime=('few', 'all'))['regime']
     config = common.study()
     config.seeds = (0, 1, 2, 3, 4)
     config.data.source = 'digits'
     config.data.val_share = 0.15
     config.augment.crop = 1
+
     config.runs.teacher = common.run(config, 'resnet8')
     config.runs.alone = common.run(config, 'cnn')
     config.runs.student = common.run(config, 'cnn', common.distillation(alpha=0.9, tau=4.0))
     config.runs.student.teachers = ('teacher',)
+    for run in config.runs.values():
+        run.epochs = 60.0
+        run.eval_every = 10.0
     config.runs.teacher.epochs = 30.0
+    config.runs.alone.optim.learning_rate = 0.05
+    config.runs.student.optim.learning_rate = 0.02
     for run in (config.runs.alone, config.runs.student):
         run.model.width = 0.25
-        run.epochs = 60.0
         if regime == 'few':
             run.data.labels_per_class = 5
-    for name in config.runs:
-        config.runs[name].eval_every = 10.0
     return config

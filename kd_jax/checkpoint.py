@@ -123,9 +123,10 @@ class Checkpoints:
             )
         except Exception as error:  # orbax and tensorstore raise many types for damaged files
             raise Damaged(f'cannot be read ({type(error).__name__})') from error
-        if checksum(items.state) != items.meta.get('checksum'):
+        meta = dict(items.meta)
+        if checksum(items.state) != meta.pop('checksum', None):
             raise Damaged('does not match its checksum')
-        return items.state, items.meta
+        return items.state, meta
 
     def restore_latest(self, target: Any, warn) -> tuple[Any, dict[str, Any]] | None:
         """The newest good checkpoint as (state like `target`, meta); None without one.

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import jax
+import yaml
 from absl import app, flags
 from ml_collections import config_flags
 
@@ -14,6 +15,7 @@ from kd_jax.errors import UserError
 from kd_jax.monitor import say
 from kd_jax.study import Study
 from kd_jax.train import Stopped
+from kd_jax.workdir import to_json
 
 _CONFIG = config_flags.DEFINE_config_file('config', lock_config=True, help_string='The study, such as configs/digits.py')
 _WORKDIR = flags.DEFINE_string('workdir', '', "Where results go; '' = runs/<config>")
@@ -59,7 +61,8 @@ def main(argv: list[str]) -> None:
             jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         study = Study(_CONFIG.value, Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(), _ONLY.value)
         if parallel.is_main():
-            say(f'{study.config.copy_and_resolve_references()}\nworkdir: {study.workdir}\n')
+            resolved = to_json(study.config.copy_and_resolve_references().to_dict())
+            say(f'{yaml.safe_dump(resolved, default_flow_style=None, width=120)}\nworkdir: {study.workdir}\n')
         study.run(lambda: bool(stop))
     except UserError as error:
         fail(error)

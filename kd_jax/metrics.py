@@ -5,16 +5,16 @@ accumulates them on the host in float64, `finalize` and `finalize_teacher` divid
 were cut into batches therefore changes nothing but the last float32 digit of the real-valued sums.
 """
 
-from collections.abc import Mapping
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 BINS = 15  # equal-width confidence bins, as Guo et al. 2017 use
+Arrays = dict[str, jax.Array]
+Totals = dict[str, np.ndarray]
 
 
-def sums(logits: jax.Array, batch: Mapping[str, jax.Array], teacher_logits: jax.Array | None = None) -> dict[str, jax.Array]:
+def sums(logits: jax.Array, batch: Arrays, teacher_logits: jax.Array | None = None) -> Arrays:
     """Masked sums over a batch, all float32: scalars, and vectors over the K classes or the calibration bins.
 
     logits: `[B, K]`.
@@ -75,19 +75,20 @@ def sums(logits: jax.Array, batch: Mapping[str, jax.Array], teacher_logits: jax.
     return result
 
 
-def add(total: Mapping[str, np.ndarray] | None, new: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
+def add(total: Totals | None, new: Arrays) -> Totals:
     """`total` plus the sums of one more batch, in float64 on the host; `total` is None for the first batch."""
-    new = {name: np.asarray(value, np.float64) for name, value in jax.device_get(dict(new)).items()}
-    return new if total is None else jax.tree.map(np.add, dict(total), new)
+    new = {name: np.asarray(value, np.float64) for name, value in jax.device_get(new).items()}
+    return new if total is None else jax.tree.map(np.add, total, new)
 
 
 def _ratio(part: float, whole: float) -> float:
     return float(part / whole) if whole else float('nan')
 
 
-def finalize(total: Mapping[str, np.ndarray]) -> dict[str, float | int]:
-    """`{'top1', 'top5', 'f1_macro', 'nll', 'ece', 'count'}`: fractions in 0..1, nats, and the number of labelled examples.
+def finalize(total: Totals) -> dict[str, float | int]:
+    """`{'top1', 'top5', 'f1_macro', 'nll', 'ece', 'count'}` over the labelled examples.
 
+    All but nll (in nats) and count are fractions in 0..1.
     f1_macro: the mean of F1 over the classes that occur among the labels or the predictions (as scikit-learn).
     ece: expected calibration error, Guo et al. 2017 (arXiv:1706.04599), equation 3: sum over bins of
       |right - confidence| / count.
@@ -107,7 +108,7 @@ def finalize(total: Mapping[str, np.ndarray]) -> dict[str, float | int]:
     }
 
 
-def finalize_teacher(total: Mapping[str, np.ndarray]) -> dict[str, float] | None:
+def finalize_teacher(total: Totals) -> dict[str, float] | None:
     """`{'agreement', 'kl'}`: share of examples with the teacher's class, mean KL in nats; None without a teacher."""
     if 'teacher_count' not in total:
         return None

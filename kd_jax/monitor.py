@@ -97,7 +97,7 @@ class Monitor:
         return seconds
 
     def _line(self, step: int) -> str:
-        epoch = f'epoch {step / self.steps_per_epoch:.1f}/{self.total_steps / self.steps_per_epoch:g}'
+        epoch = f'epoch {step / self.steps_per_epoch:.1f}/{self.total_steps / self.steps_per_epoch:.1f}'
         rate = f'{self._rate:.0f} images/s' if self._rate else ''
         return ' · '.join(part for part in (epoch, self._text['loss'], self._text['val'], rate) if part)
 

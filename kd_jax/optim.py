@@ -1,5 +1,6 @@
 """Learning-rate schedules, optimisers with PyTorch's update rules, frozen parameters, and the average of parameters."""
 
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -68,8 +69,8 @@ def make_schedule(
             'make it shorter than the training'
         )
     if schedule == 'step':
-        ordered = all(a < b for a, b in zip(step_epochs, step_epochs[1:], strict=False))
-        fits = len(step_epochs) > 0 and ordered and warmup_epochs <= step_epochs[0] and 0 < step_epochs[0]
+        ordered = all(a < b for a, b in itertools.pairwise(step_epochs))
+        fits = len(step_epochs) > 0 and ordered and step_epochs[0] > 0 and step_epochs[0] >= warmup_epochs
         words = "growing numbers that begin after the warm-up (without any, the schedule is 'constant')"
         _check('step_epochs', tuple(step_epochs), fits, words)
     after = SCHEDULES[schedule](
@@ -229,7 +230,7 @@ def ema(average: Any, new: Any, decay: float, step: Any) -> Any:
 
 def check_ema_decay(decay: float) -> None:
     """Raises UserError unless `decay` is at least 0 (no average) and less than 1."""
-    _check('ema', decay, 0 <= decay < 1, 'at least 0 (off) and less than 1')
+    _check('ema_decay', decay, 0 <= decay < 1, 'at least 0 (off) and less than 1')
 
 
 def _check(field: str, value: Any, fits: bool, words: str) -> None:

@@ -25,7 +25,7 @@ def _owner(reference: str, runs: ConfigDict) -> str | None:
 
 
 def order(runs: ConfigDict) -> list[str]:
-    """The names of the runs, each after those it names.
+    """The names of the runs, each after those it names; those that others name come first.
 
     Raises:
       UserError: for a cycle.
@@ -42,7 +42,8 @@ def order(runs: ConfigDict) -> list[str]:
                     visit(owner, (*path, name))
             done.append(name)
 
-    for name in runs:
+    named = {_owner(reference, runs) for run in runs.values() for reference in references(run)}
+    for name in sorted(runs, key=lambda name: name not in named):
         visit(name, ())
     return done
 

@@ -164,7 +164,8 @@ def test_calibration_error_by_hand():
     logits = [[math.log(9), 0.0]] * 2 + [[math.log(1.5), 0.0]] * 2
     total = measure(logits, [0, 1, 0, 0])
     assert metrics.finalize(total)['ece'] == pytest.approx(0.4, abs=1e-6)
-    np.testing.assert_array_equal(np.flatnonzero(total['bin_count']), [8, 13])  # 0.6 closes (8/15, 9/15]; 0.9 in (13/15, 14/15]
+    # 0.6 = 9/15 belongs to (8/15, 9/15], 0.9 = 13.5/15 to (13/15, 14/15].
+    np.testing.assert_array_equal(np.flatnonzero(total['bin_count']), [8, 13])
     np.testing.assert_array_equal(total['bin_right'][[8, 13]], [2, 1])
     np.testing.assert_allclose(total['bin_confidence'][[8, 13]], [1.2, 1.8], rtol=1e-6)
 

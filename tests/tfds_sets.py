@@ -12,32 +12,37 @@ from PIL import Image
 NAMES = ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck')
 
 
-class Cifar10(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """`tfds.image_classification.Cifar10` (3.0.2) over given arrays."""
+CIFAR10_FEATURES = {
+    'id': tfds.features.Text(),
+    'image': tfds.features.Image(shape=(32, 32, 3)),
+    'label': tfds.features.ClassLabel(names=NAMES),
+}
 
-    VERSION = tfds.core.Version('3.0.2')
 
-    def __init__(self, splits, **kwargs):
-        self.given = splits
+class Custom(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """The set 'custom' 1.0.0 of given features and `{split: examples}`."""
+
+    VERSION = tfds.core.Version('1.0.0')
+
+    def __init__(self, features, splits, **kwargs):
+        self.given = features, splits
         super().__init__(**kwargs)
 
     def _info(self):
-        features = {
-            'id': tfds.features.Text(),
-            'image': tfds.features.Image(shape=(32, 32, 3)),
-            'label': tfds.features.ClassLabel(names=NAMES),
-        }
-        return tfds.core.DatasetInfo(
-            builder=self, features=tfds.features.FeaturesDict(features), supervised_keys=('image', 'label')
-        )
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(self.given[0]))
 
     def _split_generators(self, dl_manager):
         del dl_manager
-        return {name: self._generate_examples(name, *pair) for name, pair in self.given.items()}
+        return {split: self._generate_examples(examples) for split, examples in self.given[1].items()}
 
-    def _generate_examples(self, split, image, label):
-        for number in range(len(label)):
-            yield number, {'id': f'{split}_{number:05d}', 'image': png(image[number]), 'label': int(label[number])}
+    def _generate_examples(self, examples):
+        yield from enumerate(examples)
+
+
+class Cifar10(Custom, skip_registration=True):
+    """The set 'cifar10' of the version that TFDS has."""
+
+    VERSION = tfds.core.Version('3.0.2')
 
 
 def png(image: np.ndarray) -> io.BytesIO:
@@ -64,11 +69,11 @@ def images(count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray
     return np.clip(np.rint(image), 0, 255).astype(np.uint8), label
 
 
-def prepare(directory, splits: dict[str, tuple[np.ndarray, np.ndarray]], builder=Cifar10):
-    """Writes `{split: (image, label)}` as `directory/<set>/<version>` in array_record format; returns that path."""
+def prepare(directory, features: dict, splits: dict[str, list[dict]], builder=Custom) -> str:
+    """Writes `{split: examples}` as `directory/<set>/<version>` in array_record format; returns that path."""
     tfds.disable_progress_bar()
     try:
-        made = builder(splits, data_dir=str(directory), file_format='array_record')
+        made = builder(features, splits, data_dir=str(directory), file_format='array_record')
         made.download_and_prepare()
     finally:
         tfds.enable_progress_bar()
@@ -79,5 +84,12 @@ def prepare_cifar10_like(directory, train: int = 1000, test: int = 200, seed: in
     """Prepares `directory/cifar10/3.0.2`; returns the `{split: (image, label)}` that it holds (TFDS shuffles the order)."""
     rng = np.random.default_rng(seed)
     splits = {'train': images(train, rng), 'test': images(test, rng)}
-    prepare(directory, splits)
+    examples = {
+        split: [
+            {'id': f'{split}_{k:05d}', 'image': png(image), 'label': int(label)}
+            for k, (image, label) in enumerate(zip(*pair, strict=True))
+        ]
+        for split, pair in splits.items()
+    }
+    prepare(directory, CIFAR10_FEATURES, examples, Cifar10)
     return splits

@@ -96,7 +96,7 @@ def _num_classes(raw: Raw) -> int:
     if highest >= label.size:
         raise UserError(
             f'the train split of data set {raw.name!r} has a label {highest} and only {label.size} labels; '
-            'number the classes 0, 1, 2 ...'
+            'number the classes from 0'
         )
     return highest + 1
 

@@ -75,32 +75,39 @@ def npz(config) -> Raw:
     if not config.path:
         raise UserError("data source 'npz' needs a file; give its path with --config.data.path=FILE.npz")
     path = Path(config.path).expanduser()
-    needed = ('train_image', 'train_label', 'test_image', 'test_label')
-    optional = ('val_image', 'val_label')
     try:
-        file = np.load(path, allow_pickle=False)
+        with open(path, 'rb') as opened:  # not left to np.load, which forgets to close a file that is no zip
+            found = _read_npz(path, opened)
     except FileNotFoundError:
         raise UserError(f'there is no file {path}; correct --config.data.path') from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-        raise UserError(f'{path} is not a complete .npz file; write it with np.savez') from None
-    if not isinstance(file, np.lib.npyio.NpzFile):
-        raise UserError(f'{path} is a single .npy array, not an .npz file; write it with np.savez')
-    with file:
-        present = [key for key in optional if key in file.files]
-        missing = [key for key in needed if key not in file.files]
-        if len(present) == 1:
-            missing += [key for key in optional if key not in present]
-        if missing:
-            raise UserError(
-                f'{path} lacks {", ".join(missing)} (it has {", ".join(sorted(file.files)) or "nothing"}); '
-                f'np.savez with {", ".join(needed)} and, if you like, {" and ".join(optional)}'
-            )
-        found = {key: _read_member(path, file, key) for key in (*needed, *present)}
+    except OSError as error:
+        raise UserError(f'{path} cannot be read ({error.strerror}); correct --config.data.path') from None
     for key in found:
         if key.endswith('image') and found[key].ndim == 3:
             found[key] = found[key][..., None]
     train, val, test = ((found.get(f'{part}_image'), found.get(f'{part}_label')) for part in ('train', 'val', 'test'))
-    return Raw(path.stem, train, val if present else None, test)
+    return Raw(path.stem, train, val if 'val_image' in found else None, test)
+
+
+def _read_npz(path: Path, opened) -> dict[str, np.ndarray]:
+    needed = ('train_image', 'train_label', 'test_image', 'test_label')
+    optional = ('val_image', 'val_label')
+    try:
+        file = np.load(opened, allow_pickle=False)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        raise UserError(f'{path} is not a complete .npz file; write it with np.savez') from None
+    if not isinstance(file, np.lib.npyio.NpzFile):
+        raise UserError(f'{path} is a single .npy array, not an .npz file; write it with np.savez')
+    present = [key for key in optional if key in file.files]
+    missing = [key for key in needed if key not in file.files]
+    if len(present) == 1:
+        missing += [key for key in optional if key not in present]
+    if missing:
+        raise UserError(
+            f'{path} lacks {", ".join(missing)} (it has {", ".join(sorted(file.files)) or "nothing"}); '
+            f'np.savez with {", ".join(needed)} and, if you like, {" and ".join(optional)}'
+        )
+    return {key: _read_member(path, file, key) for key in (*needed, *present)}
 
 
 def _read_member(path: Path, file, key: str) -> np.ndarray:
@@ -123,8 +130,7 @@ def _find_idx(folder: Path, part: str, kind: str) -> Path:
                 return path
     fix = 'apt-get install dataset-fashion-mnist, or ' if folder == Path(FASHION_MNIST) else ''
     raise UserError(
-        f'there is no {part}-{kind}-ubyte (or .gz) in {folder}; '
-        f'{fix}name the directory that has it with --config.data.path=DIR'
+        f'there is no {part}-{kind}-ubyte (or .gz) in {folder}; {fix}name the directory that has it with --config.data.path=DIR'
     )
 
 

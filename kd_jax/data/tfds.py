@@ -116,7 +116,7 @@ def _how(name: str) -> str:
 
 def _brief(error: Exception) -> str:
     """An exception in a few words on one line."""
-    text = ' '.join(str(error).split())
+    text = ' '.join(str(error).split()).rstrip('.')
     return f'{type(error).__name__}: {text[:200]}{"..." if len(text) > 200 else ""}'
 
 

@@ -43,9 +43,11 @@ def build(name: str, num_classes: int, **overrides) -> nn.Module:
     chosen = {key: value for key, value in overrides.items() if value is not None}
     for key in chosen:
         if key not in allowed:
-            raise UserError(f'model {name!r} has no field {key!r}; its fields: {", ".join(sorted(allowed - set(_OWN)))}')
-    if not 0 <= chosen.get('dropout', 0) < 1:
-        raise UserError(f'dropout {chosen["dropout"]} of model {name!r} is outside [0, 1); give the share to drop, such as 0.1')
+            fields = ', '.join(sorted(allowed - set(_OWN)))
+            raise UserError(f'model {name!r} has no field {key!r}; its fields: {fields}')
+    dropout = chosen.get('dropout', 0)
+    if not 0 <= dropout < 1:
+        raise UserError(f'dropout {dropout} of model {name!r} is outside [0, 1); give the share to drop, such as 0.1')
     return make(num_classes=num_classes, **chosen)
 
 

@@ -1,0 +1,525 @@
+"""Objectives against formulas written in probability space in numpy float64, their analytic gradients, and numbers by hand."""
+
+import dataclasses
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from kd_jax import objectives
+from kd_jax.errors import UserError
+from kd_jax.models.common import Output
+from kd_jax.objectives import OBJECTIVES, Term, WeightedSum, build, defaults, ensemble_logits
+from kd_jax.objectives import logits as pure
+
+B, K = 6, 5
+LN2, LN3 = np.log(2.0), np.log(3.0)
+
+
+# Oracles: (student logits, teacher logits, labels, fields) in float64 -> (values [B], gradient for the student's logits [B, K])
+
+
+def softmax(z, tau=1.0):
+    e = np.exp(z / tau)  # float64 holds exp(120) and 1/exp(240)
+    return e / e.sum(axis=1, keepdims=True)
+
+
+def cross_entropy_oracle(zs, zt, labels, f):
+    weights = np.ones(zs.shape[1]) if len(f['class_weights']) == 0 else np.asarray(f['class_weights'])
+    values, gradients = np.zeros(len(zs)), np.zeros_like(zs)
+    for i, label in enumerate(labels):
+        if label < 0:
+            continue
+        q = np.full(zs.shape[1], f['label_smoothing'] / zs.shape[1])
+        q[label] += 1 - f['label_smoothing']
+        p = softmax(zs[i : i + 1])[0]
+        values[i] = -(weights * q * np.log(p)).sum()
+        gradients[i] = p * (weights * q).sum() - weights * q
+    return values, gradients
+
+
+def kl_oracle(zs, zt, labels, f):
+    ps, pt = softmax(zs, f['tau']), softmax(zt, f['tau'])
+    return f['tau'] ** 2 * (pt * np.log(pt / ps)).sum(1), f['tau'] * (ps - pt)
+
+
+def soft_cross_entropy_oracle(zs, zt, labels, f):
+    ps, pt = softmax(zs, f['tau']), softmax(zt, f['tau'])
+    return -(f['tau'] ** 2) * (pt * np.log(ps)).sum(1), f['tau'] * (ps - pt)
+
+
+def logit_mse_oracle(zs, zt, labels, f):
+    return ((zs - zt) ** 2).sum(1) / zs.shape[1], 2 * (zs - zt) / zs.shape[1]
+
+
+def three_term_oracle(zs, zt, labels, f):
+    value, gradient = cross_entropy_oracle(zs, zt, labels, {'label_smoothing': 0.0, 'class_weights': ()})
+    if f['printed']:
+        ps, pt = softmax(zs), softmax(zt)
+        inner = (pt * ps).sum(1)
+        value = value - f['lam'] * np.log(inner / ps.sum(1)) - f['beta'] / f['tau'] * np.log(inner)
+        return value, gradient - (f['lam'] + f['beta'] / f['tau']) * ps * (pt - inner[:, None]) / inner[:, None]
+    soft = soft_cross_entropy_oracle(zs, zt, labels, {'tau': 1.0})
+    hot = kl_oracle(zs, zt, labels, f)
+    return value + f['lam'] * soft[0] + f['beta'] * hot[0], gradient + f['lam'] * soft[1] + f['beta'] * hot[1]
+
+
+ORACLES = {
+    'cross_entropy': cross_entropy_oracle,
+    'kl': kl_oracle,
+    'logit_mse': logit_mse_oracle,
+    'soft_cross_entropy': soft_cross_entropy_oracle,
+    'three_term': three_term_oracle,
+}
+
+CASES = [(name, {}) for name in sorted(OBJECTIVES)] + [
+    ('cross_entropy', {'label_smoothing': 0.1}),
+    ('cross_entropy', {'label_smoothing': 0.3, 'class_weights': (0.5, 1.0, 2.0, 0.0, 3.0)}),
+    ('kl', {'tau': 1.0}),
+    ('kl', {'tau': 20.0}),
+    ('soft_cross_entropy', {'tau': 1.0}),
+    ('three_term', {'lam': 0.3, 'beta': 2.0, 'tau': 3.0}),
+    ('three_term', {'lam': 0.3, 'beta': 2.0, 'tau': 3.0, 'printed': True}),
+]
+IDS = ['-'.join([name, *(f'{k}={v}' for k, v in fields.items())]) for name, fields in CASES]
+
+
+def random_logits(seed, scale=3.0, shape=(B, K)):
+    return (scale * np.random.default_rng(seed).standard_normal(shape)).astype(np.float32)
+
+
+def make_batch(labels=(0, 4, -1, 2, 2, 1), **more):
+    labels = np.asarray(labels, np.int32)
+    return {'label': labels, 'index': np.arange(len(labels)), 'mask': np.ones(len(labels), np.float32), **more}
+
+
+def output(logits):
+    return Output(jnp.asarray(logits), {})
+
+
+def evaluate(term, zs, zt, batch):
+    """(values [B], gradient of their sum for the student's logits [B, K])"""
+
+    def total(z):
+        values = term.apply({}, output(z), output(zt), batch)
+        return values.sum(), values
+
+    (_, values), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(jnp.asarray(zs))
+    return np.asarray(values), np.asarray(gradient)
+
+
+# Every objective
+
+
+def test_every_objective_has_an_oracle_and_a_case():
+    assert set(ORACLES) == set(OBJECTIVES)
+    assert {name for name, _ in CASES} == set(OBJECTIVES)
+
+
+@pytest.mark.parametrize(('name', 'fields'), CASES, ids=IDS)
+def test_values_and_gradients_equal_the_formulas(name, fields):
+    zs, zt, batch = random_logits(1), random_logits(2), make_batch()
+    values, gradient = evaluate(OBJECTIVES[name](**fields), zs, zt, batch)
+    want = ORACLES[name](zs.astype(np.float64), zt.astype(np.float64), batch['label'], defaults(name) | fields)
+    assert values.shape == (B,) and values.dtype == np.float32
+    np.testing.assert_allclose(values, want[0], rtol=2e-5, atol=2e-5)
+    np.testing.assert_allclose(gradient, want[1], rtol=2e-5, atol=5e-6)
+
+
+@pytest.mark.parametrize(('name', 'fields'), CASES, ids=IDS)
+def test_values_and_gradients_are_exact_and_finite_at_extreme_logits(name, fields):
+    zs = np.float32([[120, -120, 0, 0, 0], [-120, 120, 120, 0, 60], [120] * 5, [0, 0, 0, 0, -120], [120, -120, 120, -120, 1]])
+    pairs = [(i, j) for i in range(5) for j in range(5)]
+    s, t = np.stack([zs[i] for i, _ in pairs]), np.stack([zs[j][::-1] for _, j in pairs])
+    batch = make_batch([k % 6 - 1 for k in range(25)])
+    values, gradient = evaluate(OBJECTIVES[name](**fields), s, t, batch)
+    assert np.isfinite(values).all() and np.isfinite(gradient).all()
+    want = ORACLES[name](s.astype(np.float64), t.astype(np.float64), batch['label'], defaults(name) | fields)
+    np.testing.assert_allclose(values, want[0], rtol=1e-5, atol=1e-3)
+    np.testing.assert_allclose(gradient, want[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(('name', 'fields'), CASES, ids=IDS)
+def test_bfloat16_logits_are_computed_in_float32(name, fields):
+    zs, zt = jnp.asarray(random_logits(3), jnp.bfloat16), jnp.asarray(random_logits(4), jnp.bfloat16)
+    batch = make_batch()
+    values = OBJECTIVES[name](**fields).apply({}, output(zs), output(zt), batch)
+    want, _ = ORACLES[name](np.float64(zs), np.float64(zt), batch['label'], defaults(name) | fields)
+    assert values.dtype == jnp.float32
+    np.testing.assert_allclose(values, want, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize('name', sorted(OBJECTIVES))
+def test_values_follow_their_examples_when_the_batch_is_permuted(name):
+    zs, zt, batch = random_logits(5), random_logits(6), make_batch()
+    order = np.array([3, 0, 5, 1, 4, 2])
+    values, gradient = evaluate(OBJECTIVES[name](), zs, zt, batch)
+    moved = evaluate(OBJECTIVES[name](), zs[order], zt[order], make_batch(batch['label'][order]))
+    np.testing.assert_allclose(moved[0], values[order], rtol=1e-6)
+    np.testing.assert_allclose(moved[1], gradient[order], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize('name', sorted(OBJECTIVES))
+def test_no_gradient_reaches_the_teacher(name):
+    term, zs, batch = OBJECTIVES[name](), output(random_logits(7)), make_batch()
+    gradient = jax.grad(lambda z: term.apply({}, zs, output(z), batch).sum())(jnp.asarray(random_logits(8)))
+    assert (np.asarray(gradient) == 0).all()
+
+
+@pytest.mark.parametrize('name', sorted(OBJECTIVES))
+def test_defaults_are_the_users_fields_and_build_the_objective(name):
+    fields = defaults(name)
+    assert not {'axis_name', 'parent', 'name'} & set(fields)
+    assert {'weight': 1.0, 'ramp_epochs': 0.0, 'ramp_from': 0.0}.items() <= fields.items()
+    assert dataclasses.MISSING not in fields.values()
+    built = build({name: fields}, (1.0,) if OBJECTIVES[name].needs_teacher else (), num_classes=K, axis_name='batch')
+    assert built.terms == ((name, OBJECTIVES[name](axis_name='batch')),)
+
+
+# Numbers worked out by hand: the student's probabilities are 1/4 and 3/4, the teacher's 1/2 and 1/2 (at temperature tau)
+
+ONE_FOUR = np.float32([[0.0, LN3]])
+EVEN = np.float32([[7.0, 7.0]])
+
+
+@pytest.mark.parametrize(
+    ('value', 'want'),
+    [
+        (lambda: pure.cross_entropy(ONE_FOUR, np.array([0])), 1.3862944),  # log 4
+        (lambda: pure.cross_entropy(ONE_FOUR, np.array([1])), 0.2876821),  # log 4/3
+        (lambda: pure.cross_entropy(ONE_FOUR, np.array([0]), 0.2), 1.2764332),  # .9 log 4 + .1 log 4/3
+        (lambda: pure.cross_entropy(ONE_FOUR, np.array([0]), 0.2, (2.0, 5.0)), 2.6391710),  # 1.8 log 4 + .5 log 4/3
+        (lambda: pure.cross_entropy(ONE_FOUR, np.array([-1]), 0.2, (2.0, 5.0)), 0.0),
+        (lambda: pure.kl(ONE_FOUR, EVEN, 1.0), 0.1438410),  # 1/2 log 2 + 1/2 log 2/3
+        (lambda: pure.kl(2 * ONE_FOUR, EVEN, 2.0), 0.5753641),  # 4 times that
+        (lambda: pure.soft_cross_entropy(ONE_FOUR, EVEN, 1.0), 0.8369882),  # 1/2 log 4 + 1/2 log 4/3
+        (lambda: pure.soft_cross_entropy(2 * ONE_FOUR, EVEN, 2.0), 3.3479528),  # 4 times that
+        (lambda: pure.logit_mse(np.float32([[1, 2, 3]]), np.float32([[3, 2, 0]])), 4.3333333),  # (4 + 0 + 9) / 3
+        (lambda: pure.three_term(ONE_FOUR, EVEN, np.array([0]), 2.0, 3.0, 1.0), 3.4917938),  # log 4 + 2 * .837 + 3 * .144
+        (lambda: pure.three_term(ONE_FOUR, EVEN, np.array([0]), 2.0, 3.0, 6.0, True), 3.1191623),  # log 4 + (2 + 3/6) log 2
+        (lambda: pure.three_term(ONE_FOUR, EVEN, np.array([-1]), 2.0, 3.0, 6.0, True), 1.7328680),
+    ],
+)
+def test_values_by_hand(value, want):
+    np.testing.assert_allclose(value(), [want], rtol=2e-6)
+
+
+# Properties
+
+
+def test_an_unlabelled_example_has_exactly_no_value_and_no_gradient():
+    for fields in ({}, {'label_smoothing': 0.1, 'class_weights': (1.0, 2.0, 3.0, 4.0, 5.0)}):
+        values, gradient = evaluate(
+            OBJECTIVES['cross_entropy'](**fields), random_logits(9), random_logits(9), make_batch([-1] * B)
+        )
+        assert (values == 0).all() and (gradient == 0).all()
+
+
+@pytest.mark.parametrize('printed', [False, True])
+def test_an_unlabelled_example_keeps_the_teachers_part_of_three_term(printed):
+    term, zs, zt = OBJECTIVES['three_term'](printed=printed), random_logits(10), random_logits(11)
+    batch = make_batch([-1] * B)
+    without, labelled = evaluate(term, zs, zt, batch)[0], evaluate(term, zs, zt, make_batch([2] * B))[0]
+    want = cross_entropy_oracle(zs.astype(np.float64), zt, [2] * B, defaults('cross_entropy'))[0]
+    np.testing.assert_allclose(labelled - without, want, rtol=1e-4, atol=1e-5)
+    assert (without > 0).all() and (np.asarray(term.valid(batch)) == 1).all()
+
+
+@pytest.mark.parametrize('tau', [1.0, 4.0, 16.0])
+def test_a_student_equal_to_its_teacher_has_no_loss_and_no_gradient(tau):
+    z = random_logits(12)
+    values, gradient = evaluate(OBJECTIVES['kl'](tau=tau), z, z, make_batch())
+    np.testing.assert_allclose(values, 0, atol=1e-6 * tau**2)  # float32 rounding of two log-softmaxes compiled differently
+    np.testing.assert_allclose(gradient, 0, atol=1e-6 * tau)
+    values, gradient = evaluate(OBJECTIVES['logit_mse'](), z, z, make_batch())
+    assert (values == 0).all() and (gradient == 0).all()
+    # Shifting all of an example's logits changes no probability.
+    np.testing.assert_allclose(pure.kl(z + 5, z, tau), 0, atol=2e-5 * tau)
+
+
+@pytest.mark.parametrize('tau', [1.0, 4.0])
+def test_soft_cross_entropy_exceeds_kl_by_the_teachers_entropy(tau):
+    zs, zt = random_logits(13), random_logits(14)
+    p = softmax(zt.astype(np.float64), tau)
+    difference = pure.soft_cross_entropy(zs, zt, tau) - pure.kl(zs, zt, tau)
+    np.testing.assert_allclose(difference, -(tau**2) * (p * np.log(p)).sum(1), rtol=1e-4)
+
+
+def test_the_gradient_of_kl_at_small_logits_does_not_depend_on_the_temperature():
+    zs, zt = random_logits(15, scale=0.01), random_logits(16, scale=0.01)
+    norms = [np.linalg.norm(evaluate(OBJECTIVES['kl'](tau=tau), zs, zt, make_batch())[1]) for tau in (1.0, 4.0, 16.0)]
+    np.testing.assert_allclose(norms, norms[0], rtol=0.02)
+    centred = (zs - zt) - (zs - zt).mean(1, keepdims=True)
+    np.testing.assert_allclose(norms[0], np.linalg.norm(centred) / K, rtol=0.02)  # not merely equal: all of them zero
+
+
+def test_kl_at_a_high_temperature_is_half_the_squared_difference_of_centred_logits():
+    zs, zt = (z - z.mean(1, keepdims=True) for z in (random_logits(17), random_logits(18)))
+    np.testing.assert_allclose(pure.kl(zs, zt, 200.0), pure.logit_mse(zs, zt) / 2, rtol=0.03)
+
+
+def test_only_the_printed_three_term_pulls_a_student_away_from_its_teacher():
+    z = random_logits(19, scale=1.0)
+    batch = make_batch([-1] * B)
+    np.testing.assert_allclose(evaluate(OBJECTIVES['three_term'](), z, z, batch)[1], 0, atol=1e-6)
+    gradient = evaluate(OBJECTIVES['three_term'](printed=True), z, z, batch)[1]
+    first = z.argmax(1)
+    assert (gradient[np.arange(B), first] < -0.01).all()  # a step downhill raises the teacher's first class still further
+    assert (gradient[np.arange(B), z.argmin(1)] > 0.001).all()
+
+
+def test_class_weights_multiply_the_cross_entropy_of_their_class():
+    z, labels = random_logits(20), np.array([0, 1, 2, 3, 4, 0])
+    plain, weighted = pure.cross_entropy(z, labels), pure.cross_entropy(z, labels, 0.0, (1.0, 2.0, 0.0, 0.5, 4.0))
+    np.testing.assert_allclose(weighted, plain * np.float32([1, 2, 0, 0.5, 4, 1]), rtol=1e-6)
+
+
+# Mixup
+
+
+def test_cross_entropy_under_mixup_weights_both_labels():
+    z, mixed = random_logits(21), np.array([1, 1, 0, -1, 2, 3], np.int32)
+    batch = make_batch([0, 4, -1, 2, 2, 1], mixed_label=mixed, mix=jnp.float32(0.7))
+    fields = {'label_smoothing': 0.1}
+    values, gradient = evaluate(OBJECTIVES['cross_entropy'](**fields), z, z, batch)
+    own = cross_entropy_oracle(z.astype(np.float64), None, [0, 4, -1, -1, 2, 1], defaults('cross_entropy') | fields)
+    other = cross_entropy_oracle(z.astype(np.float64), None, [1, 1, -1, -1, 2, 3], defaults('cross_entropy') | fields)
+    np.testing.assert_allclose(values, 0.7 * own[0] + 0.3 * other[0], rtol=1e-5)
+    np.testing.assert_allclose(gradient, 0.7 * own[1] + 0.3 * other[1], rtol=1e-4, atol=1e-6)
+    assert values[2] == 0 and values[3] == 0
+    np.testing.assert_array_equal(OBJECTIVES['cross_entropy']().valid(batch), [1, 1, 0, 0, 1, 1])
+
+
+def test_three_term_under_mixup_mixes_the_labels_part_only():
+    zs, zt, mixed = random_logits(22), random_logits(23), np.array([1, 1, 0, -1, 2, 3], np.int32)
+    batch = make_batch([0, 4, -1, 2, 2, 1], mixed_label=mixed, mix=jnp.float32(0.25))
+    values, _ = evaluate(OBJECTIVES['three_term'](), zs, zt, batch)
+    z64 = zs.astype(np.float64), zt.astype(np.float64)
+    own, other = ([0, 4, -1, -1, 2, 1], [1, 1, -1, -1, 2, 3])
+    want = 0.25 * three_term_oracle(*z64, own, defaults('three_term'))[0]
+    want += 0.75 * three_term_oracle(*z64, other, defaults('three_term'))[0]
+    np.testing.assert_allclose(values, want, rtol=1e-5)
+
+
+# The weighted sum
+
+
+class Learned(Term):
+    """A term with a learned scale per teacher, that lets gradient through to the teacher."""
+
+    start: float = 2.0
+    needs_teacher: ClassVar[bool] = True
+
+    @nn.compact
+    def __call__(self, student, teacher, batch):
+        scale = self.param('scale', lambda key: jnp.float32(self.start) + jax.random.normal(key))
+        return ((student.logits - scale * teacher.logits) ** 2).sum(-1)
+
+
+class Reduces(Term):
+    needs_teacher: ClassVar[bool] = False
+
+    def __call__(self, student, teacher, batch):
+        return student.logits.mean()
+
+
+def test_a_run_with_labels_alone_needs_no_teacher_output():
+    z, batch = random_logits(24), make_batch()
+    module = build({'cross_entropy': {}})
+    assert module.init(jax.random.key(0), output(z), (), batch) == {}
+    values = module.apply({}, output(z), (), batch)
+    assert list(values) == ['cross_entropy']
+    want = cross_entropy_oracle(z.astype(np.float64), None, batch['label'], defaults('cross_entropy'))[0]
+    np.testing.assert_allclose(values['cross_entropy'], want, rtol=1e-5)
+
+
+def test_terms_are_unweighted_and_the_steps_loss_is_their_weighted_masked_mean():
+    zs, zt = random_logits(25), random_logits(26)
+    batch = make_batch([0, 4, -1, 2, -1, 1]) | {'mask': np.float32([1, 1, 1, 1, 1, 0])}
+    module = build({'cross_entropy': {'weight': 0.1}, 'kl': {'weight': 0.9, 'tau': 2.0}}, (1.0,))
+    values = module.apply({}, output(zs), (output(zt),), batch)
+    masks, weights = module.masks(batch), module.weights(0.0)
+    z64 = zs.astype(np.float64), zt.astype(np.float64)
+    ce = cross_entropy_oracle(*z64, batch['label'], defaults('cross_entropy'))[0]
+    soft = kl_oracle(*z64, None, {'tau': 2.0})[0]
+    np.testing.assert_allclose(values['cross_entropy'], ce, rtol=1e-5)
+    np.testing.assert_allclose(values['kl'], soft, rtol=1e-5)
+    np.testing.assert_array_equal(masks['cross_entropy'], [1, 1, 0, 1, 0, 0])
+    np.testing.assert_array_equal(masks['kl'], [1, 1, 1, 1, 1, 0])
+    loss = sum(float(weights[n]) * float((values[n] * masks[n]).sum() / max(masks[n].sum(), 1)) for n in values)
+    np.testing.assert_allclose(loss, 0.1 * ce[[0, 1, 3]].mean() + 0.9 * soft[:5].mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize('name', ['kl', 'soft_cross_entropy'])
+def test_several_teachers_pull_towards_the_average_of_their_probabilities(name):
+    zs, teachers = random_logits(27), [random_logits(28 + k) for k in range(3)]
+    tau, weights = 3.0, (1.0, 2.0, 5.0)
+    module = build({name: {'tau': tau}}, weights)
+
+    def total(z):
+        return module.apply({}, output(z), tuple(output(t) for t in teachers), make_batch())[name].sum()
+
+    gradient = jax.grad(total)(jnp.asarray(zs))
+    average = sum(w / 8 * softmax(t.astype(np.float64), tau) for w, t in zip(weights, teachers, strict=True))
+    ps = softmax(zs.astype(np.float64), tau)
+    np.testing.assert_allclose(gradient, tau * (ps - average), rtol=1e-4, atol=2e-6)
+    of_logits = softmax(sum(w / 8 * t.astype(np.float64) for w, t in zip(weights, teachers, strict=True)), tau)
+    assert np.abs(np.asarray(gradient) - tau * (ps - of_logits)).max() > 0.05
+
+
+def test_several_teachers_values_are_the_weighted_mean():
+    zs, teachers = random_logits(31), [random_logits(32), random_logits(33)]
+    values = build({'logit_mse': {}}, (3.0, 1.0)).apply({}, output(zs), tuple(map(output, teachers)), make_batch())
+    each = [logit_mse_oracle(zs.astype(np.float64), t, None, {})[0] for t in teachers]
+    np.testing.assert_allclose(values['logit_mse'], 0.75 * each[0] + 0.25 * each[1], rtol=1e-5)
+
+
+def test_learned_parameters_are_one_set_a_teacher():
+    zs, teachers, batch = random_logits(34), [random_logits(35), random_logits(36)], make_batch()
+    outputs = tuple(map(output, teachers))
+    one = WeightedSum((('hint', Learned()),), (1.0,)).init(jax.random.key(0), output(zs), outputs[:1], batch)
+    assert list(one['params']) == ['hint']
+    module = WeightedSum((('hint', Learned()),), (1.0, 3.0))
+    two = module.init(jax.random.key(0), output(zs), outputs, batch)
+    assert sorted(two['params']) == ['hint_0', 'hint_1']
+    assert two['params']['hint_0']['scale'] != two['params']['hint_1']['scale']
+    params = {'params': {'hint_0': {'scale': jnp.float32(0.5)}, 'hint_1': {'scale': jnp.float32(-2.0)}}}
+    want = 0.25 * ((zs - 0.5 * teachers[0]) ** 2).sum(1) + 0.75 * ((zs + 2 * teachers[1]) ** 2).sum(1)
+    np.testing.assert_allclose(module.apply(params, output(zs), outputs, batch)['hint'], want, rtol=1e-5)
+
+
+def test_the_weighted_sum_stops_the_gradient_to_a_teacher_that_a_term_lets_through():
+    zs, batch = output(random_logits(37)), make_batch()
+    module = WeightedSum((('hint', Learned()),), (1.0,))
+    variables = module.init(jax.random.key(0), zs, (zs,), batch)
+
+    def total(z, variables):
+        return module.apply(variables, zs, (output(z),), batch)['hint'].sum()
+
+    to_teacher, to_params = jax.grad(total, argnums=(0, 1))(jnp.asarray(random_logits(38)), variables)
+    assert (np.asarray(to_teacher) == 0).all()
+    assert abs(float(to_params['params']['hint']['scale'])) > 0.1
+
+
+def test_a_term_that_reduces_over_the_batch_is_refused():
+    module = WeightedSum((('mean', Reduces()),))
+    with pytest.raises(ValueError, match=r"'mean' returned shape \(\)"):
+        module.apply({}, output(random_logits(39)), (), make_batch())
+
+
+def test_as_many_teacher_outputs_as_weights_are_needed():
+    with pytest.raises(ValueError, match='2 teacher outputs but 1 teacher weights'):
+        z = output(random_logits(40))
+        build({'kl': {}}, (1.0,)).apply({}, z, (z, z), make_batch())
+
+
+def test_a_ramp_is_linear_in_the_epoch_from_ramp_from_to_weight():
+    module = build({'cross_entropy': {'weight': 0.5}, 'kl': {'weight': 3.0, 'ramp_epochs': 20, 'ramp_from': 1.0}}, (1.0,))
+    weights = jax.jit(module.weights)
+    for epoch, want in ((0.0, 1.0), (5.0, 1.5), (10.5, 2.05), (20.0, 3.0), (300.0, 3.0)):
+        got = weights(jnp.float32(epoch))
+        np.testing.assert_allclose([got['cross_entropy'], got['kl']], [0.5, want], rtol=1e-6)
+        assert got['kl'].dtype == got['cross_entropy'].dtype == jnp.float32 and got['kl'].shape == ()
+
+
+def test_ensemble_logits_are_the_log_of_the_average_probabilities():
+    members, weights = [random_logits(41), random_logits(42), random_logits(43)], (1.0, 0.0, 3.0)
+    want = np.log(0.25 * softmax(members[0].astype(np.float64)) + 0.75 * softmax(members[2].astype(np.float64)))
+    np.testing.assert_allclose(ensemble_logits(members, weights), want, rtol=1e-5, atol=1e-6)
+
+
+def test_ensemble_logits_by_hand_and_at_extremes():
+    # 1/2 (1/4, 3/4) + 1/2 (1/2, 1/2) = (3/8, 5/8)
+    np.testing.assert_allclose(ensemble_logits([ONE_FOUR, EVEN], (2, 2)), [[-0.98082925, -0.47000363]], rtol=1e-6)
+    extreme = ensemble_logits([np.float32([[120, -120]]), np.float32([[-120, 120]])], (1, 1))
+    np.testing.assert_allclose(extreme, [[-LN2, -LN2]], rtol=1e-6)
+    same = ensemble_logits([np.float32([[120, -120]])] * 2, (1, 1))
+    np.testing.assert_allclose(same, [[0.0, -240.0]], rtol=1e-6)
+
+
+# build
+
+
+def test_build_takes_a_config_dict_and_turns_lists_into_tuples():
+    config = ConfigDict({'cross_entropy': {'class_weights': [1, 2], 'label_smoothing': 0.1, 'weight': 2}, 'kl': {}})
+    module = build(config, [1, 1], num_classes=2)
+    assert module.terms == (
+        ('cross_entropy', OBJECTIVES['cross_entropy'](class_weights=(1, 2), label_smoothing=0.1, weight=2.0)),
+        ('kl', OBJECTIVES['kl']()),
+    )
+    assert module.teacher_weights == (1.0, 1.0)
+    assert isinstance(hash(module), int)
+
+
+def test_terms_that_never_count_are_dropped():
+    config = {
+        'cross_entropy': {'weight': 0.0, 'ramp_epochs': 5.0},
+        'logit_mse': {'weight': 0.0},
+        'kl': {'weight': 0.0, 'ramp_epochs': 5.0, 'ramp_from': 1.0},  # fades out
+        'soft_cross_entropy': {'ramp_epochs': 5.0},
+    }
+    assert [name for name, _ in build(config, (1.0,)).terms] == ['kl', 'soft_cross_entropy']
+    assert [name for name, _ in build({'cross_entropy': {}, 'kl': {'weight': 0.0}}).terms] == ['cross_entropy']
+
+
+def test_none_means_the_default():
+    assert build({'kl': {'tau': None}}, (1.0,)).terms == (('kl', OBJECTIVES['kl'](tau=4.0)),)
+
+
+def test_a_new_method_is_one_class_and_one_line(monkeypatch):
+    class Halved(Term):
+        share: float = 0.5
+
+        def __call__(self, student, teacher, batch):
+            return self.share * pure.kl(student.logits, teacher.logits, 1.0)
+
+    monkeypatch.setitem(objectives.OBJECTIVES, 'halved', Halved)
+    values = build({'halved': {}}, (1.0,)).apply({}, output(ONE_FOUR), (output(EVEN),), make_batch([0]))
+    np.testing.assert_allclose(values['halved'], [0.0719205], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('config', 'teacher_weights', 'sentence'),
+    [
+        ({'kll': {}}, (1.0,), "unknown objective 'kll'; did you mean 'kl'\\? known: cross_entropy, kl, "),
+        ({'kl': {'temperature': 2.0}}, (1.0,), "objective 'kl' has no field 'temperature'; its fields: .*tau"),
+        ({'kl': {'axis_name': 'x'}}, (1.0,), "objective 'kl' has no field 'axis_name'"),
+        ({'kl': 4.0}, (1.0,), 'objective.kl is 4.0; it must be a mapping of its fields: .*tau'),
+        ({'kl': {'tau': 0.0}}, (1.0,), 'objective.kl.tau is 0.0; it must be a finite number greater than 0'),
+        ({'kl': {'tau': -1}}, (1.0,), 'objective.kl.tau is -1.0'),
+        ({'kl': {'tau': float('nan')}}, (1.0,), 'objective.kl.tau is nan'),
+        ({'kl': {'tau': 'warm'}}, (1.0,), "objective.kl.tau is 'warm'; it must be a number, such as 4.0"),
+        ({'kl': {'tau': True}}, (1.0,), 'objective.kl.tau is True; it must be a number'),
+        ({'three_term': {'printed': 1}}, (1.0,), 'objective.three_term.printed is 1; it must be True or False'),
+        ({'three_term': {'lam': -0.5}}, (1.0,), 'objective.three_term.lam is -0.5; it must be a finite number, 0 or more'),
+        ({'kl': {'weight': -1.0}}, (1.0,), 'objective.kl.weight is -1.0'),
+        ({'kl': {'weight': float('inf')}}, (1.0,), 'objective.kl.weight is inf'),
+        ({'kl': {'ramp_epochs': -2.0}}, (1.0,), 'objective.kl.ramp_epochs is -2.0; it must be a finite number, 0 or more'),
+        ({'cross_entropy': {'label_smoothing': 1.0}}, (), 'objective.cross_entropy.label_smoothing is 1.0; .* less than 1'),
+        ({'cross_entropy': {'label_smoothing': -0.1}}, (), 'objective.cross_entropy.label_smoothing is -0.1'),
+        ({'cross_entropy': {'class_weights': (1.0, 2.0)}}, (), 'class_weights has 2 numbers but the data has 5 classes'),
+        ({'cross_entropy': {'class_weights': (1, 1, 1, 1, -1)}}, (), 'class_weights is .*; it must be finite numbers'),
+        ({'cross_entropy': {'class_weights': 3.0}}, (), 'class_weights is 3.0; it must be a list'),
+        ({'cross_entropy': {'class_weights': ('a',) * 5}}, (), 'class_weights is .*; it must be finite numbers'),
+        ({}, (), 'no term with a weight above 0 \\(given: nothing\\)'),
+        ({'kl': {'weight': 0.0}}, (1.0,), 'no term with a weight above 0 \\(given: kl\\)'),
+        ({'cross_entropy': {}, 'kl': {}}, (), "objective 'kl' learns from a teacher but the run has none"),
+        ({'cross_entropy': {}}, (1.0,), 'has 1 teacher\\(s\\) but no term of its objective uses them .*add a term such as kl'),
+        ({'kl': {}}, (1.0, -1.0), 'teacher weights \\(1.0, -1.0\\) must be'),
+        ({'kl': {}}, (0.0, 0.0), 'teacher weights \\(0.0, 0.0\\) must be'),
+        ({'kl': {}}, (float('nan'),), 'teacher weights \\(nan,\\) must be'),
+    ],
+)
+def test_bad_input_is_one_sentence(config, teacher_weights, sentence):
+    with pytest.raises(UserError, match=sentence) as caught:
+        build(config, teacher_weights, num_classes=K)
+    assert '\n' not in str(caught.value)
+
+
+def test_defaults_of_an_unknown_objective_names_the_known_ones():
+    with pytest.raises(UserError, match="unknown objective 'logit_mes'; did you mean 'logit_mse'"):
+        defaults('logit_mes')
