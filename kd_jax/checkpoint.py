@@ -65,7 +65,7 @@ class Checkpoints:
     def __init__(self, directory: Path, *, read_only: bool = False):
         self.directory = Path(directory).absolute()
         self._policy = _KeepLatestAndBest()
-        logging.getLogger('absl').setLevel(logging.ERROR)  # orbax narrates every save
+        logging.getLogger('absl').setLevel(logging.CRITICAL)  # orbax narrates every save, and logs what it also raises
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self._policy, cleanup_tmp_directories=not read_only, read_only=read_only, create=not read_only
         )

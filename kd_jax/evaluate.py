@@ -54,11 +54,10 @@ def evaluate(
 def forward_cost(network: step.Network, variables: Any, image_shape: tuple[int, ...]) -> dict[str, float]:
     """{'flops': of one image's forward pass as XLA counts them, 'latency_ms': median of a batch of one}."""
     forward = jax.jit(lambda v, x: network.predict(v, x).logits)
-    pixels = jnp.zeros((1, *image_shape), jnp.float32)
+    variables, pixels = jax.device_put((variables, jnp.zeros((1, *image_shape))), jax.local_devices()[0])
     lowered = forward.lower(variables, pixels)
     flops = float((lowered.cost_analysis() or {}).get('flops', float('nan')))
     run = lowered.compile()
-    variables = jax.device_put(variables, jax.local_devices()[0])
     jax.block_until_ready(run(variables, pixels))
     times = []
     for _ in range(50):

@@ -1,5 +1,6 @@
 """Runs a study: `python -m kd_jax.main --config=configs/digits.py [--workdir=...] [--only=run]`."""
 
+import logging
 import signal
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import jax
 import yaml
 from absl import app, flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from kd_jax import parallel
 from kd_jax.checkpoint import system_reason
@@ -41,6 +42,19 @@ def parse(argv: list[str]) -> list[str]:
         fail(f'{error}; python -m kd_jax.main --help lists the flags')
 
 
+def load_config() -> ConfigDict:
+    """The study that --config names; a file that cannot be read is one sentence."""
+    path = config_flags.get_config_filename(flags.FLAGS['config'])
+    try:
+        config = _CONFIG.value
+        config.runs  # noqa: B018  (a config that failed to load says so when it is used)
+    except OSError:
+        fail(f'cannot read the config {path!r}; name a file such as configs/digits.py, from the directory that holds it')
+    except AttributeError as error:
+        fail(f'{path} is not a study: {error}; start from configs.common.study()')
+    return config
+
+
 def default_workdir() -> Path:
     """`configs/digits.py:all` -> `runs/digits-all`."""
     name, _, argument = config_flags.get_config_filename(flags.FLAGS['config']).partition(':')
@@ -51,6 +65,7 @@ def default_workdir() -> Path:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         fail(f'unexpected argument {argv[1]!r}; options look like --config=configs/digits.py')
+    logging.getLogger().setLevel(logging.WARNING)  # jax tells which backends it did not find
     stop: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda received, _: stop.append(received))
@@ -59,7 +74,8 @@ def main(argv: list[str]) -> None:
             jax.distributed.initialize()
         elif _COORDINATOR.value:
             jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-        study = Study(_CONFIG.value, Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(), _ONLY.value)
+        config = load_config()
+        study = Study(config, Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(), _ONLY.value)
         if parallel.is_main():
             resolved = to_json(study.config.copy_and_resolve_references().to_dict())
             say(f'{yaml.safe_dump(resolved, default_flow_style=None, width=120)}\nworkdir: {study.workdir}\n')

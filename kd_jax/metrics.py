@@ -27,7 +27,7 @@ def sums(logits: jax.Array, batch: Arrays, teacher_logits: jax.Array | None = No
     in the top 5. A row with a NaN predicts no class: it is wrong, and makes nll and calibration error NaN.
     """
     present = batch['mask'] > 0
-    logits = jnp.where(present[:, None], logits, 0).astype(jnp.float32)
+    logits = logits.astype(jnp.float32)
     broken = jnp.isnan(logits).any(axis=1)
     log_p = jax.nn.log_softmax(logits)  # [B, K]
     prediction = logits.argmax(axis=1)
@@ -42,7 +42,7 @@ def sums(logits: jax.Array, batch: Arrays, teacher_logits: jax.Array | None = No
     confidence = jnp.exp(log_p.max(axis=1))
     bins = jnp.clip(jnp.ceil(confidence * BINS) - 1, 0, BINS - 1)  # bin m is (m / BINS, (m + 1) / BINS]
 
-    def total(condition, value=1.0):
+    def total(condition, value=1.0):  # selects: 0 * NaN from a padded row would be NaN
         return jnp.where(condition, value, 0.0).sum(axis=0)
 
     in_bin = valid[:, None] & (bins[:, None] == jnp.arange(BINS)[None])  # [B, BINS]
@@ -62,7 +62,7 @@ def sums(logits: jax.Array, batch: Arrays, teacher_logits: jax.Array | None = No
         'actual': total(is_label),
     }
     if teacher_logits is not None:
-        teacher_logits = jnp.where(present[:, None], teacher_logits, 0).astype(jnp.float32)
+        teacher_logits = teacher_logits.astype(jnp.float32)
         teacher_broken = jnp.isnan(teacher_logits).any(axis=1)
         log_t = jax.nn.log_softmax(teacher_logits)
         kl = jnp.where(log_t == -jnp.inf, 0.0, jnp.exp(log_t) * (log_t - log_p)).sum(axis=1)

@@ -36,13 +36,15 @@ class Parallel:
     def __len__(self) -> int:
         return len(self.devices)
 
-    def check_batch_size(self, batch_size: int, field: str) -> None:
-        """Raises `UserError` unless the devices can share `batch_size` examples equally."""
-        if batch_size <= 0 or batch_size % len(self):
-            near = max(round(batch_size / len(self)), 1) * len(self)
+    def check_batch_size(self, batch_size: int, field: str, parts: int = 1) -> None:
+        """Raises `UserError` unless the devices can share `batch_size` examples equally, each in `parts` equal parts."""
+        unit = len(self) * parts
+        if batch_size <= 0 or batch_size % unit:
+            how = f'{len(self)} devices' + (f' in {parts} parts each' if parts > 1 else '')
+            near = max(round(batch_size / unit), 1) * unit
             raise UserError(
-                f'a batch of {batch_size} cannot be shared equally by {len(self)} devices; '
-                f'take a multiple of {len(self)}, such as --config.{field}={near}'
+                f'a batch of {batch_size} cannot be shared equally by {how}; '
+                f'take a multiple of {unit}, such as --config.{field}={near}'
             )
 
     def replicate(self, tree: Any) -> Any:

@@ -1,7 +1,8 @@
 """What the seeds of a run share: the networks, the objective, the durations, the compiled steps, the data on the devices."""
 
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,17 +18,36 @@ from kd_jax.step import Network, TrainState, make_eval_step, make_train_step, ma
 from kd_jax.teachers import Trained
 
 
+# What the fields of a run allow that no later check names.
+LIMITS = {
+    'batch_size': (lambda v: v >= 1, 'at least 1'),
+    'epochs': (lambda v: 0 < v < math.inf, 'greater than 0'),
+    'eval_every': (lambda v: 0 < v < math.inf, 'greater than 0'),
+    'patience': (lambda v: v >= 0, '0 (never stop early) or more'),
+    'model.width': (lambda v: v is None or 0 < v < math.inf, 'greater than 0'),
+    'model.dropout': (lambda v: v is None or 0 <= v < 1, 'at least 0 and less than 1'),
+    'optim.accumulate': (lambda v: v >= 1, 'at least 1'),
+    'optim.teacher_factor': (lambda v: 0 <= v < math.inf, '0 (off) or more'),
+    'augment.crop': (lambda v: v >= 0, '0 (off) or more'),
+    'augment.rotate': (lambda v: 0 <= v <= 180, 'from 0 (off) to 180 degrees'),
+    'augment.cutout': (lambda v: v >= 0, '0 (off) or more'),
+    'augment.mixup': (lambda v: 0 <= v < math.inf, '0 (off) or more'),
+}
+
+
 def check(name: str, run: ConfigDict) -> None:
-    """Raises `UserError` for values of a run that no later check names."""
-    for field in ('batch_size', 'epochs', 'eval_every'):
-        if run[field] <= 0:
-            raise UserError(f'runs.{name}.{field} is {run[field]}; it must be greater than 0')
+    """Raises `UserError` for a value of the run that makes no sense whatever the data."""
+    for field, (allowed, words) in LIMITS.items():
+        value = functools.reduce(lambda node, key: node[key], field.split('.'), run)
+        if not allowed(value):
+            raise UserError(f'runs.{name}.{field} is {value}; it must be {words}')
     if run.select not in ('best', 'last'):
         raise unknown(f'value of runs.{name}.select', run.select, ('best', 'last'))
-    if run.optim.accumulate < 1:
-        raise UserError(f'runs.{name}.optim.accumulate is {run.optim.accumulate}; it must be at least 1')
-    if run.patience < 0:
-        raise UserError(f'runs.{name}.patience is {run.patience}; it must be 0 (never stop early) or more')
+    if not run.seeds:
+        raise UserError(f'runs.{name} has no seeds; give at least one, such as --config.seeds="(0,)"')
+    if len(set(run.seeds)) < len(run.seeds):
+        raise UserError(f'runs.{name}.seeds {tuple(run.seeds)} names a seed twice; each seed is one training')
+    optim.check_ema_decay(run.optim.ema_decay)
 
 
 class Program:
@@ -35,6 +55,8 @@ class Program:
 
     def __init__(self, name: str, run: ConfigDict, splits: Splits, trained: Sequence[Trained], par: parallel.Parallel):
         self.name, self.run, self.splits, self.parallel = name, run, splits, par
+        for teacher in trained:
+            teachers.check_teacher(teacher, splits)
         overrides = dict(run.model)
         self.student = Network(models.build(overrides.pop('name'), splits.num_classes, **overrides), splits.mean, splits.std)
         self.teachers = tuple(t.network for t in trained)
@@ -65,9 +87,7 @@ class Program:
                 raise UserError(f'optim.teacher_factor={factor} needs a teacher whose learning rate it multiplies')
             settings['learning_rate'] = factor * trained[0].learning_rate
         self.learning_rate = settings['learning_rate']
-        par.check_batch_size(run.batch_size // accumulate, f'runs.{name}.batch_size')
-        if run.batch_size % accumulate:
-            raise UserError(f'a batch of {run.batch_size} cannot be processed in {accumulate} equal parts (optim.accumulate)')
+        par.check_batch_size(run.batch_size, f'runs.{name}.batch_size', accumulate)
 
         self.image = jnp.zeros((2, *splits.train.image.shape[1:]), jnp.float32)  # for shapes only
         shapes = jax.eval_shape(self._init, 0)
@@ -96,7 +116,7 @@ class Program:
         )
         self.train_step = par.compile(train_step, arguments=5, donate_first=True)
         self.eval_step = par.compile(eval_step, arguments=4)
-        self.init = jax.jit(self._init)
+        self._compiled_init = jax.jit(self._init)
         self._data: dict[str, Any] = {}
         self._cost: dict[str, float] | None = None
 
@@ -113,6 +133,10 @@ class Program:
         params = {'student': student.pop('params'), 'objective': objective.pop('params', {})}
         return params, {'student': student, 'objective': objective}
 
+    def promise(self) -> Trained:
+        """This run as a teacher, before it is trained."""
+        return Trained(self.name, self.student, self.facts(), self.learning_rate, None)
+
     def data(self, split: str) -> dict[str, jax.Array]:
         if split not in self._data:
             self._data[split] = evaluate.on_device(self.parallel, getattr(self.splits, split))
@@ -120,12 +144,12 @@ class Program:
 
     def cost(self, variables) -> dict[str, float]:
         if self._cost is None:
-            self._cost = evaluate.forward_cost(self.student, variables, self.splits.train.image.shape[1:])
+            self._cost = evaluate.forward_cost(self.student, jax.device_get(variables), self.splits.train.image.shape[1:])
         return self._cost
 
     def fresh_state(self, seed: int, start: Trained | None) -> TrainState:
         """The state before the first step, as host arrays."""
-        params, model_state = jax.device_get(self.init(seed))
+        params, model_state = jax.device_get(self._compiled_init(seed))
         if start is not None:
             variables = teachers.start_from(start, variables_of(params['student'], model_state['student']), warn)
             params['student'] = variables.pop('params')

@@ -93,7 +93,9 @@ def gain_line(gain: Mapping[str, Any]) -> str:
     """`student against alone: +14.32 ± 1.20 points of test top-1 (n = 5, paired by seed)`."""
     d = gain['top-1 points']
     spread = f' ± {d["std"]:.2f}' if d['std'] is not None else ''
-    return f'{gain["run"]} against {gain["against"]}: {d["mean"]:+.2f}{spread} points of test top-1 (n = {d["n"]}, paired by seed)'
+    return (
+        f'{gain["run"]} against {gain["against"]}: {d["mean"]:+.2f}{spread} points of test top-1 (n = {d["n"]}, paired by seed)'
+    )
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], gain_rows: Sequence[Mapping[str, Any]]) -> str:

@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import jax
 from ml_collections import ConfigDict
 
 from kd_jax import data, parallel, program, report, teachers, train
@@ -62,6 +61,7 @@ class Study:
         self.chosen = [name for name in self.runs if not only or name in only]
         self.parallel = parallel.Parallel(config.parallel)
         self._splits: dict[str, data.Splits] = {}
+        self._programs: dict[str, program.Program] = {}  # of the runs to train
         for name, run in self.runs.items():
             program.check(name, run)
 
@@ -85,23 +85,37 @@ class Study:
             self._splits[key] = data.load(run.data)
         return self._splits[key]
 
+    def _promise(self, reference: str, seed: int) -> teachers.Trained:
+        """The model that `reference` will be once the runs before this one are trained."""
+        owner = _owner(reference, self.runs)
+        if owner in self._programs:
+            return self._programs[owner].promise()
+        return teachers.load(self.find(reference, seed))
+
+    def unfinished(self, name: str) -> list[int]:
+        return [seed for seed in self.runs[name].seeds if not self.directory(name, seed).finished()]
+
     def check(self) -> None:
-        """Every check that needs no training, before the first step of the first run."""
+        """Finds every mistake that can be found before the first step of the first run."""
         make_directory(self.workdir)
         for name in self.chosen:
             run = self.runs[name]
             for seed in run.seeds:
                 self.directory(name, seed).check_same(run.to_dict())
-                for reference in references(run):
-                    found = self.find(reference, seed)
-                    if _owner(reference, self.runs) not in self.chosen and not self.directory(name, seed).finished():
-                        teachers.load(found)
+            trained, start = (), None
+            for seed in self.unfinished(name):
+                trained = [self._promise(reference, seed) for reference in run.teachers]
+                start = self._promise(run.init, seed) if run.init else None
+            if self.unfinished(name):
+                self._programs[name] = program.Program(name, run, self.splits(run), trained, self.parallel)
+                if start is not None:
+                    teachers.check_shape(start, self.splits(run), 'run to start from')
 
     def run(self, should_stop: Callable[[], bool]) -> list[dict]:
         """Trains what is not finished and returns all results; writes results.json and report.md."""
         self.check()
         if parallel.is_main():
-            write_json(self.workdir / 'config.json', to_json(self.config.copy_and_resolve_references().to_dict()))
+            write_json(self.workdir / 'study.json', to_json(self.config.copy_and_resolve_references().to_dict()))
         for name in self.chosen:
             self._train(name, should_stop)
         results = [
@@ -119,39 +133,31 @@ class Study:
         return results
 
     def _train(self, name: str, should_stop: Callable[[], bool]) -> None:
-        run = self.runs[name]
-        unfinished = [seed for seed in run.seeds if not self.directory(name, seed).finished()]
-        for seed in set(run.seeds) - set(unfinished):
-            if parallel.is_main():
-                say(f'{name} seed {seed} · finished earlier')
-        parallel.barrier(f'{name} listed')
-        shared = None
+        """Trains the seeds of a run that are not finished."""
+        run, unfinished = self.runs[name], self.unfinished(name)
+        if parallel.is_main():
+            for seed in run.seeds:
+                if seed not in unfinished:
+                    say(f'{name} seed {seed} · finished earlier')
+        if not unfinished:
+            return
+        parallel.barrier(f'{name} listed')  # nobody finishes a seed while another still looks what is finished
+        shared = self._programs.pop(name)  # and with it, at the end, what it holds on the devices
+        if parallel.is_main():
+            say(f'{name} · {describe(shared)}')
         for seed in unfinished:
             if self.parallel.any(should_stop()):
                 raise train.Stopped
-            trained = [teachers.load(self.find(reference, seed)) for reference in run.teachers]
-            start = teachers.load(self.find(run.init, seed)) if run.init else None
-            if shared is None:
-                splits = self.splits(run)
-                for teacher in trained:
-                    teachers.check_fits(teacher, splits)
-                if start is not None:
-                    teachers.check_shape(start, splits, 'run to start from')
-                shared = program.Program(name, run, splits, trained, self.parallel)
-                if parallel.is_main():
-                    say(f'{name} · {describe(shared)}')
             train.train(
                 shared,
                 self.directory(name, seed),
                 seed,
-                trained=trained,
-                start=start,
+                trained=[teachers.load(self.find(reference, seed)) for reference in run.teachers],
+                start=teachers.load(self.find(run.init, seed)) if run.init else None,
                 should_stop=should_stop,
                 tensorboard=self.config.tensorboard,
                 wandb=self.config.wandb,
             )
-        del shared
-        jax.clear_caches()
 
 
 def describe(shared: program.Program) -> str:

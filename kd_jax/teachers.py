@@ -1,6 +1,5 @@
 """Trained models as teachers and as starting points, named by their workdir."""
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax
@@ -15,16 +14,13 @@ from kd_jax.workdir import RunDirectory
 
 
 class Trained(NamedTuple):
-    """A finished run, ready to predict."""
+    """A model that teaches or that another starts from; `variables` are None as long as it is still to be trained."""
 
-    source: Path
+    source: str  # for messages: a run's name or its workdir
     network: Network
-    variables: dict[str, Any]  # numpy arrays
-    info: dict[str, Any]  # its config.json
-
-    @property
-    def learning_rate(self) -> float:
-        return self.info['config']['optim']['learning_rate']
+    facts: dict[str, Any]  # of its data, as in config.json
+    learning_rate: float
+    variables: dict[str, Any] | None  # numpy arrays
 
 
 def load(run: RunDirectory) -> Trained:
@@ -33,38 +29,37 @@ def load(run: RunDirectory) -> Trained:
     Raises:
       UserError: if the run is unfinished, its files are damaged, or its model is not in the zoo.
     """
-    if not (run.path / 'config.json').exists():
-        raise UserError(f'{run.path} is not the workdir of a run: it holds no config.json')
     if not run.finished():
         raise UserError(f'the run in {run.path} is unfinished (it has no result.json); run its study again to complete it')
-    info, result = run.info(), run.result()
+    info = run.info()
     overrides = dict(info['config']['model'])
     facts = info['data']
     model = models.build(overrides.pop('name'), facts['num_classes'], **overrides)
     network = Network(model, tuple(facts['mean']), tuple(facts['std']))
-    return Trained(run.path, network, checkpoint.load_variables(run.path, result['checkpoint']), info)
+    variables = checkpoint.load_variables(run.path, run.result()['checkpoint'])
+    return Trained(str(run.path), network, facts, info['learning_rate'], variables)
 
 
-def check_fits(teacher: Trained, data: Splits) -> None:
+def check_teacher(teacher: Trained, data: Splits) -> None:
     """Raises `UserError` unless the teacher has the classes and the image shape of the student's data.
 
     Another normalisation is no obstacle: each network normalises the same pixels with its own mean and std.
     """
-    facts = teacher.info['data']
-    if facts['num_classes'] != data.num_classes:
+    if teacher.facts['num_classes'] != data.num_classes:
         raise UserError(
-            f'the teacher {teacher.source} has {facts["num_classes"]} classes, the student\'s data ({data.name}) '
+            f"the teacher {teacher.source} has {teacher.facts['num_classes']} classes, the student's data ({data.name}) "
             f'{data.num_classes}; train a teacher on the same classes'
         )
     check_shape(teacher, data, 'teacher')
 
 
 def check_shape(trained: Trained, data: Splits, role: str) -> None:
-    shape = list(data.train.image.shape[1:])
-    if trained.info['data']['image_shape'] != shape:
+    """Raises `UserError` unless `trained` saw images of the data's shape."""
+    here, there = tuple(data.train.image.shape[1:]), tuple(trained.facts['image_shape'])
+    if here != there:
         raise UserError(
-            f'the {role} {trained.source} was trained on images of shape {trained.info["data"]["image_shape"]}, the '
-            f'student\'s data ({data.name}) has {shape}; use data of the same shape'
+            f"the {role} {trained.source} was trained on images of shape {there}, the student's data ({data.name}) has {here}; "
+            'use data of the same shape'
         )
 
 

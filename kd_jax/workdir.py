@@ -135,5 +135,9 @@ def find_run(path: Path, seed: int) -> RunDirectory:
         return RunDirectory(same if same / 'config.json' in seeds else seeds[0].parent)
     runs = sorted({p.parent.parent.name for p in path.glob('*/seed*/config.json')})
     if runs:
-        raise UserError(f'{path} is a study, not a run; name one of its runs, such as {path / runs[0]} (it has {", ".join(runs)})')
-    raise UserError(f'{path} is neither a run of this study nor the workdir of a run; it should hold config.json and checkpoints')
+        raise UserError(
+            f'{path} is a study, not a run; name one of its runs, such as {path / runs[0]} (it has {", ".join(runs)})'
+        )
+    raise UserError(
+        f'{path} is neither a run of this study nor the workdir of a run; it should hold config.json and checkpoints'
+    )

@@ -32,14 +32,18 @@ def random_splits(seed=0, train=60, val=22, test=26, size=8, channels=1, classes
 
 def save_npz(path, splits):
     """The splits as a file for data.source = 'npz'."""
-    arrays = {f'{name}_{field}': getattr(getattr(splits, name), field) for name in ('train', 'val', 'test') for field in ('image', 'label')}
+    arrays = {
+        f'{name}_{field}': getattr(getattr(splits, name), field)
+        for name in ('train', 'val', 'test')
+        for field in ('image', 'label')
+    }
     np.savez(path, **arrays)
     return path
 
 
 def environment(devices=1, **extra):
     """The environment of a user with `devices` CPU devices."""
-    return os.environ | {'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}', 'PYTHONWARNINGS': 'default'} | extra
+    return os.environ | {'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'} | extra
 
 
 def run_main(*flags, devices=1, timeout=300, cwd=REPOSITORY, **extra):

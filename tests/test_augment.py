@@ -100,16 +100,37 @@ def test_rotation_is_scipy_s_bilinear_one(degrees):
     np.testing.assert_allclose(rotate_image(jnp.asarray(image), degrees), expected, atol=2e-3)
 
 
-def test_the_angle_is_uniform_within_its_bounds():
+def angles(count, rotate):
+    """The angle of each view in degrees, seen from where a bright spot went."""
     y, x = np.mgrid[-10:11, -10:11]
-    blob = np.exp(-((x - 6) ** 2 + y**2) / 4).astype(np.float32)[..., None]  # at 0 degrees, 6 pixels right of the centre
-    found = views(blob, 400, rotate=30.0)[..., 0]
-    angle = np.degrees(np.arctan2(-(found * y).sum((1, 2)), (found * x).sum((1, 2))))
+    spot = np.exp(-((x - 6) ** 2 + y**2) / 4).astype(np.float32)[..., None]  # 6 pixels right of the centre
+    found = views(spot, count, rotate=rotate)[..., 0]
+    return np.degrees(np.arctan2(-(found * y).sum((1, 2)), (found * x).sum((1, 2))))
+
+
+def test_the_angle_is_uniform_within_its_bounds():
+    angle = angles(400, rotate=30.0)
     assert -30.2 < angle.min() < -29 and 29 < angle.max() < 30.2
     assert scipy.stats.kstest(angle, 'uniform', args=(-30, 60)).pvalue > 0.01
 
 
-def test_parts_draw_independently_of_each_other():
+def test_no_draw_tells_another():
+    count, image = 2000, image_of(8, 8, 1)
+    rows, columns = ((views(image, count, crop=2) != 0).any(axis) for axis in ((2, 3), (1, 3)))
+    holes = views(image, count, cutout=1)[..., 0] == 0
+    draws = [
+        rows.argmax(1) - rows[:, ::-1].argmax(1),  # zeros above minus zeros below: the shift
+        columns.argmax(1) - columns[:, ::-1].argmax(1),
+        (views(image, count, flip=True) != image).any((1, 2, 3)),
+        angles(count, rotate=30.0),
+        holes.any(2).argmax(1),
+        holes.any(1).argmax(1),
+    ]
+    correlation = np.corrcoef(np.array(draws, np.float64)) - np.eye(6)
+    assert abs(correlation).max() < 4 / np.sqrt(count)
+
+
+def test_a_part_draws_the_same_whatever_else_is_on():
     image = image_of(8, 8, 3)
     mirrored = (views(image, 300, flip=True) == image[:, ::-1]).all((1, 2, 3))
     cropped, both = views(image, 300, crop=2), views(image, 300, crop=2, flip=True)

@@ -160,14 +160,14 @@ def test_a_uniform_predictor_by_hand():
 
 
 def test_calibration_error_by_hand():
-    # Two confident rows (0.9; one right) and two of 0.6 (both right): (2 |.5 - .9| + 2 |1 - .6|) / 4 = 0.4.
-    logits = [[math.log(9), 0.0]] * 2 + [[math.log(1.5), 0.0]] * 2
+    # Two rows of confidence 0.9 (one right) and two of 0.7 (both right): (2 |.5 - .9| + 2 |1 - .7|) / 4 = 0.35.
+    logits = [[math.log(9), 0.0]] * 2 + [[math.log(7 / 3), 0.0]] * 2
     total = measure(logits, [0, 1, 0, 0])
-    assert metrics.finalize(total)['ece'] == pytest.approx(0.4, abs=1e-6)
-    # 0.6 = 9/15 belongs to (8/15, 9/15], 0.9 = 13.5/15 to (13/15, 14/15].
-    np.testing.assert_array_equal(np.flatnonzero(total['bin_count']), [8, 13])
-    np.testing.assert_array_equal(total['bin_right'][[8, 13]], [2, 1])
-    np.testing.assert_allclose(total['bin_confidence'][[8, 13]], [1.2, 1.8], rtol=1e-6)
+    assert metrics.finalize(total)['ece'] == pytest.approx(0.35, abs=1e-6)
+    # 0.7 = 10.5/15 belongs to (10/15, 11/15], 0.9 = 13.5/15 to (13/15, 14/15].
+    np.testing.assert_array_equal(np.flatnonzero(total['bin_count']), [10, 13])
+    np.testing.assert_array_equal(total['bin_right'][[10, 13]], [2, 1])
+    np.testing.assert_allclose(total['bin_confidence'][[10, 13]], [1.4, 1.8], rtol=1e-6)
 
 
 def test_f1_averages_the_classes_that_occur():

@@ -2,7 +2,7 @@
 
 import math
 import re
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import flax
@@ -47,6 +47,7 @@ NAMES = sorted(EXPECTED)
 FAST_COMPILE = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
 
 
+@cache
 def shapes_of(model, image_shape=(2, 32, 32, 3)):
     return jax.eval_shape(partial(model.init, train=False), jax.random.key(0), jnp.zeros(image_shape))
 
@@ -92,9 +93,6 @@ def macs_of(jaxpr):
         for value in eqn.params.values():
             total += macs_of(value.jaxpr) if hasattr(value, 'jaxpr') else 0
     return total
-
-
-# --- the table -------------------------------------------------------------------------------------------------------
 
 
 def test_every_model_of_the_table_has_its_expectation():
@@ -167,15 +165,12 @@ def test_the_expected_counts_follow_from_arithmetic(name):
     assert facts == EXPECTED[name]
 
 
-# --- vocabulary and shapes -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize('shape', [(4, 32, 32, 3), (2, 28, 28, 1), (2, 8, 8, 1), (2, 31, 33, 3)])
+@pytest.mark.parametrize('shape', [(4, 28, 28, 1), (2, 8, 8, 1), (2, 31, 33, 3)])
 @pytest.mark.parametrize('name', NAMES)
 def test_every_model_speaks_the_output_vocabulary(name, shape):
     model = build(name, 7)
-    variables = shapes_of(model, shape)
-    output = jax.eval_shape(partial(model.apply, train=False), variables, jnp.zeros(shape))
+    init = partial(model.init_with_output, train=False)
+    output, variables = jax.eval_shape(init, jax.random.key(0), jnp.zeros(shape))
     stages = [f'stage{i}' for i in range(1, EXPECTED[name].stages + 1)]
     assert isinstance(output, Output)
     assert set(output.features) == {'stem', *stages, 'pooled'}
@@ -196,8 +191,9 @@ FEATURES = {
     'cnn': [(32, 32, 32), (32, 32, 32), (16, 16, 64), (128,)],
     'resnet56': [(32, 32, 16), (32, 32, 16), (16, 16, 32), (8, 8, 64), (64,)],
     'resnet8x4': [(32, 32, 32), (32, 32, 64), (16, 16, 128), (8, 8, 256), (256,)],
-    'cifar_mobilenet_v2_x0.5': [(16, 16, 16), (16, 16, 8), (16, 16, 12), (8, 8, 16), (4, 4, 32), (4, 4, 48)]
-    + [(2, 2, 80), (2, 2, 160), (1280,)],
+    'cifar_mobilenet_v2_x0.5': [
+        *[(16, 16, 16), (16, 16, 8), (16, 16, 12), (8, 8, 16), (4, 4, 32), (4, 4, 48), (2, 2, 80), (2, 2, 160), (1280,)]
+    ],
 }
 
 
@@ -237,9 +233,6 @@ def test_parameter_paths_of_the_families_are_stable():
     assert paths('cifar_mobilenet_v2') == {kind.format(unit) for unit in units for kind in kinds} | head
 
 
-# --- numbers ---------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ('name', 'width', 'image', 'reference'),
     [
@@ -263,13 +256,10 @@ def test_logits_and_features_equal_a_float64_forward_pass(name, width, image, re
         np.testing.assert_allclose(got[key], value, atol=2e-4 * np.abs(value).max(), err_msg=key)
 
 
-# --- training --------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize('name', NAMES)
 def test_training_reaches_every_parameter_and_changes_only_running_statistics(name):
     model = build(name, 10)
-    image = image_of(8, 16, 16, 3)
+    image = image_of(8, 8, 8, 3)
     variables = random_variables(model, image.shape)
 
     def loss(params, model_state, image):
@@ -358,9 +348,6 @@ def test_a_model_with_a_device_axis_and_dropout_can_be_initialised_in_training_m
     assert size(variables['params']) == EXPECTED['resnet8'].params_10
 
 
-# --- build -----------------------------------------------------------------------------------------------------------
-
-
 def test_width_scales_every_layer_and_rounds():
     params = shapes_of(build('resnet8', 10, width=0.4))['params']
     assert params['stem']['conv']['kernel'].shape == (3, 3, 3, 6)  # 6.4
@@ -377,7 +364,7 @@ def test_none_keeps_the_variants_own_value():
 
 
 def test_an_unknown_model_names_the_closest_and_the_known_ones():
-    with pytest.raises(UserError, match="unknown model 'resnet65'; did you mean 'resnet56'[?] known: ") as error:
+    with pytest.raises(UserError, match=r"^unknown model 'resnet65'; did you mean 'resnet56'\? known: ") as error:
         build('resnet65', 10)
     assert all(name in str(error.value) for name in MODELS)
 
@@ -397,5 +384,5 @@ def test_a_dropout_rate_outside_its_range_is_refused(rate):
 
 def test_a_width_that_leaves_no_channel_is_refused():
     assert scaled(16, 0.0625) == 1
-    with pytest.raises(UserError, match='width 0.01 leaves none of a layer of 16 channels; use 0.0625 or more'):
+    with pytest.raises(UserError, match=r'^width 0\.01 leaves none of a layer of 16 channels; use 0\.0625 or more'):
         shapes_of(build('resnet20', 10, width=0.01))

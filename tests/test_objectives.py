@@ -180,6 +180,15 @@ def test_defaults_are_the_users_fields_and_build_the_objective(name):
     assert built.terms == ((name, OBJECTIVES[name](axis_name='batch')),)
 
 
+def test_defaults_are_the_documented_ones():
+    assert defaults('cross_entropy').items() >= {'label_smoothing': 0.0, 'class_weights': ()}.items()
+    assert defaults('kl')['tau'] == defaults('soft_cross_entropy')['tau'] == 4.0
+    own = {'lam': 1.0, 'beta': 1.0, 'tau': 4.0, 'printed': False}
+    assert defaults('three_term').items() >= own.items()
+    z, other, labels = random_logits(44), random_logits(45), make_batch()['label']
+    np.testing.assert_array_equal(pure.three_term(z, other, labels), pure.three_term(z, other, labels, **own))
+
+
 # Numbers worked out by hand: the student's probabilities are 1/4 and 3/4, the teacher's 1/2 and 1/2 (at temperature tau)
 
 ONE_FOUR = np.float32([[0.0, LN3]])

@@ -27,7 +27,7 @@ def random_params(seed=0):
             'stage10': {'block0': {'kernel': array(4, 3)}},
             'head': {'kernel': array(4, 3), 'bias': array(3)},
         },
-        'objective': {'hint': {'kernel': array(2, 2), 'scale': array(2, 1)}},
+        'objective': {'hint': {'kernel': array(2, 2), 'scale': array(2, 1)}, 'gain': {'kernel': array(3)}},
     }
 
 
@@ -109,7 +109,13 @@ CASES = [
     ('adamw', {'weight_decay': 0.1, 'decay_norm_and_bias': False}),
 ]
 IDS = ['-'.join([name, *(f'{k}={v}' for k, v in fields.items())]) for name, fields in CASES]
-NOT_DECAYED = {'student/stem/bn/scale', 'student/stem/bn/bias', 'student/head/bias', 'objective/hint/scale'}
+NOT_DECAYED = {
+    'student/stem/bn/scale',
+    'student/stem/bn/bias',
+    'student/head/bias',
+    'objective/hint/scale',
+    'objective/gain/kernel',
+}
 
 
 def follow(name, params, gradients, fields):
@@ -320,6 +326,8 @@ def test_step_epochs_count_from_the_start_of_training_also_with_a_warm_up():
     np.testing.assert_allclose(got, [0.76, 0.4, 0.4], rtol=1e-6)
     got = at([29, 30], step_epochs=(3, 3.01), **fields)  # both round to step 30
     np.testing.assert_allclose(got, [0.8, 0.2], rtol=1e-6)
+    got = at([29, 30], warmup_epochs=2.0, step_epochs=(3, 3.01), **fields)
+    np.testing.assert_allclose(got, [0.8, 0.2], rtol=1e-6)
 
 
 def test_build_returns_the_schedule_that_it_uses():
@@ -348,7 +356,7 @@ def test_ema_follows_early_and_then_decays():
 def test_ema_copies_what_is_not_floating_point_and_keeps_types():
     average = {'count': jnp.int32(3), 'flag': jnp.array(False), 'half': jnp.bfloat16(1.0), 'w': jnp.float32(1.0)}
     new = {'count': jnp.int32(8), 'flag': jnp.array(True), 'half': jnp.bfloat16(2.0), 'w': jnp.float32(2.0)}
-    got = optim.ema(average, new, 0.5, 1000)
+    got = optim.ema(average, new, 0.5, jnp.float32(1000))
     assert int(got['count']) == 8 and bool(got['flag'])
     assert {k: v.dtype for k, v in got.items()} == {k: v.dtype for k, v in new.items()}
     assert float(got['half']) == float(got['w']) == 1.5

@@ -48,7 +48,9 @@ def assert_same(one, other, run):
 
 def start(workdir):
     command = [sys.executable, '-m', 'kd_jax.main', *FLAGS, f'--workdir={workdir}']
-    return subprocess.Popen(command, cwd=REPOSITORY, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, cwd=REPOSITORY, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 @pytest.fixture(scope='module')

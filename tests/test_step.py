@@ -23,7 +23,9 @@ def network(name, splits, **overrides):
 
 
 def init(net, splits, seed):
-    return jax.device_get(jax.jit(net.model.init, static_argnames='train')(jax.random.key(seed), jnp.float32(splits.train.image[:2]), train=False))
+    return jax.device_get(
+        jax.jit(net.model.init, static_argnames='train')(jax.random.key(seed), jnp.float32(splits.train.image[:2]), train=False)
+    )
 
 
 def run(splits, mode, devices, *, steps=10, model='resnet8', dropout=0.1, mixup=0.0, accumulate=1, freeze=(), ema=0.0,
@@ -186,7 +188,9 @@ def test_normalisation_is_each_networks_own():
 
 @pytest.mark.parametrize('mode', ['jit', 'pmap'])
 def test_a_batch_that_devices_cannot_share_is_refused(mode):
-    with pytest.raises(UserError, match=r'batch of 30 .* 4 devices; take a multiple of 4, such as --config.runs.s.batch_size=32'):
+    with pytest.raises(
+        UserError, match=r'batch of 30 .* 4 devices; take a multiple of 4, such as --config.runs.s.batch_size=32'
+    ):
         Parallel(mode, 4).check_batch_size(30, 'runs.s.batch_size')
 
 

@@ -16,7 +16,11 @@ def make_run(path, config=None):
 def test_differences_name_the_fields():
     there = {'epochs': 5.0, 'optim': {'lr': 0.1, 'name': 'sgd'}, 'old': 1}
     here = {'epochs': 5.0, 'optim': {'lr': 0.2, 'name': 'sgd'}, 'new': [1]}
-    assert differences(here, there) == ['optim.lr: 0.1 there, 0.2 here', 'old: 1 there, nothing here', 'new: nothing there, [1] here']
+    assert differences(here, there) == [
+        'optim.lr: 0.1 there, 0.2 here',
+        'old: 1 there, nothing here',
+        'new: nothing there, [1] here',
+    ]
     assert differences(here, here) == []
 
 
@@ -58,7 +62,9 @@ def test_a_path_means_a_seed_or_the_same_seed_of_a_run(tmp_path):
     assert find_run(run / 'seed11', 2).path == run / 'seed11'
     assert find_run(run, 2).path == run / 'seed2'
     assert find_run(run, 5).path == run / 'seed0'
-    with pytest.raises(UserError, match=r'is a study, not a run; name one of its runs, such as .*/study/teacher \(it has teacher\)'):
+    with pytest.raises(
+        UserError, match=r'is a study, not a run; name one of its runs, such as .*/study/teacher \(it has teacher\)'
+    ):
         find_run(tmp_path / 'study', 0)
     with pytest.raises(UserError, match='neither a run of this study nor the workdir of a run'):
         find_run(tmp_path / 'nothing', 0)

@@ -181,13 +181,14 @@ def _missing(builder, root) -> list[str]:
             wanted = ' '.join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split()).rstrip('.')
             missing.append(f'its files must be fetched by hand into {manual}: {wanted}')
         return missing
-    hosts = {urllib.parse.urlsplit(url).hostname: urllib.parse.urlsplit(url) for url in builder.url_infos or {}}
-    if hosts and not urllib.request.getproxies():
-        host, url = min((host or '', url) for host, url in hosts.items())
+    urls = [urllib.parse.urlsplit(url) for url in sorted(builder.url_infos or {})]
+    urls = [url for url in urls if url.scheme in ('http', 'https')]
+    if urls and not urllib.request.getproxies():
+        port = urls[0].port or {'http': 80, 'https': 443}[urls[0].scheme]
         try:
-            socket.create_connection((host, url.port or (80 if url.scheme == 'http' else 443)), _CONNECT_SECONDS).close()
+            socket.create_connection((urls[0].hostname, port), _CONNECT_SECONDS).close()
         except OSError as error:
-            missing.append(f'{host} cannot be reached: {error.strerror or error}')
+            missing.append(f'{urls[0].hostname} cannot be reached: {error.strerror or error}')
     return missing
 
 
@@ -201,7 +202,7 @@ def _feature(folder: str, info, key: str) -> str:
     if key in found:
         return key
     if len(found) != 1:
-        have = ', '.join(f'{name} ({type(feature).__name__})' for name, feature in features.items())
+        have = ', '.join(f'{name} ({type(feature).__name__})' for name, feature in sorted(features.items()))
         raise UserError(
             f'{folder} has the features {have or "none"}, must have one {kind.__name__} (or one called {key!r}); '
             'choose a data set of classified images'
