@@ -73,8 +73,9 @@ def evaluate_run(workdir: Path, split: str = 'test') -> dict[str, Any]:
     Raises:
       UserError: for a workdir that is missing or unfinished, or another split than 'train', 'val', 'test'.
     """
-    trained = teachers.load(find_run(workdir, seed=0))
-    splits = data_lib.load(ConfigDict(trained.info['config']['data']))
+    run = find_run(workdir, seed=0)
+    trained = teachers.load(run)
+    splits = data_lib.load(ConfigDict(run.info()['config']['data']))
     parallel = Parallel('auto')
     fn = step.make_eval_step(student=trained.network, teachers=(), teacher_weights=(), axis_name=parallel.axis_name)
     fn = parallel.compile(fn, arguments=4)

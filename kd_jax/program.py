@@ -45,6 +45,8 @@ def check(name: str, run: ConfigDict) -> None:
         raise unknown(f'value of runs.{name}.select', run.select, ('best', 'last'))
     if not run.seeds:
         raise UserError(f'runs.{name} has no seeds; give at least one, such as --config.seeds="(0,)"')
+    if min(run.seeds) < 0:
+        raise UserError(f'runs.{name}.seeds {tuple(run.seeds)} has a negative one; seeds are 0 or more')
     if len(set(run.seeds)) < len(run.seeds):
         raise UserError(f'runs.{name}.seeds {tuple(run.seeds)} names a seed twice; each seed is one training')
     optim.check_ema_decay(run.optim.ema_decay)

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from model_reference import Reference
 
 from kd_jax.errors import UserError
 from kd_jax.models import MODELS, Output, build
 from kd_jax.models.common import scaled
-from tests.model_reference import Reference
 
 
 class Facts(NamedTuple):

@@ -31,7 +31,8 @@ def config_of(data, **runs):
     for name, (objective, changes) in runs.items():
         run = common.run(config, 'cnn', objective)
         run.model.width = 0.25
-        run.batch_size, run.epochs, run.optim.learning_rate = 20, 8.0, 0.02
+        run.batch_size, run.epochs = 20, 8.0
+        run.optim.name, run.optim.learning_rate = 'adam', 0.01
         run.update_from_flattened_dict(changes)
         config.runs[name] = run
     return config.lock()
@@ -184,7 +185,7 @@ def test_select_last_is_the_end_of_training(data, tmp_path):
 
 
 @pytest.mark.parametrize('optim', [{'name': 'adam', 'learning_rate': 3e-3}, {'name': 'adamw', 'learning_rate': 3e-3, 'ema_decay': 0.8},
-                                   {'name': 'sgd', 'nesterov': True, 'clip_norm': 1.0}], ids=lambda o: o['name'])  # fmt: skip
+                                   {'name': 'sgd', 'learning_rate': 0.05, 'nesterov': True, 'clip_norm': 1.0}], ids=lambda o: o['name'])  # fmt: skip
 def test_every_optimiser_trains(data, tmp_path, optim):
     changes = {f'optim.{key}': value for key, value in optim.items()} | {'epochs': 10.0}
     results = train(config_of(data, alone=(None, changes)), tmp_path)

@@ -1,0 +1,137 @@
+"""Every config loads, says what it is, and makes a study whose parts exist."""
+
+import importlib
+import json
+from pathlib import Path
+
+import jax
+import pytest
+from helpers import run_main
+from tfds_sets import prepare_cifar10_like
+
+from configs import common
+from kd_jax import models, objectives, program, study
+from kd_jax.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+# Every config file with every argument that its docstring offers.
+CONFIGS = {
+    'digits': ('', 'few', 'regime=all'),
+    'fashion_mnist': ('', 'all'),
+    'cifar10': (None,),
+    'cifar100': (
+        '',
+        'method=soft_cross_entropy,pair=resnet32x4-resnet8x4',
+        'logit_mse',
+        'three_term,resnet56-cifar_mobilenet_v2_x0.5',
+        'resnet110-resnet32',
+    ),
+}
+ALL = [(name, argument) for name, arguments in CONFIGS.items() for argument in arguments]
+
+
+def get(name, argument):
+    get_config = importlib.import_module(f'configs.{name}').get_config
+    return get_config() if argument is None else get_config(argument)
+
+
+def test_the_table_is_complete():
+    assert set(CONFIGS) == {p.stem for p in (ROOT / 'configs').glob('*.py')} - {'common', '__init__'}
+
+
+@pytest.mark.parametrize(('name', 'argument'), ALL)
+def test_a_config_makes_a_study(name, argument):
+    config = get(name, argument).lock()
+    names = study.order(config.runs)
+    assert names[0] == 'teacher'
+    assert set(names) == {'teacher', 'alone', 'student'}
+    for run_name in names:
+        run = config.runs[run_name].copy_and_resolve_references()
+        program.check(run_name, run)
+        model = dict(run.model)
+        models.build(model.pop('name'), 10, **model)
+        objectives.build(run.objective, (1.0,) * len(run.teachers), 10)
+    assert config.runs.alone.model == config.runs.student.model
+    assert config.runs.alone.data == config.runs.student.data  # the comparison is of the objective alone
+    assert config.runs.alone.epochs == config.runs.student.epochs
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_a_config_says_what_it_is(name):
+    text = importlib.import_module(f'configs.{name}').__doc__
+    for part in ('arXiv:', f'python -m kd_jax.main --config=configs/{name}.py', 'uration', 'xpected'):
+        assert part in text
+
+
+def test_unknown_arguments_name_what_is_allowed():
+    with pytest.raises(UserError, match=r"unknown config argument 'pair=resnet56'; allowed: method=kl \| .*pair=resnet56-resnet20"):
+        get('cifar100', 'pair=resnet56')
+
+
+def test_shared_fields_follow_the_study_unless_a_run_has_its_own():
+    config = get('digits', 'few')
+    config.data.path = '/elsewhere'
+    config.seeds = (7,)
+    config.runs.student.data.labels_seed = 3
+    assert config.runs.teacher.data.path == config.runs.student.data.path == '/elsewhere'
+    assert config.runs.alone.seeds == (7,)
+    assert (config.data.labels_seed, config.runs.student.data.labels_seed, config.runs.alone.data.labels_seed) == (0, 3, 0)
+
+
+def test_distillation_weights_are_hintons():
+    objective = common.distillation(alpha=0.9, tau=2.0)
+    assert objective.cross_entropy.weight == pytest.approx(0.1)
+    assert (objective.kl.weight, objective.kl.tau) == (0.9, 2.0)
+
+
+@pytest.fixture(scope='module')
+def cifar(tmp_path_factory):
+    """A directory that holds `cifar10` as TensorFlow Datasets prepares it, with other images."""
+    directory = tmp_path_factory.mktemp('tfds')
+    prepare_cifar10_like(directory, train=600, test=120)
+    return directory
+
+
+def without_tensorflow(directory):
+    """An environment in which `import tensorflow` fails even where it is installed."""
+    package = directory / 'blocked' / 'tensorflow'
+    package.mkdir(parents=True)
+    (package / '__init__.py').write_text("raise ImportError('this test runs without TensorFlow')\n")
+    return {'PYTHONPATH': str(package.parent)}
+
+
+def test_cifar10_trains_from_a_tfds_directory_without_tensorflow(cifar, tmp_path):
+    """The CIFAR-10 study with small networks: 540/60/120 images, all three runs, above chance by far."""
+    flags = ['--config=configs/cifar10.py', f'--config.data.path={cifar}', '--config.seeds=(0,)', '--config.tensorboard=False']
+    for run, model in (('teacher', 'resnet8'), ('alone', 'cnn'), ('student', 'cnn')):
+        flags += [f'--config.runs.{run}.model.name={model}', f'--config.runs.{run}.model.width=0.25']
+        flags += [f'--config.runs.{run}.{field}' for field in ('epochs=8.', 'eval_every=4.', 'optim.warmup_epochs=1.')]
+        flags += [f'--config.runs.{run}.batch_size=30', f'--config.runs.{run}.optim.learning_rate=0.02']
+    done = run_main(*flags, f'--workdir={tmp_path}/w', **without_tensorflow(tmp_path))
+    assert done.returncode == 0, done.stderr
+    results = {r['run']: r for r in json.loads((tmp_path / 'w/results.json').read_text())['results']}
+    info = json.loads((tmp_path / 'w/teacher/seed0/config.json').read_text())
+    assert info['data']['class_names'][:3] == ['airplane', 'automobile', 'bird']
+    assert info['data']['count'] == {'train': 540, 'labelled': 540, 'val': 60, 'test': 120}
+    assert results['student']['test']['count'] == 120
+    assert results['teacher']['test']['top1'] > 0.5
+    assert results['student']['test']['top1'] > 0.3
+
+
+@pytest.mark.slow
+def test_cifar10_trains_its_own_networks(cifar, tmp_path):
+    """resnet56 and MobileNetV2 x0.5 as configured, for one epoch."""
+    flags = ['--config=configs/cifar10.py', f'--config.data.path={cifar}', '--config.seeds=(0,)']
+    for run in ('teacher', 'alone', 'student'):
+        flags += [f'--config.runs.{run}.{field}' for field in ('epochs=1.', 'batch_size=60', 'optim.warmup_epochs=0.')]
+    done = run_main(*flags, f'--workdir={tmp_path}/w', timeout=1200)
+    assert done.returncode == 0, done.stderr
+    results = {r['run']: r for r in json.loads((tmp_path / 'w/results.json').read_text())['results']}
+    assert results['teacher']['params'] == 855_770
+    assert results['student']['params'] == 697_546
+    assert {r['test']['count'] for r in results.values()} == {120}
+    assert all(0 < r['test']['nll'] < 100 for r in results.values())
+
+
+def test_the_default_device_count_of_the_tests_is_four():
+    assert jax.device_count() == 4
