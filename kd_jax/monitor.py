@@ -53,13 +53,15 @@ class Monitor:
         self._rate = 0.0
         if not active:
             return
-        self._file = open(directory / 'metrics.jsonl', 'a')  # noqa: SIM115  (closed in __exit__)
         if tensorboard:
             from tensorboardX import SummaryWriter
 
             self._events = SummaryWriter(str(directory / 'tensorboard'))
         if wandb:
-            self._wandb = _start_wandb(wandb, title, directory, config)
+            self._wandb = import_wandb(wandb).init(
+                project=wandb, name=title, dir=str(directory), config=config, resume='allow'
+            )
+        self._file = open(directory / 'metrics.jsonl', 'a')  # noqa: SIM115  (closed in __exit__)
 
     def __enter__(self):
         if self.active and sys.stdout.isatty():
@@ -128,11 +130,11 @@ class Monitor:
             self._wandb.log({f'{split}/{name}': value for name, value in scalars.items()}, step=step)
 
 
-def _start_wandb(project: str, title: str, directory: Path, config: dict[str, Any] | None):
+def import_wandb(project: str):
+    """The module wandb; `UserError` where it is not installed."""
     try:
         import wandb
     except ImportError as error:
-        raise UserError(
-            f'--config.wandb={project} needs the package wandb; pip install -r requirements-extras.txt, or leave the field empty'
-        ) from error
-    return wandb.init(project=project, name=title, dir=str(directory), config=config, resume='allow')
+        fix = 'pip install -r requirements-extras.txt, or leave the field empty'
+        raise UserError(f'--config.wandb={project} needs the package wandb; {fix}') from error
+    return wandb

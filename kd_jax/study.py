@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from kd_jax import data, parallel, program, report, teachers, train
 from kd_jax.errors import UserError, unknown
-from kd_jax.monitor import say
+from kd_jax.monitor import import_wandb, say
 from kd_jax.workdir import RunDirectory, find_run, make_directory, to_json, write_json
 
 
@@ -97,6 +97,8 @@ class Study:
 
     def check(self) -> None:
         """Finds every mistake that can be found before the first step of the first run."""
+        if self.config.wandb:
+            import_wandb(self.config.wandb)
         make_directory(self.workdir)
         for name in self.chosen:
             run = self.runs[name]
