@@ -7,6 +7,7 @@
 #   PYTHON           the interpreter (default: .venv/bin/python if it exists, else python3)
 #   KD_JAX_DEVICES   so many fake CPU devices in each process
 #   KD_JAX_PORT      port of process 0 (default: a free one)
+#   KD_JAX_PATIENCE  seconds that the others have to stop when one has failed (default: 15); then they are killed
 # Process 0 prints as usual, the lines of process 1 start with '[1] '. SIGINT, SIGTERM and SIGHUP are passed on. Exit
 # status 0 if all processes end with 0, otherwise that of the first that failed; the others are stopped.
 set -euo pipefail
@@ -34,6 +35,7 @@ if [[ -n ${KD_JAX_DEVICES:-} ]]; then
   [[ $KD_JAX_DEVICES =~ $number ]] || fail "KD_JAX_DEVICES is $KD_JAX_DEVICES; it must be the number of fake CPU devices in each process"
   export JAX_PLATFORMS=cpu XLA_FLAGS="${XLA_FLAGS:-} --xla_force_host_platform_device_count=$KD_JAX_DEVICES"
 fi
+[[ ${KD_JAX_PATIENCE:-1} =~ $number ]] || fail "KD_JAX_PATIENCE is $KD_JAX_PATIENCE; it must be a whole number of seconds"
 port=${KD_JAX_PORT:-$("$python" -c 'import socket; s = socket.socket(); s.bind(("localhost", 0)); print(s.getsockname()[1])')}
 
 run() { # run PROCESS FLAGS...: becomes that process
@@ -56,8 +58,9 @@ signal() { # signal NAME: to every process that still runs
     [[ -z ${running[i]} ]] || kill -s "$1" "${pids[i]}" 2>/dev/null || true
   done
 }
-trap 'signal INT' INT
-trap 'signal TERM' TERM HUP
+asked=
+trap 'asked=yes; signal INT' INT
+trap 'asked=yes; signal TERM' TERM HUP
 trap 'signal KILL' EXIT
 
 set -m # a process group each: what is typed at the terminal reaches them once, through this script
@@ -71,20 +74,20 @@ for ((i = 0; i < processes; i++)); do
 done
 set +m
 
-patience=15 # seconds that the others have when one has failed; without it most of them wait for ever
+patience=${KD_JAX_PATIENCE:-15} # most of them wait for the one that failed, and hear nothing
 failed=0 left=$processes deadline=
 while ((left > 0)); do
   sleep 0.2 || true # a signal cuts it short
   for i in "${!pids[@]}"; do
     if [[ -n ${running[i]} ]] && ! kill -0 "${pids[i]}" 2>/dev/null; then
       status=0
-      wait "${pids[i]}" || status=$?
+      wait "${pids[i]}" 2>/dev/null || status=$?
       running[i]=
       left=$((left - 1))
       if ((status != 0 && failed == 0)); then
         failed=$status
         deadline=$((SECONDS + patience))
-        if ((left > 0)); then
+        if [[ -z $asked ]] && ((left > 0)); then
           echo "process $i ended with status $status; stopping the others" >&2
           signal TERM
         fi

@@ -1,0 +1,417 @@
+"""launch/: several processes on one machine, the Cloud TPU commands, the notebook."""
+
+import importlib
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import flax
+import nbformat
+import numpy as np
+import pytest
+from helpers import REPOSITORY, environment, run_main
+
+from kd_jax import main
+from kd_jax.checkpoint import load_variables
+
+LOCAL, CLOUD, NOTEBOOK = (REPOSITORY / 'launch' / name for name in ('local.sh', 'cloud_tpu.sh', 'colab.ipynb'))
+TRAIN_IMAGES, BATCH = 1020, 64  # of the digits
+
+
+def epochs(steps):
+    return steps * BATCH / TRAIN_IMAGES
+
+
+# A teacher without, and a student with BatchNorm. Rounding differs with the number of devices, and once it changes the
+# sign of a ReLU's input in a network with BatchNorm, the runs part: the student's few steps are the ones before that.
+STUDY = (
+    '--config=configs/digits.py',
+    '--config.seeds=(0,)',
+    '--config.tensorboard=False',
+    '--only=teacher,student',
+    '--config.runs.teacher.model.name=cnn',
+    f'--config.runs.teacher.epochs={epochs(48)}',
+    '--config.runs.teacher.optim.learning_rate=0.2',
+    '--config.runs.teacher.select=last',
+    '--config.runs.student.model.name=resnet8',
+    '--config.runs.student.model.width=0.25',
+    f'--config.runs.student.epochs={epochs(8)}',
+    '--config.runs.student.optim.learning_rate=0.05',
+    '--config.runs.student.select=last',
+)
+
+
+def local(processes, *arguments, devices=None, timeout=300, **extra):
+    """`launch/local.sh` to its end."""
+    extra = {'PYTHON': sys.executable} | extra | ({'KD_JAX_DEVICES': str(devices)} if devices else {})
+    command = [str(LOCAL), str(processes), *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=timeout, cwd=REPOSITORY, env=environment(**extra), check=False
+    )
+
+
+def trained(directory):
+    """(all variables by path, result.json) of a run."""
+    result = json.loads((directory / 'result.json').read_text())
+    return flax.traverse_util.flatten_dict(load_variables(directory, result['checkpoint']), sep='/'), result
+
+
+@pytest.fixture(scope='module')
+def alone(tmp_path_factory):
+    """The study on one device of one process."""
+    workdir = tmp_path_factory.mktemp('one')
+    done = run_main(*STUDY, f'--workdir={workdir}')
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+@pytest.mark.parametrize('mode', ['auto', pytest.param('jit', marks=pytest.mark.slow)])
+def test_two_processes_of_two_devices_train_the_same_parameters_as_one(alone, tmp_path, mode):
+    done = local(2, *STUDY, f'--workdir={tmp_path}', f'--config.parallel={mode}', devices=2)
+    assert done.returncode == 0, done.stderr
+    assert f'8 steps of 64 ({"pmap" if mode == "auto" else mode} on 4 devices)' in done.stdout
+    for run, steps in (('teacher', 48), ('student', 8)):
+        (one, expected), (two, result) = (trained(d / run / 'seed0') for d in (alone, tmp_path))
+        assert one.keys() == two.keys()
+        for name in one:
+            np.testing.assert_allclose(two[name], one[name], rtol=0, atol=1e-5, err_msg=f'{run} {name}')
+        assert result['steps'] == expected['steps'] == steps
+        assert result['test']['top1'] == expected['test']['top1']
+        assert result['test']['count'] == expected['test']['count'] == 597
+    assert trained(alone / 'teacher' / 'seed0')[1]['test']['top1'] > 0.7  # there was something to learn
+
+
+@pytest.mark.slow
+def test_sigterm_stops_all_processes_and_the_same_command_continues(tmp_path):
+    command = [
+        *('--config=configs/digits.py', '--config.seeds=(0,)', '--config.tensorboard=False', '--only=teacher'),
+        *('--config.runs.teacher.model.name=cnn', '--config.runs.teacher.epochs=20.', '--config.runs.teacher.eval_every=1.'),
+    ]
+    whole = local(2, *command, f'--workdir={tmp_path / "whole"}', devices=2)
+    assert whole.returncode == 0, whole.stderr
+    env = environment(PYTHON=sys.executable, KD_JAX_DEVICES='2')
+    cut = [str(LOCAL), '2', *command, f'--workdir={tmp_path / "cut"}']
+    with subprocess.Popen(cut, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=REPOSITORY, env=env) as process:
+        text = ''
+        for line in process.stdout:
+            text += line
+            if 'epoch 3.0/20.0' in line:
+                process.send_signal(signal.SIGTERM)
+    assert process.returncode == 143, text
+    assert text.count('stopped by SIGTERM') == 2
+    assert 'epoch 20.0/20.0' not in text
+    again = local(2, *command, f'--workdir={tmp_path / "cut"}', devices=2)
+    assert again.returncode == 0, again.stderr
+    assert 'resumed at step' in again.stdout
+    one, two = (trained(tmp_path / d / 'teacher' / 'seed0')[0] for d in ('whole', 'cut'))
+    for name in one:
+        np.testing.assert_array_equal(one[name], two[name], err_msg=name)
+
+
+def test_a_mistake_ends_all_processes_with_its_sentence_and_status_2(tmp_path):
+    done = local(2, '--config=configs/digits.py', '--only=tracher', f'--workdir={tmp_path}')
+    assert done.returncode == 2
+    assert "error: unknown run 'tracher'; did you mean 'teacher'?" in done.stderr
+    assert 'Traceback' not in done.stdout + done.stderr
+
+
+@pytest.fixture
+def stub(tmp_path):
+    """Stands in for Python: says how it was started; waits for a signal or fails as BEHAVIOUR tells its process."""
+    path = tmp_path / 'python'
+    path.write_text("""#!/usr/bin/env bash
+process=${@: -1}
+process=${process#--process=}
+echo "started with $* and $XLA_FLAGS"
+trap 'echo "process $process got TERM"; [[ -n $STUBBORN ]] || exit 143' TERM
+trap 'echo "process $process got INT"; exit 130' INT
+case " $BEHAVIOUR " in
+*" $process=wait "*) while :; do sleep 0.1; done ;;
+*" $process=fail "*) sleep 0.5; exit 3 ;;
+esac
+""")
+    path.chmod(0o755)
+    return {'PYTHON': str(path), 'KD_JAX_PORT': '4567', 'STUBBORN': ''}
+
+
+def test_every_process_gets_the_flags_its_number_and_its_devices(stub):
+    done = local(2, '--config=a b.py', '--config.seeds=(0,)', devices=3, BEHAVIOUR='', **stub)
+    assert done.returncode == 0, done.stderr
+    lines = sorted(done.stdout.splitlines())
+    for line, number, prefix in zip(lines, (1, 0), ('[1] ', ''), strict=True):
+        assert line.startswith(
+            f'{prefix}started with -m kd_jax.main --config=a b.py --config.seeds=(0,) '
+            f'--coordinator=localhost:4567 --processes=2 --process={number} and '
+        )
+        assert line.endswith(' --xla_force_host_platform_device_count=3')
+
+
+@pytest.mark.parametrize('failing', [0, 1])
+def test_when_one_process_fails_the_others_are_stopped_and_its_status_is_returned(stub, failing):
+    done = local(2, '--config=x', BEHAVIOUR=f'{failing}=fail {1 - failing}=wait', **stub)
+    assert done.returncode == 3
+    assert f'process {1 - failing} got TERM' in done.stdout
+    assert f'process {failing} ended with status 3; stopping the others' in done.stderr
+
+
+def test_a_process_that_does_not_stop_is_killed(stub):
+    begin = time.monotonic()
+    done = local(2, '--config=x', BEHAVIOUR='0=fail 1=wait', **stub | {'STUBBORN': 'yes', 'KD_JAX_PATIENCE': '2'})
+    assert done.returncode == 3
+    assert 'process 1 got TERM' in done.stdout
+    assert 1.0 < time.monotonic() - begin < 15
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_signals_reach_every_process(stub, number):
+    env = environment(BEHAVIOUR='0=wait 1=wait', **stub)
+    command = [str(LOCAL), '2', '--config=x']
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as process:
+        for _ in range(2):
+            assert 'started with' in process.stdout.readline()
+        time.sleep(0.5)  # until the stubs have set their traps
+        process.send_signal(number)
+        out, error = process.communicate(timeout=30)
+    assert process.returncode == 128 + number
+    assert sorted(out.splitlines()) == [f'[1] process 1 got {number.name[3:]}', f'process 0 got {number.name[3:]}']
+    assert error == ''
+
+
+@pytest.mark.parametrize(
+    'arguments, extra, sentence',
+    [
+        ((), {}, 'usage: launch/local.sh PROCESSES --config=CONFIG'),
+        (('2',), {}, 'usage: '),
+        (('0', '--config=x'), {}, 'usage: '),
+        (('two', '--config=x'), {}, 'usage: '),
+        (('2', '--config=x'), {'KD_JAX_DEVICES': 'x'}, 'KD_JAX_DEVICES is x; it must be the number'),
+        (('2', '--config=x'), {'KD_JAX_PATIENCE': '-1'}, 'KD_JAX_PATIENCE is -1; it must be'),
+        (('2', '--config=x'), {'PYTHON': '/nowhere/python'}, 'there is no Python at /nowhere/python'),
+    ],
+)
+def test_local_refuses_a_mistake_with_one_sentence(arguments, extra, sentence):
+    env = environment(**({'PYTHON': sys.executable} | extra))
+    done = subprocess.run([str(LOCAL), *arguments], capture_output=True, text=True, env=env, timeout=30, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith('error: ') and sentence in done.stderr and done.stderr.count('\n') == 1
+
+
+# --- Cloud TPU: nothing here talks to Google ---
+
+
+@pytest.fixture(autouse=True)
+def no_google(tmp_path_factory, monkeypatch):
+    """A `gcloud` that fails, so that no test can reach the real one."""
+    gcloud = tmp_path_factory.mktemp('bin') / 'gcloud'
+    gcloud.write_text('#!/bin/sh\nexit 99\n')
+    gcloud.chmod(0o755)
+    monkeypatch.setenv('PATH', f'{gcloud.parent}:{os.environ["PATH"]}')
+
+
+def cloud(*arguments, path=None, **extra):
+    env = environment(**extra) | ({'PATH': str(path)} if path else {})
+    return subprocess.run([str(CLOUD), *arguments], capture_output=True, text=True, env=env, timeout=60, check=False)
+
+
+def dry(verb, *arguments):
+    """The commands of a dry run, each as a list of words."""
+    done = cloud(verb, 'box', '--zone=us-central1-a', '--dry-run', *arguments)
+    assert done.returncode == 0, done.stderr
+    return [shlex.split(line) for line in done.stdout.splitlines()]
+
+
+FLAGS = ('--', '--config=configs/digits.py', '--config.seeds=(0,)', "--config.wandb=it's", '--workdir=/mnt/runs/digits')
+TPU_VM = ['gcloud', 'compute', 'tpus', 'tpu-vm']
+ZONE = '--zone=us-central1-a'
+
+
+@pytest.mark.parametrize(
+    'kind, version',
+    [
+        ('v5litepod-8', 'v2-alpha-tpuv5-lite'),
+        ('v5p-8', 'v2-alpha-tpuv5'),
+        ('v6e-16', 'v2-alpha-tpuv6e'),
+        ('v4-8', 'tpu-ubuntu2204-base'),
+    ],
+)
+def test_create_takes_the_software_version_that_belongs_to_the_type(kind, version):
+    wanted = [*TPU_VM, 'create', 'box', f'--accelerator-type={kind}', f'--version={version}', ZONE]
+    assert dry('create', f'--type={kind}') == [wanted]
+
+
+def test_create_passes_version_spot_and_project_on():
+    wanted = [*TPU_VM, 'create', 'box', '--accelerator-type=v9-8', '--version=v', '--spot', ZONE, '--project=p']
+    assert dry('create', '--type=v9-8', '--version=v', '--spot', '--project=p') == [wanted]
+
+
+def test_install_brings_code_that_runs_and_the_bounds_of_requirements(tmp_path):
+    make, tar, scp, ssh = dry('install', '--setup=sudo mount /mnt/runs')
+    assert make[:2] == ['mkdir', '-p']
+    archive = tar[tar.index('-czf') + 1]
+    assert scp == [*TPU_VM, 'scp', archive, 'box:kd_jax.tar.gz', '--worker=all', ZONE]
+    assert ssh[:6] == [*TPU_VM, 'ssh', 'box'] and ssh[6] == '--worker=all' and ssh[8:] == [ZONE]
+    (jax_line,) = re.findall(r'^jax([<>=].*)$', (REPOSITORY / 'requirements.txt').read_text(), re.MULTILINE)
+    assert f"-r requirements.txt 'jax[tpu]{jax_line}'; sudo mount /mnt/runs" in ssh[7]
+
+    here = str(tmp_path / 'kd_jax.tar.gz')
+    subprocess.run([here if word == archive else word for word in tar], check=True)
+    subprocess.run(['tar', '-xzf', here, '-C', str(tmp_path)], check=True)
+    done = run_main('--config=configs/digits.py', '--only=nobody', f'--workdir={tmp_path / "runs"}', cwd=tmp_path)
+    assert done.returncode == 2 and "unknown run 'nobody'" in done.stderr
+
+
+def test_follow_and_delete():
+    ((*start, command, zone),) = dry('follow', '--worker=3')
+    assert (start, zone) == ([*TPU_VM, 'ssh', 'box', '--worker=3'], ZONE)
+    assert command.startswith('--command=cd kd_jax && tail ')
+    assert dry('delete') == [[*TPU_VM, 'delete', 'box', ZONE]]
+
+
+def test_all_is_create_install_run_follow_and_never_delete():
+    *commands, last = dry('all', '--type=v6e-16', *FLAGS)
+    assert commands == dry('create', '--type=v6e-16') + dry('install') + dry('run', *FLAGS) + dry('follow')
+    assert last == ['done;', 'delete', 'the', 'TPU', 'with:', 'launch/cloud_tpu.sh', 'delete', 'box', ZONE]
+
+
+@pytest.fixture
+def worker(tmp_path):
+    """A `gcloud` that runs a worker's commands here, in the home directory of a worker with kd_jax installed."""
+    home, bin_ = tmp_path / 'home', tmp_path / 'bin'
+    python = home / 'kd_jax' / '.venv' / 'bin' / 'python'
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/usr/bin/env bash\nsleep 1.5\nprintf "<%s>" "$@"\nexit 3\n')
+    bin_.mkdir()
+    (bin_ / 'gcloud').write_text(
+        '#!/usr/bin/env bash\nfor word; do case $word in --command=*) command=${word#*=} ;; esac; done\ncd && eval "$command"\n'
+    )
+    for file in (python, bin_ / 'gcloud'):
+        file.chmod(0o755)
+    return {'path': f'{bin_}:{os.environ["PATH"]}', 'HOME': str(home)}
+
+
+def test_run_returns_at_once_and_follow_ends_with_the_run_and_its_status(worker):
+    begin = time.monotonic()
+    done = cloud('run', 'box', ZONE, *FLAGS, **worker)
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - begin < 1.5
+    twice = cloud('run', 'box', ZONE, *FLAGS, **worker)
+    assert twice.returncode == 2 and 'a run is still going on here' in twice.stderr
+    followed = cloud('follow', 'box', ZONE, **worker)
+    assert followed.returncode == 3
+    wanted = ''.join(f'<{word}>' for word in ('-m', 'kd_jax.main', *FLAGS[1:], '--coordinator=auto'))
+    assert followed.stdout.splitlines()[-1] == wanted
+
+
+def test_run_needs_an_installation(worker):
+    shutil.rmtree(Path(worker['HOME']) / 'kd_jax')
+    done = cloud('run', 'box', ZONE, *FLAGS, **worker)
+    assert done.returncode == 2 and 'kd_jax is not installed here; install it first' in done.stderr
+
+
+@pytest.mark.parametrize(
+    'arguments, sentence',
+    [
+        ((), 'usage: launch/cloud_tpu.sh VERB NAME'),
+        (('create',), 'usage: '),
+        (('--dry-run', 'create'), 'usage: '),
+        (('make', 'box', ZONE), "unknown verb 'make'; it is create, install, run, follow, delete or all"),
+        (('delete', 'box'), 'delete needs the zone'),
+        (('create', 'box', ZONE), 'create needs the type'),
+        (('all', 'box', ZONE, *FLAGS), 'all needs the type'),
+        (('create', 'box', ZONE, '--type=v9-8', '--dry-run'), 'no default software version for the type v9-8'),
+        (('create', 'box', ZONE, '--tpye=v6e-8'), 'unknown option --tpye=v6e-8; allowed: --zone='),
+        (('run', 'box', ZONE), 'run needs the flags of kd_jax.main after --'),
+        (('run', 'box', ZONE, '--', '--config=configs/digits.py'), 'at least --config= and --workdir='),
+        (('run', 'box', ZONE, '--', '--config=c', '--workdir=gs://b/x'), 'gs:// is not supported yet (--workdir)'),
+        (('run', 'box', ZONE, *FLAGS, '--config.data.path=gs://b'), 'gs:// is not supported yet (--config.data.path)'),
+        (('run', 'box', ZONE, *FLAGS, '--processes=4'), '--processes=4 is set by this script'),
+    ],
+)
+def test_cloud_refuses_a_mistake_with_one_sentence(arguments, sentence):
+    done = cloud(*arguments)
+    assert done.returncode == 2
+    assert done.stdout == ''
+    assert done.stderr.startswith('error: ') and sentence in done.stderr and done.stderr.count('\n') == 1
+
+
+def test_without_gcloud_one_sentence_says_where_it_is(tmp_path):
+    (tmp_path / 'bash').symlink_to(shutil.which('bash'))
+    done = cloud('delete', 'box', ZONE, path=tmp_path)
+    assert done.returncode == 2
+    assert 'gcloud is not installed; see https://cloud.google.com/sdk/docs/install' in done.stderr
+
+
+# --- the notebook ---
+
+
+def test_the_notebook_is_valid_and_holds_no_outputs():
+    notebook = nbformat.read(NOTEBOOK, as_version=nbformat.NO_CONVERT)
+    nbformat.validate(notebook)
+    assert notebook.nbformat == 4
+    cells = [cell for cell in notebook.cells if cell.cell_type == 'code']
+    assert len(cells) >= 6
+    assert all(cell.outputs == [] and cell.execution_count is None for cell in cells)
+
+
+def test_everything_that_the_notebook_names_exists():
+    text = '\n'.join(cell.source for cell in nbformat.read(NOTEBOOK, as_version=4).cells)
+    configs = set(re.findall(r'--config=(configs/\w+\.py(?::\w+)?)', text))
+    assert configs == {'configs/digits.py', 'configs/digits.py:all'}
+    for name in configs:
+        file, _, argument = name.partition(':')
+        config = importlib.import_module(file.removesuffix('.py').replace('/', '.')).get_config(argument)
+        fields = set(re.findall(r'--config\.([\w.]+)=', text))
+        assert {'runs.student.teachers', 'runs.student.objective.kl.tau'} <= fields
+        for field in fields:
+            value = config
+            for part in field.split('.'):
+                value = value[part]  # a KeyError says what is not there
+    options = set(re.findall(r'--(config|workdir|only|plot)\b', text))
+    assert options == {'config', 'workdir', 'only', 'plot'} and options - {'plot'} <= set(main.flags.FLAGS)
+    modules = set(re.findall(r"'(kd_jax\.\w+)'", text))
+    assert modules == {'kd_jax.main', 'kd_jax.report'}
+    done = subprocess.run([sys.executable, '-m', 'kd_jax.report', '--help'], capture_output=True, text=True, env=environment())
+    assert done.returncode == 0 and '--plot' in done.stdout
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_from_top_to_bottom_and_distillation_pays(tmp_path):
+    from nbclient import NotebookClient
+
+    for name in ('kd_jax', 'configs', 'requirements.txt'):  # what it trains stays in tmp_path
+        (tmp_path / name).symlink_to(REPOSITORY / name)
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    client = NotebookClient(notebook, timeout=600, kernel_name='python3', resources={'metadata': {'path': str(tmp_path)}})
+    client.execute(env=environment(KD_JAX_FLAGS='--config.seeds=(0,)'))
+    outputs = {cell.id: cell.outputs for cell in notebook.cells if cell.cell_type == 'code'}
+
+    def shown(cell, kind):
+        return [output.data[kind] for output in outputs[cell] if output.output_type == 'display_data' and kind in output.data]
+
+    (table,) = shown('table', 'text/markdown')
+    head, _, *rows = [[c.strip() for c in line.strip('|').split('|')] for line in table.splitlines() if line.startswith('|')]
+    top1 = {row[0]: float(row[head.index('top-1 %')].split()[0]) for row in rows}
+    assert list(top1) == ['teacher', 'alone', 'student']
+    assert top1['student'] > top1['alone'] + 5
+    assert len(shown('curves', 'image/png')) == len(shown('look', 'image/png')) == 1
+    (comparison,) = shown('compare', 'text/markdown')
+    four, one = (line.split('|') for line in comparison.splitlines()[2:])
+    assert (four[1].strip(), one[1].strip()) == ('4', '1')
+    assert float(four[2]) == top1['student'] != float(one[2])
+
+
+def test_a_failing_command_in_the_notebook_raises(tmp_path, monkeypatch):
+    setup = next(cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.get('id') == 'setup').source
+    start = setup.index('def run(')
+    scope = {'subprocess': subprocess, 'sys': sys, 'shlex': shlex}
+    exec(setup[start : setup.index('\n\n\n', start)], scope)
+    monkeypatch.setenv('PYTHONPATH', str(REPOSITORY))
+    with pytest.raises(RuntimeError, match=r'kd_jax\.report .* ended with status 2'):
+        scope['run']('kd_jax.report', tmp_path / 'nothing')
