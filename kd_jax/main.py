@@ -67,13 +67,13 @@ def main(argv: list[str]) -> None:
         fail(f'unexpected argument {argv[1]!r}; options look like --config=configs/digits.py')
     logging.getLogger().setLevel(logging.WARNING)  # jax tells which backends it did not find
     stop: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda received, _: stop.append(received))
     try:
         if _COORDINATOR.value == 'auto':
             jax.distributed.initialize()
         elif _COORDINATOR.value:
             jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+        for number in (signal.SIGTERM, signal.SIGINT):  # after initialize, which installs a handler of its own
+            signal.signal(number, lambda received, _: stop.append(received))
         config = load_config()
         study = Study(config, Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(), _ONLY.value)
         if parallel.is_main():

@@ -21,7 +21,7 @@ def warn(text: str) -> None:
 
 def clock(seconds: float) -> str:
     """`75 -> '1:15'`, `3700 -> '1:01:40'`."""
-    minutes, seconds = divmod(int(round(seconds)), 60)
+    minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f'{hours}:{minutes:02d}:{seconds:02d}' if hours else f'{minutes}:{seconds:02d}'
 
@@ -58,9 +58,7 @@ class Monitor:
 
             self._events = SummaryWriter(str(directory / 'tensorboard'))
         if wandb:
-            self._wandb = import_wandb(wandb).init(
-                project=wandb, name=title, dir=str(directory), config=config, resume='allow'
-            )
+            self._wandb = import_wandb(wandb).init(project=wandb, name=title, dir=str(directory), config=config, resume='allow')
         self._file = open(directory / 'metrics.jsonl', 'a')  # noqa: SIM115  (closed in __exit__)
 
     def __enter__(self):

@@ -17,7 +17,6 @@ from kd_jax.monitor import warn
 from kd_jax.step import Network, TrainState, make_eval_step, make_train_step, make_view, variables_of
 from kd_jax.teachers import Trained
 
-
 # What the fields of a run allow that no later check names.
 LIMITS = {
     'batch_size': (lambda v: v >= 1, 'at least 1'),

@@ -113,7 +113,7 @@ def make_directory(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / '.write_test'
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another process may have been here
     except OSError as error:
         raise UserError(f'cannot write to {path}: {error.strerror}; choose another --workdir') from error
 

@@ -8,6 +8,6 @@ os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_p
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', os.path.join(tempfile.gettempdir(), 'kd_jax_test_cache'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 
-import jax  # noqa: E402  (the environment above must be set before jax starts)
+import jax
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')

@@ -64,7 +64,9 @@ def test_a_config_says_what_it_is(name):
 
 
 def test_unknown_arguments_name_what_is_allowed():
-    with pytest.raises(UserError, match=r"unknown config argument 'pair=resnet56'; allowed: method=kl \| .*pair=resnet56-resnet20"):
+    with pytest.raises(
+        UserError, match=r"unknown config argument 'pair=resnet56'; allowed: method=kl \| .*pair=resnet56-resnet20"
+    ):
         get('cifar100', 'pair=resnet56')
 
 

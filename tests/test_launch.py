@@ -29,8 +29,8 @@ def epochs(steps):
     return steps * BATCH / TRAIN_IMAGES
 
 
-# A teacher without, and a student with BatchNorm. Rounding differs with the number of devices, and once it changes the
-# sign of a ReLU's input in a network with BatchNorm, the runs part: the student's few steps are the ones before that.
+# A teacher without, and a student with BatchNorm. Rounding differs with the number of devices, and after some ten steps
+# resnet8 amplifies it (as it does, on one device, a change of 1e-7 in its first weights): hence the student's few steps.
 STUDY = (
     '--config=configs/digits.py',
     '--config.seeds=(0,)',
@@ -51,10 +51,8 @@ STUDY = (
 def local(processes, *arguments, devices=None, timeout=300, **extra):
     """`launch/local.sh` to its end."""
     extra = {'PYTHON': sys.executable} | extra | ({'KD_JAX_DEVICES': str(devices)} if devices else {})
-    command = [str(LOCAL), str(processes), *arguments]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=timeout, cwd=REPOSITORY, env=environment(**extra), check=False
-    )
+    command, env = [str(LOCAL), str(processes), *arguments], environment(**extra)
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=REPOSITORY, env=env, check=False)
 
 
 def trained(directory):
@@ -90,10 +88,8 @@ def test_two_processes_of_two_devices_train_the_same_parameters_as_one(alone, tm
 
 @pytest.mark.slow
 def test_sigterm_stops_all_processes_and_the_same_command_continues(tmp_path):
-    command = [
-        *('--config=configs/digits.py', '--config.seeds=(0,)', '--config.tensorboard=False', '--only=teacher'),
-        *('--config.runs.teacher.model.name=cnn', '--config.runs.teacher.epochs=20.', '--config.runs.teacher.eval_every=1.'),
-    ]
+    lengths = ('--config.runs.teacher.epochs=20.', '--config.runs.teacher.eval_every=1.')
+    command = [*STUDY[:3], '--only=teacher', '--config.runs.teacher.model.name=cnn', *lengths]
     whole = local(2, *command, f'--workdir={tmp_path / "whole"}', devices=2)
     assert whole.returncode == 0, whole.stderr
     env = environment(PYTHON=sys.executable, KD_JAX_DEVICES='2')
@@ -188,7 +184,6 @@ def test_signals_reach_every_process(stub, number):
     'arguments, extra, sentence',
     [
         ((), {}, 'usage: launch/local.sh PROCESSES --config=CONFIG'),
-        (('2',), {}, 'usage: '),
         (('0', '--config=x'), {}, 'usage: '),
         (('two', '--config=x'), {}, 'usage: '),
         (('2', '--config=x'), {'KD_JAX_DEVICES': 'x'}, 'KD_JAX_DEVICES is x; it must be the number'),
@@ -201,9 +196,6 @@ def test_local_refuses_a_mistake_with_one_sentence(arguments, extra, sentence):
     done = subprocess.run([str(LOCAL), *arguments], capture_output=True, text=True, env=env, timeout=30, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith('error: ') and sentence in done.stderr and done.stderr.count('\n') == 1
-
-
-# --- Cloud TPU: nothing here talks to Google ---
 
 
 @pytest.fixture(autouse=True)
@@ -233,15 +225,10 @@ ZONE = '--zone=us-central1-a'
 
 
 @pytest.mark.parametrize(
-    'kind, version',
-    [
-        ('v5litepod-8', 'v2-alpha-tpuv5-lite'),
-        ('v5p-8', 'v2-alpha-tpuv5'),
-        ('v6e-16', 'v2-alpha-tpuv6e'),
-        ('v4-8', 'tpu-ubuntu2204-base'),
-    ],
+    'kind', ['v5litepod-8 v2-alpha-tpuv5-lite', 'v5p-8 v2-alpha-tpuv5', 'v6e-16 v2-alpha-tpuv6e', 'v4-8 tpu-ubuntu2204-base']
 )
-def test_create_takes_the_software_version_that_belongs_to_the_type(kind, version):
+def test_create_takes_the_software_version_that_belongs_to_the_type(kind):
+    kind, version = kind.split()
     wanted = [*TPU_VM, 'create', 'box', f'--accelerator-type={kind}', f'--version={version}', ZONE]
     assert dry('create', f'--type={kind}') == [wanted]
 
@@ -288,9 +275,8 @@ def worker(tmp_path):
     python.parent.mkdir(parents=True)
     python.write_text('#!/usr/bin/env bash\nsleep 1.5\nprintf "<%s>" "$@"\nexit 3\n')
     bin_.mkdir()
-    (bin_ / 'gcloud').write_text(
-        '#!/usr/bin/env bash\nfor word; do case $word in --command=*) command=${word#*=} ;; esac; done\ncd && eval "$command"\n'
-    )
+    find = 'for word; do case $word in --command=*) command=${word#*=} ;; esac; done'
+    (bin_ / 'gcloud').write_text(f'#!/usr/bin/env bash\n{find}\ncd && eval "$command"\n')
     for file in (python, bin_ / 'gcloud'):
         file.chmod(0o755)
     return {'path': f'{bin_}:{os.environ["PATH"]}', 'HOME': str(home)}
@@ -346,9 +332,6 @@ def test_without_gcloud_one_sentence_says_where_it_is(tmp_path):
     done = cloud('delete', 'box', ZONE, path=tmp_path)
     assert done.returncode == 2
     assert 'gcloud is not installed; see https://cloud.google.com/sdk/docs/install' in done.stderr
-
-
-# --- the notebook ---
 
 
 def test_the_notebook_is_valid_and_holds_no_outputs():

@@ -200,7 +200,7 @@ def test_the_gradient_is_clipped_to_the_global_norm_before_the_decay(name):
     gradients = random_gradients(params)
     norms = [np.sqrt(sum((np.float64(leaf) ** 2).sum() for leaf in jax.tree.leaves(g))) for g in gradients]
     gradients[1] = jax.tree.map(lambda g: g * (0.5 / norms[1]), gradients[1])  # below the limit: left alone
-    clipped = [jax.tree.map(lambda g: g / n, g) for g, n in zip(gradients, norms, strict=True)]
+    clipped = [jax.tree.map(lambda x, n=n: x / n, g) for g, n in zip(gradients, norms, strict=True)]
     clipped[1] = gradients[1]
     assert min(norms) > 5
     fields = {'weight_decay': 0.1, 'eps': 1e-3}

@@ -125,7 +125,7 @@ def test_every_field_of_a_config_has_a_comment_and_is_read_somewhere():
     for path, name, value in fields:
         if 'ConfigDict()' not in value or '#' in value:
             assert '  # ' in value or value.startswith('of.'), f'{path} has no comment'
-        read = re.search(rf"\b{name}\b", code)
+        read = re.search(rf'\b{name}\b', code)
         assert read, f'{path} is read nowhere'
 
 

@@ -129,7 +129,10 @@ def test_a_start_with_other_classes_gets_a_new_head(data, tmp_path, capsys):
     start = str(tmp_path / 'first' / 'pretrained')
     config = config_of(data, tuned=(None, {'init': start, 'optim.learning_rate': 1e-9, 'epochs': 0.3}))
     train(config, tmp_path / 'second')
-    assert 'has another number of classes: the head (params/head/bias, params/head/kernel) starts afresh' in capsys.readouterr().err
+    assert (
+        'has another number of classes: the head (params/head/bias, params/head/kernel) starts afresh'
+        in capsys.readouterr().err
+    )
     old, new = final_params(tmp_path / 'first', 'pretrained'), final_params(tmp_path / 'second', 'tuned')
     assert new['params/head/kernel'].shape == (32, 3)
     for name in old:
@@ -184,8 +187,14 @@ def test_select_last_is_the_end_of_training(data, tmp_path):
     assert results['alone', 0]['checkpoint'] == results['alone', 0]['steps'] == 24
 
 
-@pytest.mark.parametrize('optim', [{'name': 'adam', 'learning_rate': 3e-3}, {'name': 'adamw', 'learning_rate': 3e-3, 'ema_decay': 0.8},
-                                   {'name': 'sgd', 'learning_rate': 0.05, 'nesterov': True, 'clip_norm': 1.0}], ids=lambda o: o['name'])  # fmt: skip
+OPTIMISERS = (
+    {'name': 'adam', 'learning_rate': 3e-3},
+    {'name': 'adamw', 'learning_rate': 3e-3, 'ema_decay': 0.8},
+    {'name': 'sgd', 'learning_rate': 0.05, 'nesterov': True, 'clip_norm': 1.0},
+)
+
+
+@pytest.mark.parametrize('optim', OPTIMISERS, ids=lambda o: o['name'])
 def test_every_optimiser_trains(data, tmp_path, optim):
     changes = {f'optim.{key}': value for key, value in optim.items()} | {'epochs': 10.0}
     results = train(config_of(data, alone=(None, changes)), tmp_path)
@@ -239,7 +248,10 @@ def test_a_damaged_latest_checkpoint_costs_the_steps_since_the_one_before(data, 
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        ({'batch_size': 21, 'optim.accumulate': 2}, 'a batch of 21 cannot be shared equally by 4 devices in 2 parts each; take a multiple of 8'),
+        (
+            {'batch_size': 21, 'optim.accumulate': 2},
+            'a batch of 21 cannot be shared equally by 4 devices in 2 parts each; take a multiple of 8',
+        ),
         ({'optim.ema_decay': 1.5}, 'ema_decay'),
         ({'patience': -1}, 'patience is -1'),
         ({'seeds': ()}, 'has no seeds'),
