@@ -83,8 +83,9 @@ def main(argv: list[str]) -> None:
     except UserError as error:
         fail(error)
     except Stopped:
-        say(f'stopped by {signal.Signals(stop[0]).name}; the same command continues')
-        sys.exit(128 + stop[0])
+        received = signal.Signals(stop[0] if stop else signal.SIGTERM)  # none here: another process was asked
+        say(f'stopped by {received.name}; the same command continues')
+        sys.exit(128 + received)
     except OSError as error:
         reason = system_reason(error)
         if reason is None:
