@@ -6,8 +6,8 @@ Distillation: Hinton et al. 2015, arXiv:1503.02531, with the student's unlabelle
     python -m kd_jax.main --config=configs/fashion_mnist.py            # 20 labels a class for alone and student
     python -m kd_jax.main --config=configs/fashion_mnist.py:all        # all labels for everybody
 
-Hardware, duration, expected numbers: README, "Results". In the regime of few labels the learning rates of alone and student were
-each chosen on the validation split among 0.02, 0.05 and 0.1 (one seed, three epochs); with all labels they are not tuned.
+Hardware, duration, expected numbers: README, "Results". With few labels the learning rates of alone and student were each
+chosen on the validation split among 0.02, 0.05 and 0.1 (one seed, three epochs); with all labels they are not tuned.
 """
 
 from configs import common

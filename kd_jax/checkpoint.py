@@ -1,7 +1,10 @@
 """Checkpoints of one run: asynchronous, verified by checksum; the latest two and the best are kept."""
 
+import contextlib
+import gc
 import hashlib
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +47,22 @@ class Damaged(Exception):
     """A checkpoint that cannot be read or whose contents do not match its checksum."""
 
 
+def _not_from_orbax(record: logging.LogRecord) -> bool:
+    """Orbax narrates every save, and logs with a traceback what it also raises."""
+    return 'orbax' not in record.pathname
+
+
+@contextlib.contextmanager
+def _quiet_finalizers():
+    """A failed restore leaves tasks of a closed event loop behind, each of which would print a traceback when it goes."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        yield
+    finally:
+        gc.collect()
+        sys.unraisablehook = hook
+
+
 class _KeepLatestAndBest:
     """Keeps the latest two (so that a damaged one has one before it) and the best; an orbax preservation policy."""
 
@@ -65,7 +84,7 @@ class Checkpoints:
     def __init__(self, directory: Path, *, read_only: bool = False):
         self.directory = Path(directory).absolute()
         self._policy = _KeepLatestAndBest()
-        logging.getLogger('absl').setLevel(logging.CRITICAL)  # orbax narrates every save, and logs what it also raises
+        logging.getLogger('absl').addFilter(_not_from_orbax)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self._policy, cleanup_tmp_directories=not read_only, read_only=read_only, create=not read_only
         )
@@ -117,12 +136,16 @@ class Checkpoints:
 
     def read(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """(state as nested dicts of numpy arrays, meta) of `step`; raises `Damaged`."""
+        wanted = ocp.args.Composite(state=ocp.args.StandardRestore(), meta=ocp.args.JsonRestore())
         try:
-            items = self._manager.restore(
-                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(), meta=ocp.args.JsonRestore())
-            )
+            items = self._manager.restore(step, args=wanted)
         except Exception as error:  # orbax and tensorstore raise many types for damaged files
-            raise Damaged(f'cannot be read ({type(error).__name__})') from error
+            failure = type(error).__name__
+        else:
+            failure = None
+        if failure:  # outside of the clause above, whose error keeps what is to be collected alive
+            with _quiet_finalizers():
+                raise Damaged(f'cannot be read ({failure})')
         meta = dict(items.meta)
         if checksum(items.state) != meta.pop('checksum', None):
             raise Damaged('does not match its checksum')

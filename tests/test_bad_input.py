@@ -1,7 +1,7 @@
 """Every mistake is one sentence on stderr with the fix, exit status 2, and nothing already saved is touched."""
 
 import json
-import resource
+import shlex
 import shutil
 import subprocess
 import sys
@@ -145,16 +145,16 @@ def test_a_loss_that_becomes_nan_names_the_step_and_keeps_the_last_good_checkpoi
 def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint(tmp_path):
     """A limit on the size of files stands in for the full disk: JSON fits, arrays do not."""
     flags = (*TINY, f'--workdir={tmp_path}')
-    command = [sys.executable, '-m', 'kd_jax.main', *flags]
-    limit = 8_000  # bytes a file: enough for the JSON files, not for the arrays
-
-    def limited():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
+    command = shlex.join([sys.executable, '-m', 'kd_jax.main', *flags])
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=120, cwd=REPOSITORY, check=False, preexec_fn=limited,
+        ['bash', '-c', f'ulimit -f 8; exec {command}'],  # KiB a file: enough for the JSON files, not for the arrays
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=REPOSITORY,
+        check=False,
         env=environment(JAX_ENABLE_COMPILATION_CACHE='false'),
-    )  # fmt: skip
+    )
     assert_refused(done, 'cannot save a checkpoint', 'a file would be too large', 'run the same command again')
     done = run_main(*flags)  # there is room again
     assert done.returncode == 0, done.stderr
