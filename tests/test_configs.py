@@ -122,17 +122,20 @@ def test_cifar10_trains_from_a_tfds_directory_without_tensorflow(cifar, tmp_path
 
 @pytest.mark.slow
 def test_cifar10_trains_its_own_networks(cifar, tmp_path):
-    """resnet56 and MobileNetV2 x0.5 as configured, for one epoch."""
+    """resnet56 learns in four epochs; MobileNetV2 x0.5 runs for one, alone and with it."""
     flags = ['--config=configs/cifar10.py', f'--config.data.path={cifar}', '--config.seeds=(0,)']
     for run in ('teacher', 'alone', 'student'):
         flags += [f'--config.runs.{run}.{field}' for field in ('epochs=1.', 'batch_size=60', 'optim.warmup_epochs=0.')]
+    flags += ['--config.runs.teacher.epochs=4.', '--config.runs.teacher.optim.learning_rate=0.02']
     done = run_main(*flags, f'--workdir={tmp_path}/w', timeout=1200)
     assert done.returncode == 0, done.stderr
     results = {r['run']: r for r in json.loads((tmp_path / 'w/results.json').read_text())['results']}
     assert results['teacher']['params'] == 855_770
-    assert results['student']['params'] == 697_546
+    assert results['student']['params'] == results['alone']['params'] == 697_546
     assert {r['test']['count'] for r in results.values()} == {120}
-    assert all(0 < r['test']['nll'] < 100 for r in results.values())
+    lines = [json.loads(line) for line in (tmp_path / 'w/teacher/seed0/metrics.jsonl').read_text().splitlines()]
+    # The running statistics of so many layers need more steps than these: what was learnt shows in training mode.
+    assert [m['top1'] for m in lines if m['split'] == 'train'][-1] > 0.3
 
 
 def test_the_default_device_count_of_the_tests_is_four():
