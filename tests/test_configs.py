@@ -126,7 +126,7 @@ def test_cifar10_trains_its_own_networks(cifar, tmp_path):
     flags = ['--config=configs/cifar10.py', f'--config.data.path={cifar}', '--config.seeds=(0,)']
     for run in ('teacher', 'alone', 'student'):
         flags += [f'--config.runs.{run}.{field}' for field in ('epochs=1.', 'batch_size=60', 'optim.warmup_epochs=0.')]
-    flags += ['--config.runs.teacher.epochs=4.', '--config.runs.teacher.optim.learning_rate=0.02']
+    flags += [f'--config.runs.teacher.{field}' for field in ('epochs=4.', 'eval_every=1.', 'optim.learning_rate=0.02')]
     done = run_main(*flags, f'--workdir={tmp_path}/w', timeout=1200)
     assert done.returncode == 0, done.stderr
     results = {r['run']: r for r in json.loads((tmp_path / 'w/results.json').read_text())['results']}
