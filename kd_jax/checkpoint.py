@@ -1,7 +1,5 @@
 """Checkpoints of one run: asynchronous, verified by checksum; the latest two and the best are kept."""
 
-import contextlib
-import gc
 import hashlib
 import logging
 import sys
@@ -52,15 +50,18 @@ def _not_from_orbax(record: logging.LogRecord) -> bool:
     return 'orbax' not in record.pathname
 
 
-@contextlib.contextmanager
-def _quiet_finalizers():
-    """A failed restore leaves tasks of a closed event loop behind, each of which would print a traceback when it goes."""
-    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
-    try:
-        yield
-    finally:
-        gc.collect()
-        sys.unraisablehook = hook
+def _ignore_closed_loops() -> None:
+    """After a failed restore, threads of tensorstore call back into orbax's closed event loop, each with a traceback."""
+    previous = sys.unraisablehook
+    if getattr(previous, 'ignores_closed_loops', False):
+        return
+
+    def hook(unraisable):
+        if 'Event loop is closed' not in str(unraisable.exc_value):
+            previous(unraisable)
+
+    hook.ignores_closed_loops = True
+    sys.unraisablehook = hook
 
 
 class _KeepLatestAndBest:
@@ -137,15 +138,11 @@ class Checkpoints:
     def read(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """(state as nested dicts of numpy arrays, meta) of `step`; raises `Damaged`."""
         wanted = ocp.args.Composite(state=ocp.args.StandardRestore(), meta=ocp.args.JsonRestore())
+        _ignore_closed_loops()
         try:
             items = self._manager.restore(step, args=wanted)
         except Exception as error:  # orbax and tensorstore raise many types for damaged files
-            failure = type(error).__name__
-        else:
-            failure = None
-        if failure:  # outside of the clause above, whose error keeps what is to be collected alive
-            with _quiet_finalizers():
-                raise Damaged(f'cannot be read ({failure})')
+            raise Damaged(f'cannot be read ({type(error).__name__})') from error
         meta = dict(items.meta)
         if checksum(items.state) != meta.pop('checksum', None):
             raise Damaged('does not match its checksum')
