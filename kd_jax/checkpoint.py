@@ -51,7 +51,7 @@ def _not_from_orbax(record: logging.LogRecord) -> bool:
 
 
 def _ignore_closed_loops() -> None:
-    """After a failed restore, threads of tensorstore call back into orbax's closed event loop, each with a traceback."""
+    """After a failed save or restore, tensorstore calls back into orbax's closed event loop, each time with a traceback."""
     previous = sys.unraisablehook
     if getattr(previous, 'ignores_closed_loops', False):
         return
@@ -86,6 +86,7 @@ class Checkpoints:
         self.directory = Path(directory).absolute()
         self._policy = _KeepLatestAndBest()
         logging.getLogger('absl').addFilter(_not_from_orbax)
+        _ignore_closed_loops()
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self._policy, cleanup_tmp_directories=not read_only, read_only=read_only, create=not read_only
         )
@@ -138,7 +139,6 @@ class Checkpoints:
     def read(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """(state as nested dicts of numpy arrays, meta) of `step`; raises `Damaged`."""
         wanted = ocp.args.Composite(state=ocp.args.StandardRestore(), meta=ocp.args.JsonRestore())
-        _ignore_closed_loops()
         try:
             items = self._manager.restore(step, args=wanted)
         except Exception as error:  # orbax and tensorstore raise many types for damaged files
