@@ -76,7 +76,7 @@ class Reference:
     def cnn(self, x):
         features = {}
         for stage in (1, 2):
-            y = conv_reference(x, self.param(f'stage{stage}/kernel')) + self.param(f'stage{stage}/bias')
+            y = conv_reference(x, self.param(f'stage{stage}/conv/kernel')) + self.param(f'stage{stage}/conv/bias')
             features[f'stage{stage}'] = y = np.maximum(y, 0)
             b, h, w, c = y.shape
             x = y[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c).max(axis=(2, 4))

@@ -10,7 +10,7 @@ import pytest
 from model_reference import conv_reference
 
 from kd_jax.models import layers
-from kd_jax.models.common import BatchNorm, ConvBN, Dropout
+from kd_jax.models.common import ConvBN, Dropout
 
 
 def image_of(*shape):
@@ -51,7 +51,7 @@ def test_explicit_padding_and_bias_of_a_convolution():
 
 
 def test_batch_norm_normalises_and_averages_as_pytorch_says():
-    norm = BatchNorm()
+    norm = layers.BatchNorm()
     x = 3 * image_of(4, 5, 5, 2) + 1
     variables = {
         'params': {'scale': np.float32([1.5, 0.5]), 'bias': np.float32([0.1, -0.2])},

@@ -220,7 +220,7 @@ def test_parameter_paths_of_the_families_are_stable():
     def paths(name):
         return set(flax.traverse_util.flatten_dict(shapes_of(build(name, 10)), sep='/'))
 
-    modules = ('stage1', 'stage2', 'dense', 'head')
+    modules = ('stage1/conv', 'stage2/conv', 'dense', 'head')
     assert paths('cnn') == {f'params/{module}/{kind}' for module in modules for kind in ('kernel', 'bias')}
     head = {'params/head/kernel', 'params/head/bias'}
     units = ['stem', 'stage1_block1/conv1', 'stage1_block1/conv2']
@@ -371,14 +371,14 @@ def test_an_unknown_model_names_the_closest_and_the_known_ones():
 
 def test_an_unknown_field_names_the_allowed_ones():
     with pytest.raises(UserError) as error:
-        build('resnet20', 10, depth=3)
-    allowed = 'dropout, stage_sizes, stem, width, widths'
-    assert str(error.value) == f"model 'resnet20' has no field 'depth'; its fields: {allowed}"
+        build('resnet20', 10, hight=3)
+    allowed = 'adapter, average_heads, depth, dropout, heads, kernel, stage_sizes, stem, width, widths'
+    assert str(error.value) == f"model 'resnet20' has no field 'hight'; its fields: {allowed}"
 
 
 @pytest.mark.parametrize('rate', [-0.1, 1.0, 50])
 def test_a_dropout_rate_outside_its_range_is_refused(rate):
-    with pytest.raises(UserError, match=re.escape(f"dropout {rate} of model 'cnn' is outside [0, 1)")):
+    with pytest.raises(UserError, match=re.escape(f"dropout {rate} of model 'cnn' is not possible; it must be at least 0")):
         build('cnn', 10, dropout=rate)
 
 

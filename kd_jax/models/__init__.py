@@ -1,6 +1,7 @@
 """The model zoo: `build(name, num_classes, **overrides)` over the explicit table `MODELS`."""
 
 import dataclasses
+import math
 from functools import partial
 
 import flax.linen as nn
@@ -26,29 +27,48 @@ MODELS = {
     'cifar_mobilenet_v2_x0.5': partial(CifarMobileNetV2, width=0.5),
 }
 
-_OWN = ('num_classes', 'axis_name', 'dtype', 'parent', 'name')  # set by the program, not by the user
+# Names under which the literature has different networks: which of them is meant must be said.
+FORMS = {
+    **{f'vgg{n}': (f'imagenet_vgg{n}', f'imagenet_vgg{n}_bn', f'cifar_vgg{n}') for n in (11, 13, 16, 19)},
+    'mobilenet_v2': ('imagenet_mobilenet_v2', 'cifar_mobilenet_v2', 'cifar_mobilenet_v2_x0.5'),
+}
+
+_OWN = ('num_classes', 'frozen', 'axis_name', 'dtype', 'parent', 'name')  # set by the program, not by the user
+
+# What overrides may be, for every family that has the field.
+LIMITS = {
+    'width': (lambda v: 0 < v < math.inf, 'greater than 0'),
+    'depth': (lambda v: 0 < v < math.inf, 'greater than 0'),
+    'kernel': (lambda v: v >= 1 and v % 2 == 1, 'an odd number, 1 or more'),
+    'dropout': (lambda v: 0 <= v < 1, 'at least 0 and less than 1: the share to drop, such as 0.1'),
+    'adapter': (lambda v: v >= 0, '0 (no adapters) or a number of hidden channels, such as 16'),
+    'heads': (lambda v: all(stage >= 1 for stage in v), 'numbers of stages, such as (1, 2)'),
+}
 
 
 def build(name: str, num_classes: int, **overrides) -> nn.Module:
     """The model called `name` with `num_classes` outputs; an override of None keeps the variant's own value.
 
     Raises:
-      UserError: for a name that is not in `MODELS`, an override that the family does not have, or a dropout outside
-        [0, 1). A `width` that leaves a layer without channels raises it when the model is first called.
+      UserError: for a name that is not in `MODELS` (one that the literature uses for several networks is not), an
+        override that the family does not have, or one outside its range. A `width` that leaves a layer without
+        channels, or a head at a stage that does not exist, raises it when the model is first called.
     """
+    if name in FORMS:
+        raise UserError(f'{name!r} has several forms: {", ".join(FORMS[name])}; name one of them')
     if name not in MODELS:
         raise unknown('model', name, MODELS)
     make = MODELS[name]
     allowed = {f.name for f in dataclasses.fields(make.func)} - {'parent', 'name'}
     chosen = {key: value for key, value in overrides.items() if value is not None}
-    for key in chosen:
+    for key, value in chosen.items():
         if key not in allowed:
             fields = ', '.join(sorted(allowed - set(_OWN)))
             raise UserError(f'model {name!r} has no field {key!r}; its fields: {fields}')
-    dropout = chosen.get('dropout', 0)
-    if not 0 <= dropout < 1:
-        raise UserError(f'dropout {dropout} of model {name!r} is outside [0, 1); give the share to drop, such as 0.1')
+        fits, words = LIMITS.get(key, (lambda _: True, ''))
+        if not fits(value):
+            raise UserError(f'{key} {value} of model {name!r} is not possible; it must be {words}')
     return make(num_classes=num_classes, **chosen)
 
 
-__all__ = ['MODELS', 'Output', 'build']
+__all__ = ['FORMS', 'LIMITS', 'MODELS', 'Output', 'build']

@@ -1,18 +1,30 @@
-"""What every model family shares: the `Output` vocabulary, BatchNorm, dropout, pooling and the classifier head.
+"""What every model family shares: the `Output` vocabulary, the classifier around a backbone, blocks and pooling.
 
-Parameter paths are the same in every family, so that a pattern can name them: `stem/...`, `stage<i>...` and
-`head/kernel`, `head/bias`; everything under `head`, and nothing else, depends on the classes.
+Parameter paths are the same in every family, so that a pattern can name them: `stem/...`, `stage<i>_...` and
+`head/kernel`, `head/bias`; everything that depends on the classes, and nothing else, is under a name that begins with
+`head`. What comes between the last stage and the pooling is under `top`.
 """
 
-from typing import Any
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kd_jax.errors import UserError
 from kd_jax.models import layers
+from kd_jax.models.layers import BatchNorm, Setting
+
+
+class Exit(NamedTuple):
+    """What an auxiliary head returns: its logits `[B, K]` and what its classifier sees, `[B, D]`, both float32."""
+
+    logits: jax.Array
+    pooled: jax.Array
 
 
 @flax.struct.dataclass
@@ -22,10 +34,69 @@ class Output:
     logits: `[B, K]` float32.
     features: `stem`, `stage1` ... `stageN` (`[B, H, W, C]` in the compute type, the output of each stage) and
       `pooled` (`[B, D]` float32, what the classifier sees before dropout).
+    heads: the auxiliary heads by name, the shallowest first; empty for most models.
     """
 
     logits: jax.Array
     features: dict[str, jax.Array]
+    heads: dict[str, Exit] = flax.struct.field(default_factory=dict)
+
+
+class Classifier(nn.Module, kw_only=True):
+    """A backbone, the head `head`, and auxiliary heads: the base of every family, which defines `backbone`.
+
+    `heads` are numbers of stages that get an auxiliary classifier, `head_stage<i>`. With `average_heads`, `logits` in
+    evaluation are the log of the mean of all heads' probabilities (layer-wise prediction); in training they are always
+    those of the deepest head. `adapter` adds a residual adapter of so many hidden channels to every block.
+    `frozen`: see `Setting`.
+    """
+
+    num_classes: int
+    width: float = 1.0  # channel multiplier
+    dropout: float = 0.0  # before the classifier
+    adapter: int = 0
+    heads: tuple[int, ...] = ()
+    average_heads: bool = False
+    frozen: tuple[str, ...] = ()
+    axis_name: str | None = None
+    dtype: Any = jnp.float32
+
+    EPSILON: ClassVar[float] = 1e-5  # of BatchNorm
+    MOMENTUM: ClassVar[float] = 0.1
+
+    def backbone(self, x: jax.Array, setting: Setting, train: bool) -> dict[str, jax.Array]:
+        """The features of `x` `[B, H, W, C]`: `stem`, `stage1` ... `stageN`, `pooled`; called inside `__call__`."""
+        raise NotImplementedError
+
+    def own_heads(self, features: dict[str, jax.Array], setting: Setting, train: bool) -> dict[str, Exit]:
+        """The auxiliary heads that belong to the family as published."""
+        return {}
+
+    @nn.compact
+    def __call__(self, image, *, train: bool) -> Output:
+        setting = Setting(self.axis_name, self.dtype, self.EPSILON, self.MOMENTUM, tuple(self.frozen), self.adapter)
+        features = self.backbone(image.astype(self.dtype), setting, train)
+        stages = [name for name in features if name.startswith('stage')]
+        pooled = features['pooled']
+        heads = self.own_heads(features, setting, train)
+        for stage in sorted(self.heads):
+            if f'stage{stage}' not in stages[:-1]:
+                raise UserError(
+                    f'auxiliary head at stage {stage}: this model has {len(stages)} stages, the last of which feeds its own '
+                    f'head; choose from 1 to {len(stages) - 1}'
+                )
+            make = AuxiliaryHead(self.num_classes, pooled.shape[-1], setting=setting, name=f'head_stage{stage}')
+            heads[f'stage{stage}'] = make(features[f'stage{stage}'], features[stages[-1]].shape[1:3], train=train)
+        logits = Head(self.num_classes, self.dropout, self.axis_name, name='head')(pooled, train=train)
+        if self.average_heads and not train:
+            logits = mean_probabilities([logits, *(head.logits for head in heads.values())])
+        return Output(logits, features, heads)
+
+
+def mean_probabilities(logits: Sequence[jax.Array]) -> jax.Array:
+    """Log of the mean of softmax(logits) over several predictions, each `[B, K]`, in log space."""
+    log_p = jnp.stack([jax.nn.log_softmax(z, axis=-1) for z in logits])
+    return jax.nn.logsumexp(log_p, axis=0) - math.log(len(logits))
 
 
 def scaled(channels: int, width: float) -> int:
@@ -40,55 +111,87 @@ def scaled(channels: int, width: float) -> int:
     return result
 
 
-class BatchNorm(nn.Module):
-    """BatchNorm with PyTorch's epsilon and momentum; statistics over all devices of `axis_name` in training.
+def divisible(channels: float, width: float = 1.0, by: int = 8) -> int:
+    """`channels * width` as a multiple of `by`, rounded, but never more than 10 % below (torchvision's MobileNets)."""
+    wanted = channels * width
+    result = max(by, int(wanted + by / 2) // by * by)
+    return result + by if result < 0.9 * wanted else result
 
-    The running variance averages the batch's biased variance, where PyTorch averages the unbiased one: they differ
-    by n / (n - 1) with n = B * H * W, and not at all in imported weights.
-    """
 
-    axis_name: str | None = None
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x, *, train: bool):
-        norm = nn.BatchNorm(
-            use_running_average=not train,
-            momentum=0.9,  # PyTorch's 0.1: the share of the old value here, of the new one there
-            epsilon=1e-5,
-            axis_name=self.axis_name if train else None,
-            dtype=self.dtype,
-        )
-        nn.share_scope(self, norm)
-        return norm(x)
+def deepened(blocks: Sequence[int], depth: float) -> tuple[int, ...]:
+    """The number of blocks of each stage times `depth`, rounded up, at least 1."""
+    return tuple(max(math.ceil(round(n * depth, 6)), 1) for n in blocks)
 
 
 class ConvBN(nn.Module):
-    """Convolution, BatchNorm and (with `relu`) ReLU: `[B, H, W, C] -> [B, H', W', features]`."""
+    """Convolution, BatchNorm and activation (None: none): `[B, H, W, C] -> [B, H', W', features]`.
+
+    Without `norm` the convolution has a bias instead; `use_bias` gives it one beside BatchNorm too. Parameters:
+    `conv/kernel`, `conv/bias`, `norm/scale`, `norm/bias`.
+    """
 
     features: int
-    kernel: int = 3
+    kernel: int | tuple[int, int] = 3
     stride: int = 1
     groups: int = 1
-    relu: bool = True
-    axis_name: str | None = None
-    dtype: Any = jnp.float32
+    act: Callable[[jax.Array], jax.Array] | None = nn.relu
+    padding: int | tuple[int, int] | None = None
+    use_bias: bool = False
+    norm: bool = True
+    setting: Setting = Setting()
 
     @nn.compact
     def __call__(self, x, *, train: bool):
-        x = layers.Conv(self.features, self.kernel, self.stride, self.groups, dtype=self.dtype, name='conv')(x)
-        x = BatchNorm(self.axis_name, self.dtype, name='norm')(x, train=train)
-        return nn.relu(x) if self.relu else x
+        x = layers.Conv(
+            self.features,
+            self.kernel,
+            self.stride,
+            self.groups,
+            self.padding,
+            use_bias=self.use_bias or not self.norm,
+            dtype=self.setting.dtype,
+            name='conv',
+        )(x)
+        if self.norm:
+            x = BatchNorm(self.setting, name='norm')(x, train=train)
+        return x if self.act is None else self.act(x)
+
+
+class Adapter(nn.Module):
+    """A residual adapter, `x + up(ReLU(down(x)))` with 1x1 convolutions; `up` starts at 0, the adapter at the identity.
+
+    Rebuffi et al. 2018 (arXiv:1803.10082) put 1x1 convolutions beside those of a residual network; the bottleneck is
+    that of Houlsby et al. 2019 (arXiv:1902.00751).
+    """
+
+    hidden: int
+    setting: Setting = Setting()
+
+    @nn.compact
+    def __call__(self, x):
+        dtype = self.setting.dtype
+        y = nn.relu(layers.Conv(self.hidden, 1, use_bias=True, dtype=dtype, name='down')(x))
+        zeros = nn.initializers.zeros
+        return x + layers.Conv(x.shape[-1], 1, use_bias=True, kernel_init=zeros, dtype=dtype, name='up')(y)
+
+
+def block(module: nn.Module, x: jax.Array, *, train: bool) -> jax.Array:
+    """`module(x, train=train)` and, if `module.setting` asks for it, the adapter `<name of the module>_adapter`."""
+    x = module(x, train=train)
+    hidden = module.setting.adapter
+    return Adapter(hidden, module.setting, name=f'{module.name}_adapter')(x) if hidden else x
 
 
 class Dropout(nn.Module):
     """Dropout whose mask depends on the example's place in the global batch, not on how devices share the batch.
 
-    Under `axis_name` every device must pass the same `dropout` key and as many examples as the others.
+    Under `axis_name` every device must pass the same `dropout` key and as many examples as the others. With
+    `whole_example` an example is kept or dropped as a whole (stochastic depth, Huang et al. 2016, arXiv:1603.09382).
     """
 
     rate: float
     axis_name: str | None = None
+    whole_example: bool = False
 
     @nn.compact
     def __call__(self, x, *, train: bool):
@@ -96,14 +199,59 @@ class Dropout(nn.Module):
             return x
         first = jax.lax.axis_index(self.axis_name) * x.shape[0] if self.axis_name else 0
         key = self.make_rng('dropout')
+        shape = (1,) * (x.ndim - 1) if self.whole_example else x.shape[1:]
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(x.shape[0]))
-        keep = jax.vmap(lambda k: jax.random.bernoulli(k, 1.0 - self.rate, x.shape[1:]))(keys)
+        keep = jax.vmap(lambda k: jax.random.bernoulli(k, 1.0 - self.rate, shape))(keys)
         return jnp.where(keep, x / (1.0 - self.rate), 0.0).astype(x.dtype)
 
 
 def global_pool(x):
     """Average over the image, in float32: `[B, H, W, C] -> [B, C]`."""
     return x.mean(axis=(1, 2), dtype=jnp.float32)
+
+
+def max_pool(x, kernel: int, stride: int, padding: int = 0, ceil: bool = False):
+    """PyTorch's max pooling of `[B, H, W, C]`; with `ceil` a last window that begins inside the image counts too."""
+    pads = []
+    for size in x.shape[1:3]:
+        extra = 0
+        if ceil:
+            windows = -(-(size + 2 * padding - kernel) // stride) + 1
+            if (windows - 1) * stride >= size + padding:  # it would begin in the padding
+                windows -= 1
+            extra = max((windows - 1) * stride + kernel - size - 2 * padding, 0)
+        pads.append((padding, padding + extra))
+    return nn.max_pool(x, (kernel, kernel), (stride, stride), pads)
+
+
+def avg_pool(x, kernel: int, stride: int, padding: int = 0):
+    """PyTorch's average pooling of `[B, H, W, C]`; the padding's zeros count."""
+    return nn.avg_pool(x, (kernel, kernel), (stride, stride), [(padding, padding)] * 2)
+
+
+def adaptive_avg_pool(x, size: tuple[int, int]):
+    """PyTorch's adaptive average pooling, `[B, H, W, C] -> [B, *size, C]`.
+
+    Output i averages rows floor(i H / h) to ceil((i + 1) H / h) - 1: with more outputs than rows, rows repeat.
+    """
+    if x.shape[1:3] == tuple(size):
+        return x
+
+    def weights(length, outputs):
+        matrix = np.zeros((outputs, length), np.float32)
+        for i in range(outputs):
+            first, last = i * length // outputs, -(-(i + 1) * length // outputs)
+            matrix[i, first:last] = 1 / (last - first)
+        return jnp.asarray(matrix, x.dtype)
+
+    rows, columns = (weights(length, outputs) for length, outputs in zip(x.shape[1:3], size, strict=True))
+    return jnp.einsum('ih,bhwc,jw->bijc', rows, x, columns)
+
+
+def check_size(x, least: int, name: str) -> None:
+    """Raises `UserError` if the images `[B, H, W, C]` are too small for the model called `name`."""
+    if min(x.shape[1:3]) < least:
+        raise UserError(f'{name} needs images of at least {least} x {least} pixels, these have {x.shape[1]} x {x.shape[2]}')
 
 
 class Head(nn.Module):
@@ -122,3 +270,22 @@ class Head(nn.Module):
         dense = layers.Dense(self.num_classes)
         nn.share_scope(self, dense)
         return dense(pooled)
+
+
+class AuxiliaryHead(nn.Module):
+    """A classifier on a stage's feature: pooled to the deepest stage's size, 1x1 ConvBN to `width`, pooled, dense.
+
+    Zhang et al. 2019 (arXiv:1905.08094) put strided bottleneck blocks there; pooling first makes the head cheap whatever
+    the size of the feature. `width` is the deepest head's, so that what both classifiers see can be compared.
+    """
+
+    num_classes: int
+    width: int
+    setting: Setting = Setting()
+
+    @nn.compact
+    def __call__(self, x, size: tuple[int, int], *, train: bool) -> Exit:
+        size = tuple(min(a, b) for a, b in zip(size, x.shape[1:3], strict=True))
+        x = ConvBN(self.width, 1, setting=self.setting, name='reduce')(adaptive_avg_pool(x, size), train=train)
+        pooled = global_pool(x)
+        return Exit(layers.Dense(self.num_classes, name='dense')(pooled), pooled)

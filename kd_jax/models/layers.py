@@ -1,5 +1,7 @@
-"""Convolution and dense layers of every model family: the one place where their formulation is chosen."""
+"""Convolution, BatchNorm and dense layers of every model family: the one place where their formulation is chosen."""
 
+import dataclasses
+import re
 from typing import Any
 
 import flax.linen as nn
@@ -11,36 +13,81 @@ CONV_INIT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 LINEAR_INIT = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
 
 
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What all layers of a model share."""
+
+    axis_name: str | None = None  # the device axis over which BatchNorm averages in training
+    dtype: Any = jnp.float32  # of the computation; parameters are float32
+    epsilon: float = 1e-5  # of BatchNorm
+    momentum: float = 0.1  # PyTorch's: the share of the new value in BatchNorm's running statistics
+    frozen: tuple[str, ...] = ()  # regular expressions; a BatchNorm whose `<path>/mean` one matches never trains
+    adapter: int = 0  # hidden channels of the residual adapter after each block; 0: none
+
+
+def pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of a number that may stand for both."""
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
 class Conv(nn.Module):
     """2-D convolution, NHWC, with PyTorch's padding: `kernel // 2` zeros on every side unless `padding` is given.
 
-    Maps `[B, H, W, C]` to `[B, H', W', features]`. `groups` divides both C and `features`. Parameters: `kernel`
-    `[k, k, C / groups, features]` and, with `use_bias`, `bias`, which starts at 0.
+    Maps `[B, H, W, C]` to `[B, H', W', features]`. `groups` divides both C and `features`. `kernel`, `stride` and
+    `padding` are one number or (height, width). Parameters: `kernel` `[kh, kw, C / groups, features]` and, with
+    `use_bias`, `bias`, which starts at 0.
     """
 
     features: int
-    kernel: int = 3
-    stride: int = 1
+    kernel: int | tuple[int, int] = 3
+    stride: int | tuple[int, int] = 1
     groups: int = 1
-    padding: int | None = None
+    padding: int | tuple[int, int] | None = None
     use_bias: bool = False
+    kernel_init: Any = CONV_INIT
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x):
-        pad = self.kernel // 2 if self.padding is None else self.padding
+        kernel = pair(self.kernel)
+        pad = tuple(k // 2 for k in kernel) if self.padding is None else pair(self.padding)
         conv = nn.Conv(
             self.features,
-            (self.kernel, self.kernel),
-            strides=(self.stride, self.stride),
-            padding=[(pad, pad), (pad, pad)],  # torchvision's, not SAME: they differ at stride 2
+            kernel,
+            strides=pair(self.stride),
+            padding=[(p, p) for p in pad],  # torchvision's, not SAME: they differ at stride 2
             feature_group_count=self.groups,
             use_bias=self.use_bias,
-            kernel_init=CONV_INIT,
+            kernel_init=self.kernel_init,
             dtype=self.dtype,
         )
         nn.share_scope(self, conv)  # the parameters are this module's own: `<name>/kernel`
         return conv(x)
+
+
+class BatchNorm(nn.Module):
+    """BatchNorm as PyTorch defines it; in training the statistics are those of all devices of `setting.axis_name`.
+
+    The running variance averages the batch's biased variance, where PyTorch averages the unbiased one: they differ
+    by n / (n - 1) with n = B * H * W, and not at all in imported weights. A frozen one (`setting.frozen`) uses its
+    running statistics in training too, as the rest of a frozen backbone expects.
+    """
+
+    setting: Setting = Setting()
+
+    @nn.compact
+    def __call__(self, x, *, train: bool):
+        path = '/'.join((*self.path, 'mean'))
+        train = train and not any(re.match(pattern, path) for pattern in self.setting.frozen)
+        norm = nn.BatchNorm(
+            use_running_average=not train,
+            momentum=1.0 - self.setting.momentum,  # Flax's is the share of the old value
+            epsilon=self.setting.epsilon,
+            axis_name=self.setting.axis_name if train else None,
+            dtype=self.setting.dtype,
+        )
+        nn.share_scope(self, norm)
+        return norm(x)
 
 
 class Dense(nn.Module):

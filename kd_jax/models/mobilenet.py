@@ -1,12 +1,11 @@
 """MobileNetV2 for small images, as the CIFAR tables have it."""
 
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 
-from kd_jax.models.common import ConvBN, Head, Output, global_pool, scaled
+from kd_jax.models.common import Classifier, ConvBN, block, deepened, global_pool, scaled
+from kd_jax.models.layers import Setting
 
 # (expansion, channels, blocks, stride of the first block), one row a stage.
 STAGES = (
@@ -26,20 +25,20 @@ class InvertedResidual(nn.Module):
     features: int
     expansion: int
     stride: int = 1
-    axis_name: str | None = None
-    dtype: Any = jnp.float32
+    kernel: int = 3
+    setting: Setting = Setting()
 
     @nn.compact
     def __call__(self, x, *, train: bool):
-        unit = partial(ConvBN, axis_name=self.axis_name, dtype=self.dtype)
+        unit = partial(ConvBN, setting=self.setting)
         hidden = x.shape[-1] * self.expansion
-        y = unit(hidden, kernel=1, name='expand')(x, train=train)  # also where the expansion is 1
-        y = unit(hidden, stride=self.stride, groups=hidden, name='depthwise')(y, train=train)
-        y = unit(self.features, kernel=1, relu=False, name='project')(y, train=train)
+        y = unit(hidden, 1, name='expand')(x, train=train)  # also where the expansion is 1
+        y = unit(hidden, self.kernel, self.stride, groups=hidden, name='depthwise')(y, train=train)
+        y = unit(self.features, 1, act=None, name='project')(y, train=train)
         return x + y if self.stride == 1 and x.shape[-1] == self.features else y
 
 
-class CifarMobileNetV2(nn.Module):
+class CifarMobileNetV2(Classifier, kw_only=True):
     """MobileNetV2 (Sandler et al. 2018, arXiv:1801.04381) as the distillation tables have it for 32x32 images.
 
     It differs from the paper: ReLU instead of ReLU6, stage 2 does not stride, channels are not rounded to multiples
@@ -48,25 +47,19 @@ class CifarMobileNetV2(nn.Module):
     of the last 1x1 convolution `top` of 1280 channels, which only a `width` above 1 scales.
     """
 
-    num_classes: int
-    width: float = 1.0
-    dropout: float = 0.0
-    axis_name: str | None = None
-    dtype: Any = jnp.float32
+    depth: float = 1.0
+    kernel: int = 3
 
-    @nn.compact
-    def __call__(self, image, *, train: bool) -> Output:
-        shared = {'axis_name': self.axis_name, 'dtype': self.dtype}
-        x = ConvBN(scaled(32, self.width), stride=2, name='stem', **shared)(image.astype(self.dtype), train=train)
+    def backbone(self, x, setting, train):
+        x = ConvBN(scaled(32, self.width), self.kernel, 2, setting=setting, name='stem')(x, train=train)
         features = {'stem': x}
-        for stage, (expansion, channels, blocks, first_stride) in enumerate(STAGES, start=1):
-            for block in range(1, blocks + 1):
-                stride = first_stride if block == 1 else 1
-                name = f'stage{stage}_block{block}'
-                make = InvertedResidual(scaled(channels, self.width), expansion, stride, name=name, **shared)
-                x = make(x, train=train)
+        counts = deepened([row[2] for row in STAGES], self.depth)
+        for stage, ((expansion, channels, _, first_stride), count) in enumerate(zip(STAGES, counts, strict=True), start=1):
+            for number in range(1, count + 1):
+                stride = first_stride if number == 1 else 1
+                name = f'stage{stage}_block{number}'
+                make = InvertedResidual(scaled(channels, self.width), expansion, stride, self.kernel, setting, name=name)
+                x = block(make, x, train=train)
             features[f'stage{stage}'] = x
-        x = ConvBN(scaled(1280, max(self.width, 1.0)), kernel=1, name='top', **shared)(x, train=train)
-        features['pooled'] = global_pool(x)
-        logits = Head(self.num_classes, self.dropout, self.axis_name, name='head')(features['pooled'], train=train)
-        return Output(logits, features)
+        x = ConvBN(scaled(1280, max(self.width, 1.0)), 1, setting=setting, name='top')(x, train=train)
+        return features | {'pooled': global_pool(x)}
