@@ -33,6 +33,7 @@ def study() -> ConfigDict:
     c.augment.cutout = 0  # side in pixels of the square that is blanked
     c.augment.mixup = 0.0  # Beta(mixup, mixup) share of a second image; 0 = off
 
+    c.teachers = ConfigDict()  # name -> imported(): PyTorch weights that teach
     c.runs = ConfigDict()  # name -> run()
     return c
 
@@ -43,11 +44,17 @@ def run(of: ConfigDict, model: str, objective: ConfigDict | None = None) -> Conf
     c.model = ConfigDict()
     c.model.name = model  # a name in kd_jax.models.MODELS
     c.model.width = placeholder(float)  # channel multiplier; None = the model's own
+    c.model.depth = placeholder(float)  # multiplier of the blocks in each stage; None = the model's own
+    c.model.kernel = placeholder(int)  # of the blocks' 3x3 convolutions; None = the model's own
     c.model.dropout = placeholder(float)  # rate before the classifier; None = the model's own
+    c.model.adapter = placeholder(int)  # hidden channels of a residual adapter after every block; None = no adapters
+    c.model.heads = placeholder(tuple)  # stages with an auxiliary head, such as (1, 2); None = none
+    c.model.average_heads = placeholder(bool)  # predict the average of all heads' probabilities
+    c.model.aux = placeholder(bool)  # Inception-v3 and GoogLeNet: with their own auxiliary heads; None = the model's own
     c.objective = labels() if objective is None else objective  # one entry a term
-    c.teachers = ()  # names of runs ('teacher', 'teacher/seed0') or workdirs of runs of other studies
+    c.teachers = ()  # names of runs ('teacher', 'teacher/seed0') or of imported teachers, or workdirs of other studies' runs
     c.teacher_weights = ()  # one a teacher; () = equal
-    c.init = ''  # start from this run or workdir instead of at random
+    c.init = ''  # start from this run, workdir or file of PyTorch weights instead of at random
     c.batch_size = 64  # over all devices
     c.epochs = 30.0  # passes over the training images; fractions count
     c.eval_every = 1.0  # epochs between validations, each with a checkpoint
@@ -72,12 +79,24 @@ def run(of: ConfigDict, model: str, objective: ConfigDict | None = None) -> Conf
     c.optim.decay_norm_and_bias = True  # whether norms and biases decay too (in the CIFAR tables they do)
     c.optim.clip_norm = 0.0  # largest global gradient norm; 0 = off
     c.optim.freeze = ()  # regular expressions from the start of parameter paths, such as 'stem', 'stage[12]'
+    c.optim.train = ()  # likewise: if any, only what these match trains, such as 'head', '.*_adapter', '.*norm'
     c.optim.ema_decay = 0.0  # average the weights, and evaluate the average; 0 = off
     c.optim.accumulate = 1  # process a batch in so many parts
 
     for shared in ('data', 'augment'):
         c[shared] = ConfigDict({field: of[shared].get_oneway_ref(field) for field in of[shared]})
     c.seeds = of.get_oneway_ref('seeds')
+    return c
+
+
+def imported(torch: str, model: str) -> ConfigDict:
+    """A teacher whose weights are a file of PyTorch's; name it in `study().teachers`."""
+    c = ConfigDict()
+    c.torch = torch  # .pth, .pt or .safetensors: a state dict, or a checkpoint that holds one
+    c.model = model  # a name in kd_jax.models.MODELS
+    c.size = 0  # side of the images it sees, in pixels; 0 = ImageNet models: their usual one, small-image models: the data's
+    c.mean = ()  # per channel, for images in 0..1, as it was trained; () = ImageNet's, for ImageNet's models
+    c.std = ()  # likewise
     return c
 
 

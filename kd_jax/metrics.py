@@ -5,6 +5,8 @@ accumulates them on the host in float64, `finalize` and `finalize_teacher` divid
 were cut into batches therefore changes nothing but the last float32 digit of the real-valued sums.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +16,7 @@ Arrays = dict[str, jax.Array]
 Totals = dict[str, np.ndarray]
 
 
-def sums(logits: jax.Array, batch: Arrays, teacher_logits: jax.Array | None = None) -> Arrays:
+def sums(logits: jax.Array, batch: Arrays, teacher_logits: jax.Array | None = None, heads: Arrays | None = None) -> Arrays:
     """Masked sums over a batch, all float32: scalars, and vectors over the K classes or the calibration bins.
 
     logits: `[B, K]`.
@@ -22,6 +24,7 @@ def sums(logits: jax.Array, batch: Arrays, teacher_logits: jax.Array | None = No
       which only the mask matters. What masked rows contain, NaN included, changes nothing.
     teacher_logits: `[B, K]`; adds `teacher_count`, `teacher_agree` and `teacher_kl`, the sum of KL(teacher || student)
       at temperature 1.
+    heads: the logits `[B, K]` of a model's heads by name; adds `top1_<name>` for each.
 
     Classes are ranked by logit, equal logits by index (as argmax does), so that a constant model does not score
     in the top 5. A row with a NaN predicts no class: it is wrong, and makes nll and calibration error NaN.
@@ -35,8 +38,12 @@ def sums(logits: jax.Array, batch: Arrays, teacher_logits: jax.Array | None = No
     valid = present & (batch['label'] >= 0)
     label = jnp.where(valid, batch['label'], 0)
     classes = jnp.arange(logits.shape[1])[None]
-    own = jnp.take_along_axis(logits, label[:, None], axis=1)  # [B, 1]
-    rank = ((logits > own) | ((logits == own) & (classes < label[:, None]))).sum(axis=1)
+
+    def rank_of(z):  # of the label among the classes
+        own = jnp.take_along_axis(z, label[:, None], axis=1)  # [B, 1]
+        return ((z > own) | ((z == own) & (classes < label[:, None]))).sum(axis=1)
+
+    rank = rank_of(logits)
     known = valid & ~broken & (label < logits.shape[1])  # a label that is no class is an error that nll shows as NaN
     right = known & (rank == 0)
     confidence = jnp.exp(log_p.max(axis=1))
@@ -61,6 +68,8 @@ def sums(logits: jax.Array, batch: Arrays, teacher_logits: jax.Array | None = No
         'predicted': total(is_prediction),
         'actual': total(is_label),
     }
+    for name, z in (heads or {}).items():
+        result[f'top1_{name}'] = total(valid & ~jnp.isnan(z).any(axis=1) & (rank_of(z) == 0))
     if teacher_logits is not None:
         teacher_logits = teacher_logits.astype(jnp.float32)
         teacher_broken = jnp.isnan(teacher_logits).any(axis=1)
@@ -85,20 +94,21 @@ def _ratio(part: float, whole: float) -> float:
     return float(part / whole) if whole else float('nan')
 
 
-def finalize(total: Totals) -> dict[str, float | int]:
+def finalize(total: Totals) -> dict[str, Any]:
     """`{'top1', 'top5', 'f1_macro', 'nll', 'ece', 'count'}` over the labelled examples.
 
     All but nll (in nats) and count are fractions in 0..1.
     f1_macro: the mean of F1 over the classes that occur among the labels or the predictions (as scikit-learn).
     ece: expected calibration error, Guo et al. 2017 (arXiv:1706.04599), equation 3: sum over bins of
       |right - confidence| / count.
-    Without a labelled example all but `count` are NaN.
+    Without a labelled example all but `count` are NaN. With several heads, `heads` has the top-1 of each by name.
     """
     count = total['count']
     support = total['predicted'] + total['actual']
     occurs = support > 0
     f1 = 2 * total['true_positive'][occurs] / support[occurs]
-    return {
+    heads = {name.removeprefix('top1_'): _ratio(part, count) for name, part in total.items() if name.startswith('top1_')}
+    result = {
         'top1': _ratio(total['top1'], count),
         'top5': _ratio(total['top5'], count),
         'f1_macro': _ratio(f1.sum(), occurs.sum()),
@@ -106,6 +116,7 @@ def finalize(total: Totals) -> dict[str, float | int]:
         'ece': _ratio(np.abs(total['bin_right'] - total['bin_confidence']).sum(), count),
         'count': int(count),
     }
+    return result | {'heads': heads} if heads else result
 
 
 def finalize_teacher(total: Totals) -> dict[str, float] | None:

@@ -179,17 +179,14 @@ def build(
         student = params['student']
         for pattern in freeze:
             if not any(jax.tree.leaves(frozen_mask(student, (pattern,)))):
-                raise UserError(
-                    f'optim.freeze pattern {pattern!r} matches no parameter of the student; '
-                    f'its top-level modules: {", ".join(sorted(student))}'
-                )
+                raise _no_match('freeze', pattern, student)
         frozen = {key: jax.tree.map(lambda _: False, tree) for key, tree in params.items()}
         frozen['student'] = frozen_mask(student, freeze)
         tx = optax.selective_transform(tx, freeze_mask=frozen)
     return tx, rate
 
 
-def frozen_mask(student_tree: Any, patterns: Sequence[str]) -> Any:
+def frozen_mask(student_tree: Any, patterns: Sequence[str], field: str = 'freeze') -> Any:
     """A tree of bool in the shape of `student_tree`: True where one of `patterns` matches the leaf's path.
 
     A path is the keys joined with '/', such as `stage1/block0/conv/kernel`; a pattern is a regular expression that
@@ -205,10 +202,25 @@ def frozen_mask(student_tree: Any, patterns: Sequence[str]) -> Any:
             compiled.append(re.compile(pattern))
         except re.error as error:
             raise UserError(
-                f'optim.freeze pattern {pattern!r} is not a regular expression ({error}); '
+                f'optim.{field} pattern {pattern!r} is not a regular expression ({error}); '
                 'write the start of a parameter path, such as stage1/'
             ) from error
     return jax.tree_util.tree_map_with_path(lambda path, _: any(p.match(_joined(path)) for p in compiled), student_tree)
+
+
+def all_but(params: Any, patterns: Sequence[str]) -> tuple[str, ...]:
+    """The patterns for `freeze` that freeze all of a student but what one of `patterns` matches; () for none.
+
+    params: the student's, or their shapes.
+
+    Raises:
+      UserError: for a pattern that is no regular expression or matches nothing.
+    """
+    _check('train', patterns, not isinstance(patterns, str), "a list of regular expressions, such as ('head', '.*norm')")
+    for pattern in patterns:
+        if not any(jax.tree.leaves(frozen_mask(params, (pattern,), 'train'))):
+            raise _no_match('train', pattern, params)
+    return (f'(?!{"|".join(f"(?:{pattern})" for pattern in patterns)})',) if patterns else ()
 
 
 def ema(average: Any, new: Any, decay: float, step: Any) -> Any:
@@ -236,6 +248,13 @@ def check_ema_decay(decay: float) -> None:
 def _check(field: str, value: Any, fits: bool, words: str) -> None:
     if not fits:
         raise UserError(f'optim.{field} is {value!r}; it must be {words}')
+
+
+def _no_match(field: str, pattern: str, student: Any) -> UserError:
+    return UserError(
+        f'optim.{field} pattern {pattern!r} matches no parameter of the student; '
+        f'its top-level modules: {", ".join(sorted(student))}'
+    )
 
 
 def _joined(path: tuple) -> str:

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from kd_jax import evaluate, models, objectives, optim, parallel, teachers
+from kd_jax import evaluate, objectives, optim, parallel, teachers
 from kd_jax.data import Splits
 from kd_jax.errors import UserError, unknown
+from kd_jax.models import Output
 from kd_jax.monitor import warn
 from kd_jax.step import Network, TrainState, make_eval_step, make_train_step, make_view, variables_of
 from kd_jax.teachers import Trained
@@ -24,6 +25,7 @@ LIMITS = {
     'eval_every': (lambda v: 0 < v < math.inf, 'greater than 0'),
     'patience': (lambda v: v >= 0, '0 (never stop early) or more'),
     'model.width': (lambda v: v is None or 0 < v < math.inf, 'greater than 0'),
+    'model.depth': (lambda v: v is None or 0 < v < math.inf, 'greater than 0'),
     'model.dropout': (lambda v: v is None or 0 <= v < 1, 'at least 0 and less than 1'),
     'optim.accumulate': (lambda v: v >= 1, 'at least 1'),
     'optim.teacher_factor': (lambda v: 0 <= v < math.inf, '0 (off) or more'),
@@ -58,8 +60,8 @@ class Program:
         self.name, self.run, self.splits, self.parallel = name, run, splits, par
         for teacher in trained:
             teachers.check_teacher(teacher, splits)
-        overrides = dict(run.model)
-        self.student = Network(models.build(overrides.pop('name'), splits.num_classes, **overrides), splits.mean, splits.std)
+        facts = {'num_classes': splits.num_classes, 'image_shape': splits.train.image.shape[1:]}
+        self.student = teachers.build_network(run.model, facts | {'mean': splits.mean, 'std': splits.std})
         self.teachers = tuple(t.network for t in trained)
         weights = tuple(run.teacher_weights) or (1.0,) * len(trained)
         if len(weights) != len(trained):
@@ -86,16 +88,27 @@ class Program:
         if factor:
             if not trained:
                 raise UserError(f'optim.teacher_factor={factor} needs a teacher whose learning rate it multiplies')
+            if trained[0].learning_rate is None:
+                raise UserError(
+                    f'optim.teacher_factor={factor} needs the learning rate of the teacher {trained[0].source}, which is '
+                    'imported and has none; set optim.learning_rate and optim.teacher_factor=0.'
+                )
             settings['learning_rate'] = factor * trained[0].learning_rate
         self.learning_rate = settings['learning_rate']
         par.check_batch_size(run.batch_size, f'runs.{name}.batch_size', accumulate)
 
         self.image = jnp.zeros((2, *splits.train.image.shape[1:]), jnp.float32)  # for shapes only
+        self._check_heads()
         shapes = jax.eval_shape(self._init, 0)
-        self.params = teachers.param_count({'params': shapes[0]['student']})
+        self.shapes = variables_of(shapes[0]['student'], shapes[1]['student'])
+        settings['freeze'] = tuple(run.optim.freeze) + optim.all_but(shapes[0]['student'], tuple(settings.pop('train')))
         self.tx, self.schedule = optim.build(
             shapes[0], total_steps=self.total_steps, steps_per_epoch=self.steps_per_epoch, **settings
         )
+        self.params = teachers.param_count(self.shapes)
+        frozen = optim.frozen_mask(shapes[0]['student'], settings['freeze'])
+        kept = jax.tree.map(lambda f, x: 0 if f else math.prod(x.shape), frozen, shapes[0]['student'])
+        self.trainable = sum(jax.tree.leaves(kept))
         mean_pixel = tuple(255 * m for m in splits.mean)
         augment = dict(run.augment)
         self.mixup = augment.pop('mixup')
@@ -109,7 +122,7 @@ class Program:
             mixup=self.mixup,
             accumulate=accumulate,
             ema_decay=self.ema_decay,
-            freeze=tuple(run.optim.freeze),
+            freeze=settings['freeze'],
             axis_name=par.axis_name,
         )
         eval_step = make_eval_step(
@@ -134,9 +147,25 @@ class Program:
         params = {'student': student.pop('params'), 'objective': objective.pop('params', {})}
         return params, {'student': student, 'objective': objective}
 
+    def _check_heads(self) -> None:
+        """Auxiliary heads and the terms that train them belong together."""
+        heads = _output_like(self.student, self.image).heads
+        terms = [name for name, term in self.objective.terms if term.needs_heads]
+        if terms and not heads:
+            raise UserError(
+                f'objective {terms[0]!r} needs auxiliary heads, which the model {self.run.model.name} does not have; '
+                f'set runs.{self.name}.model.heads, such as (1, 2)'
+            )
+        if heads and not terms:
+            warn(
+                f'no term of runs.{self.name}.objective trains the auxiliary heads of {self.run.model.name}; '
+                'add deep_supervision or self_distillation'
+            )
+
     def promise(self) -> Trained:
         """This run as a teacher, before it is trained."""
-        return Trained(self.name, self.student, self.facts(), self.learning_rate, None)
+        network = self.student._replace(image_shape=tuple(self.splits.train.image.shape[1:]))
+        return Trained(self.name, network, self.facts(), self.learning_rate, None)
 
     def data(self, split: str) -> dict[str, jax.Array]:
         if split not in self._data:
@@ -173,7 +202,7 @@ class Program:
         }  # fmt: skip
 
 
-def _output_like(net: Network, image: jax.Array) -> Any:
+def _output_like(net: Network, image: jax.Array) -> Output:
     """Zeros in the shapes of the network's output."""
-    shapes = jax.eval_shape(lambda x: net.model.init_with_output(jax.random.key(0), x, train=False)[0], image)
+    shapes = jax.eval_shape(lambda x: net.model.init_with_output(jax.random.key(0), net.normalize(x), train=False)[0], image)
     return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)

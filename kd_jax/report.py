@@ -21,6 +21,7 @@ COLUMNS = (
     ('agreement %', ('teacher', 'agreement'), 100, 2),
     ('KL to teacher', ('teacher', 'kl'), 1, 3),
     ('parameters', ('params',), 1, 0),
+    ('trainable', ('trainable',), 1, 0),
     ('MFLOPs', ('flops',), 1e-6, 2),
     ('latency ms', ('latency_ms',), 1, 2),
     ('images/s', ('images_per_second',), 1, 0),
@@ -33,7 +34,7 @@ def _get(result: Mapping[str, Any], path: Sequence[str]) -> float | None:
     for key in path:
         if result is None:
             return None
-        result = result[key]
+        result = result.get(key)
     return result
 
 
@@ -80,7 +81,9 @@ def _cell(value: Mapping[str, Any] | None, path: Sequence[str], digits: int) -> 
 
 
 def _cells(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    used = [c for c in COLUMNS if any(row[c[0]] is not None for row in rows)]
+    used = [c for c in COLUMNS if any(row.get(c[0]) is not None for row in rows)]
+    if all(row.get('trainable') in (None, row['parameters']) for row in rows):  # the usual case says nothing
+        used = [c for c in used if c[0] != 'trainable']
     head = ['run', 'model', 'seeds'] + [c[0] for c in used]
     body = [
         [row['run'], row['model'], str(len(row['seeds']))] + [_cell(row[h], path, digits) for h, path, _, digits in used]

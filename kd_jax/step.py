@@ -12,6 +12,7 @@ import optax
 from kd_jax import metrics, optim
 from kd_jax.data import augment
 from kd_jax.models import Output
+from kd_jax.models.common import mean_probabilities
 from kd_jax.objectives import WeightedSum, ensemble_logits
 
 
@@ -27,14 +28,21 @@ class TrainState:
 
 
 class Network(NamedTuple):
-    """A model with the normalisation it was trained with; it takes pixels in 0..255."""
+    """A model with the normalisation and the image shape it was trained with; it takes pixels in 0..255."""
 
     model: nn.Module
     mean: tuple[float, ...]  # per channel, for images in 0..1
     std: tuple[float, ...]
+    image_shape: tuple[int, int, int] | None = None  # (H, W, C) of its input; None: that of what it gets
 
     def normalize(self, pixels: jax.Array) -> jax.Array:
-        """`[B, H, W, C]` pixels in 0..255 -> the model's input."""
+        """`[B, H, W, C]` pixels in 0..255 -> the model's input: resized (bilinear, antialiased), grey as three channels."""
+        if self.image_shape is not None:
+            height, width, channels = self.image_shape
+            if pixels.shape[-1] == 1 and channels > 1:
+                pixels = jnp.repeat(pixels, channels, axis=-1)
+            if pixels.shape[1:3] != (height, width):
+                pixels = jax.image.resize(pixels, (pixels.shape[0], height, width, channels), 'bilinear')
         shape = (1, 1, 1, -1)
         return (pixels / 255.0 - jnp.reshape(jnp.float32(self.mean), shape)) / jnp.reshape(jnp.float32(self.std), shape)
 
@@ -95,10 +103,11 @@ def make_train_step(
     batch: {'index', 'view' [B] int32} and, with mixup, {'partner_index', 'partner_view'}.
     metrics: float32 scalars: `loss`, `top1` of the training batch (labelled examples), and each term unweighted.
 
+    `freeze`: see `optim.frozen_mask`; a frozen BatchNorm uses its running statistics, as in evaluation.
     `accumulate` processes the batch in that many parts, one after the other, and updates once. Under `axis_name` the
     function sees one device's share of the batch; gradients, running statistics and metrics are those of the whole.
     """
-    student = student._replace(model=student.model.clone(axis_name=axis_name))
+    student = student._replace(model=student.model.clone(axis_name=axis_name, frozen=tuple(freeze)))
     pmean = (lambda tree: jax.lax.pmean(tree, axis_name)) if axis_name else (lambda tree: tree)
 
     def total(x):  # over the global batch
@@ -165,11 +174,6 @@ def make_train_step(
         known = total((batch['label'] >= 0).sum().astype(jnp.float32))
         sums['top1'] = total(right) / jnp.maximum(known, 1.0)
 
-        if freeze:
-            old, new = state.model_state['student'], model_state['student']
-            frozen = {collection: optim.frozen_mask(tree, freeze) for collection, tree in new.items()}
-            kept = jax.tree.map(lambda f, before, after: before if f else after, frozen, old, new)
-            model_state = dict(model_state, student=kept)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
@@ -192,10 +196,13 @@ def make_eval_step(
     def eval_step(variables, teacher_variables, data, batch):
         pixels = look_up(data, batch['index'], 'image').astype(jnp.float32)
         batch = dict(batch, label=look_up(data, batch['index'], 'label'))
-        logits = student.predict(variables, pixels).logits
+        output = student.predict(variables, pixels)
+        heads = {name: head.logits for name, head in output.heads.items()}
+        if heads:
+            heads['average'] = mean_probabilities(list(heads.values()))
         outputs = tuple(net.predict(v, pixels).logits for net, v in zip(teachers, teacher_variables, strict=True))
         teacher_logits = ensemble_logits(outputs, teacher_weights) if outputs else None
-        sums = metrics.sums(logits, batch, teacher_logits)
+        sums = metrics.sums(output.logits, batch, teacher_logits, heads)
         return jax.lax.psum(sums, axis_name) if axis_name else sums
 
     return eval_step

@@ -1,12 +1,12 @@
 """A study: its runs in the order of what they depend on, each trained, resumed or skipped; then the closing table."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from kd_jax import data, parallel, program, report, teachers, train
+from kd_jax import data, imported, parallel, program, report, teachers, train
 from kd_jax.errors import UserError, unknown
 from kd_jax.monitor import import_wandb, say
 from kd_jax.workdir import RunDirectory, find_run, make_directory, to_json, write_json
@@ -17,8 +17,8 @@ def references(run: ConfigDict) -> tuple[str, ...]:
     return tuple(run.teachers) + ((run.init,) if run.init else ())
 
 
-def _owner(reference: str, runs: ConfigDict) -> str | None:
-    """The run of this study that `reference` ('teacher' or 'teacher/seed0') names; None for a workdir elsewhere."""
+def _owner(reference: str, runs: Iterable[str]) -> str | None:
+    """The one of `runs` that `reference` ('teacher' or 'teacher/seed0') names; None for a workdir elsewhere."""
     name, _, rest = reference.partition('/')
     return name if name in runs and (not rest or rest.startswith('seed')) else None
 
@@ -58,10 +58,12 @@ class Study:
         for name in only:
             if name not in self.runs:
                 raise unknown('run', name, self.runs)
+        self.imports = {name: imported.check(name, spec, self.runs) for name, spec in config.teachers.items()}
         self.chosen = [name for name in self.runs if not only or name in only]
         self.parallel = parallel.Parallel(config.parallel)
         self._splits: dict[str, data.Splits] = {}
         self._programs: dict[str, program.Program] = {}  # of the runs to train
+        self._trained: dict[Path, teachers.Trained] = {}  # models read from disk
         for name, run in self.runs.items():
             program.check(name, run)
 
@@ -70,6 +72,8 @@ class Study:
 
     def find(self, reference: str, seed: int) -> RunDirectory:
         """The trained run that a student of `seed` means by `reference`."""
+        if reference in self.imports:
+            return self.directory(reference, 0)
         owner = _owner(reference, self.runs)
         if owner is None:
             return find_run(Path(reference).expanduser(), seed)
@@ -88,9 +92,30 @@ class Study:
     def _promise(self, reference: str, seed: int) -> teachers.Trained:
         """The model that `reference` will be once the runs before this one are trained."""
         owner = _owner(reference, self.runs)
-        if owner in self._programs:
-            return self._programs[owner].promise()
-        return teachers.load(self.find(reference, seed))
+        return self._programs[owner].promise() if owner in self._programs else self._load(reference, seed)
+
+    def _load(self, reference: str, seed: int) -> teachers.Trained:
+        """The trained model that `reference` means; each is read once."""
+        run = self.find(reference, seed)
+        if run.path not in self._trained:
+            if reference in self.imports:
+                self._trained[run.path] = imported.load(reference, self.imports[reference], run, self.splits(self.config))
+            else:
+                self._trained[run.path] = teachers.load(run)
+        return self._trained[run.path]
+
+    def _start(self, name: str, seed: int, load: Callable[[str, int], teachers.Trained]) -> teachers.Trained | None:
+        """What a run starts from, if anything: another run (as `load` gives it), or a file of PyTorch weights."""
+        run = self.runs[name]
+        if not run.init:
+            return None
+        path = Path(run.init).expanduser()
+        if path.suffix not in teachers.WEIGHTS:
+            return load(run.init, seed)
+        if path not in self._trained:
+            data = self.splits(run)
+            self._trained[path] = teachers.load_weights(path, run.model, data.mean, data.std)
+        return self._trained[path]
 
     def unfinished(self, name: str) -> list[int]:
         return [seed for seed in self.runs[name].seeds if not self.directory(name, seed).finished()]
@@ -104,28 +129,26 @@ class Study:
             run = self.runs[name]
             for seed in run.seeds:
                 self.directory(name, seed).check_same(run.to_dict())
-            trained, start = (), None
-            for seed in self.unfinished(name):
+            for seed in reversed(self.unfinished(name)):
                 trained = [self._promise(reference, seed) for reference in run.teachers]
-                start = self._promise(run.init, seed) if run.init else None
-            if self.unfinished(name):
-                self._programs[name] = program.Program(name, run, self.splits(run), trained, self.parallel)
+                if name not in self._programs:
+                    self._programs[name] = program.Program(name, run, self.splits(run), trained, self.parallel)
+                start = self._start(name, seed, self._promise)
                 if start is not None:
-                    teachers.check_shape(start, self.splits(run), 'run to start from')
+                    teachers.check_start(start, self._programs[name].shapes)
 
     def run(self, should_stop: Callable[[], bool]) -> list[dict]:
         """Trains what is not finished and returns all results; writes results.json and report.md."""
         self.check()
         if parallel.is_main():
             write_json(self.workdir / 'study.json', to_json(self.config.copy_and_resolve_references().to_dict()))
+        for name in self.imports:
+            self._import(name)
         for name in self.chosen:
             self._train(name, should_stop)
-        results = [
-            self.directory(name, seed).result()
-            for name, run in self.runs.items()
-            for seed in run.seeds
-            if self.directory(name, seed).finished()
-        ]
+        directories = [self.directory(name, 0) for name in self.imports]
+        directories += [self.directory(name, seed) for name, run in self.runs.items() for seed in run.seeds]
+        results = [directory.result() for directory in directories if directory.finished()]
         if parallel.is_main():
             rows = report.aggregate(results)
             gains = report.gains(results, self.runs)
@@ -133,6 +156,13 @@ class Study:
             (self.workdir / 'report.md').write_text(report.markdown(rows, gains))
             report.show(rows, gains)
         return results
+
+    def _import(self, name: str) -> None:
+        """Gives the study an imported teacher as a finished run, if a run that is still to train needs it."""
+        directory = self.directory(name, 0)
+        trained = self._trained.get(directory.path)
+        if isinstance(trained, imported.Weights):
+            imported.make_run(name, directory, trained, self.splits(self.config), self.parallel)
 
     def _train(self, name: str, should_stop: Callable[[], bool]) -> None:
         """Trains the seeds of a run that are not finished."""
@@ -154,8 +184,8 @@ class Study:
                 shared,
                 self.directory(name, seed),
                 seed,
-                trained=[teachers.load(self.find(reference, seed)) for reference in run.teachers],
-                start=teachers.load(self.find(run.init, seed)) if run.init else None,
+                trained=[self._load(reference, seed) for reference in run.teachers],
+                start=self._start(name, seed, self._load),
                 should_stop=should_stop,
                 tensorboard=self.config.tensorboard,
                 wandb=self.config.wandb,

@@ -154,6 +154,7 @@ def train(
         'seed': seed,
         'model': run.model.name,
         'params': program.params,
+        'trainable': program.trainable,
         **program.cost(variables),
         'steps': step,
         'checkpoint': chosen,

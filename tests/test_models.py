@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from model_reference import Reference
-from zoo import EXPECTED, Facts
+from zoo import EXPECTED, NARROWEST, SMALLEST, Facts
 
 from kd_jax.errors import UserError
 from kd_jax.models import MODELS, Output, build
@@ -18,6 +18,16 @@ from kd_jax.models.common import scaled
 
 NAMES = sorted(EXPECTED)
 FAST_COMPILE = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
+
+
+def side_of(name):
+    """The smallest image, in pixels, on which the tests call the model."""
+    return SMALLEST.get(name, 32 if EXPECTED[name].size > 32 else 8)
+
+
+def narrow(name):
+    """Overrides under which a large model is quick."""
+    return {'width': NARROWEST.get(name, 0.125)} if EXPECTED[name].size > 32 else {}
 
 
 @cache
@@ -141,6 +151,8 @@ def test_the_expected_counts_follow_from_arithmetic(name):
 @pytest.mark.parametrize('shape', [(4, 28, 28, 1), (2, 8, 8, 1), (2, 31, 33, 3)])
 @pytest.mark.parametrize('name', NAMES)
 def test_every_model_speaks_the_output_vocabulary(name, shape):
+    least = side_of(name)
+    shape = (shape[0], max(shape[1], least), max(shape[2], least), shape[3])
     model = build(name, 7)
     init = partial(model.init_with_output, train=False)
     output, variables = jax.eval_shape(init, jax.random.key(0), jnp.zeros(shape))
@@ -152,8 +164,9 @@ def test_every_model_speaks_the_output_vocabulary(name, shape):
     for key in ('stem', *stages):
         feature = output.features[key]
         assert feature.ndim == 4 and feature.shape[0] == shape[0]
-        assert feature.shape[1] in (height, -(-height // 2), height // 2)  # never grows, at most halves
-        assert feature.shape[2] in (width, -(-width // 2), width // 2)
+        halvings = 3 if key == 'stem' else 1  # never grows, at most halves; unpadded windows lose one more
+        assert (height - 7) // 2**halvings <= feature.shape[1] <= height
+        assert (width - 7) // 2**halvings <= feature.shape[2] <= width
         height, width = feature.shape[1:3]
     assert output.features['pooled'].ndim == 2 and output.features['pooled'].dtype == jnp.float32
     assert variables['params']['head']['kernel'].shape == (output.features['pooled'].shape[1], 7)
@@ -180,12 +193,15 @@ def test_the_feature_shapes_at_32_pixels(name):
 
 @pytest.mark.parametrize('name', NAMES)
 def test_only_the_head_depends_on_the_classes_and_paths_are_the_same_in_every_family(name):
-    ten, seven = (flax.traverse_util.flatten_dict(shapes_of(build(name, k))['params'], sep='/') for k in (10, 7))
+    image = (2, *[max(side_of(name), 32)] * 2, 3)
+    ten, seven = (flax.traverse_util.flatten_dict(shapes_of(build(name, k), image)['params'], sep='/') for k in (10, 7))
     assert ten.keys() == seven.keys()
-    assert {path for path in ten if ten[path].shape != seven[path].shape} == {'head/kernel', 'head/bias'}
+    dependent = {path for path in ten if ten[path].shape != seven[path].shape}
+    assert {'head/kernel', 'head/bias'} <= dependent and all(path.startswith('head') for path in dependent)
+    assert not any(path.startswith('head') and path.count('/') == 1 for path in set(ten) - dependent)
     for stage in range(1, EXPECTED[name].stages + 1):
         assert any(re.match(f'stage{stage}', path) for path in ten)
-    assert all(re.fullmatch(r'[a-z0-9_]+(/[a-z0-9]+){1,3}', path) for path in ten)
+    assert all(re.fullmatch(r'[a-z0-9_]+(/[a-z0-9_]+){1,4}', path) for path in ten)
     assert not any('_0' in path for path in ten)  # every module is named
 
 
@@ -231,19 +247,20 @@ def test_logits_and_features_equal_a_float64_forward_pass(name, width, image, re
 
 @pytest.mark.parametrize('name', NAMES)
 def test_training_reaches_every_parameter_and_changes_only_running_statistics(name):
-    model = build(name, 10)
-    image = image_of(8, 8, 8, 3)
+    """At full depth; the forms for ImageNet narrower, which changes no path. And bfloat16 stays finite on the way."""
+    model = build(name, 10, **narrow(name))
+    image = image_of(4, *[max(side_of(name), 16)] * 2, 3)
     variables = random_variables(model, image.shape)
 
     def loss(params, model_state, image):
-        output, new = model.apply({'params': params, **model_state}, image, train=True, mutable=True)
-        return (output.logits * jnp.arange(80.0).reshape(8, 10)).mean(), new
+        rngs = {'dropout': jax.random.key(0)}
+        output, new = model.apply({'params': params, **model_state}, image, train=True, mutable=True, rngs=rngs)
+        logits = [output.logits, *(head.logits for head in output.heads.values())]
+        return sum((z * jnp.arange(40.0).reshape(4, 10)).mean() for z in logits), new
 
     model_state = {key: value for key, value in variables.items() if key != 'params'}
-    step = jax.grad(loss, has_aux=True)
-    if not re.fullmatch(r'resnet\d+', name):  # op by op those are faster than their compilation
-        step = jax.jit(step).lower(variables['params'], model_state, image).compile(compiler_options=FAST_COMPILE)
-    gradients, new = step(variables['params'], model_state, image)
+    # Op by op: faster than compiling the whole, as models share their operations.
+    gradients, new = jax.grad(loss, has_aux=True)(variables['params'], model_state, image)
     gradients = flax.traverse_util.flatten_dict(gradients, sep='/')
     assert size(gradients) == size(variables['params'])
     for path, gradient in gradients.items():
@@ -255,6 +272,8 @@ def test_training_reaches_every_parameter_and_changes_only_running_statistics(na
         for part in path:
             before = before[part]
         assert (value != before).any(), path
+    half = model.clone(dtype=jnp.bfloat16).apply(variables, image, train=False)
+    assert half.logits.dtype == jnp.float32 and jnp.isfinite(half.logits).all() and half.logits.std() > 0
 
 
 @pytest.mark.parametrize('name', ['cnn', 'resnet8', 'cifar_mobilenet_v2_x0.5'])

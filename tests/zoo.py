@@ -36,4 +36,35 @@ CIFAR = {
     'cifar_mobilenet_v2_x0.5': Facts(812_836, 18_368, 6_523_648, 7, 1280),
 }
 
-EXPECTED = {**CIFAR}
+# Counted on torchvision's models, and for small images on the structures behind the published tables, in PyTorch.
+RESNETS = {
+    'resnet18': Facts(11_689_512, 9_600, 1_814_073_344, 4, 512, 1000, 224),
+    'resnet34': Facts(21_797_672, 17_024, 3_663_761_408, 4, 512, 1000, 224),
+    'resnet50': Facts(25_557_032, 53_120, 4_089_184_256, 4, 2048, 1000, 224),
+    'resnet101': Facts(44_549_160, 105_344, 7_801_405_440, 4, 2048, 1000, 224),
+    'resnet152': Facts(60_192_808, 151_424, 11_513_626_624, 4, 2048, 1000, 224),
+    'wide_resnet50_2': Facts(68_883_240, 68_224, 11_398_021_120, 4, 2048, 1000, 224),
+    'resnext50_32x4d': Facts(25_028_904, 68_224, 4_230_479_872, 4, 2048, 1000, 224),
+    'cifar_resnet18': Facts(11_220_132, 9_600, 555_468_800, 4, 512),
+    'cifar_resnet34': Facts(21_328_292, 17_024, 1_159_448_576, 4, 512),
+    'cifar_resnet50': Facts(23_705_252, 53_120, 1_298_014_208, 4, 2048),
+    'wrn_16_1': Facts(180_916, 928, 26_663_168, 3, 64),
+    'wrn_16_2': Facts(703_284, 1_824, 101_118_464, 3, 128),
+    'wrn_40_1': Facts(569_780, 2_720, 83_286_272, 3, 64),
+    'wrn_40_2': Facts(2_255_156, 5_408, 327_610_880, 3, 128),
+}
+
+# Counted on torchvision's models, and for MobileNetV1 on the same structure in PyTorch.
+MOBILENETS = {
+    'imagenet_mobilenet_v2': Facts(3_504_872, 34_112, 300_774_272, 7, 1280, 1000, 224),
+    'mobilenet_v1': Facts(4_231_976, 21_888, 568_740_352, 5, 1024, 1000, 224),
+    'mobilenet_v3_large': Facts(5_483_032, 24_400, 216_589_760, 6, 1280, 1000, 224),
+    'mobilenet_v3_small': Facts(2_542_856, 12_112, 56_510_400, 5, 1024, 1000, 224),
+    'efficientnet_b0': Facts(5_288_548, 42_016, 385_814_752, 7, 1280, 1000, 224),
+}
+
+EXPECTED = {**CIFAR, **RESNETS, **MOBILENETS}
+
+# Exceptions of what the tests use: the smallest image (otherwise 8 pixels, 32 for ImageNet's models) and width (0.125).
+SMALLEST = {}
+NARROWEST = {'resnext50_32x4d': 0.25}

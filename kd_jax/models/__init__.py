@@ -9,8 +9,11 @@ import flax.linen as nn
 from kd_jax.errors import UserError, unknown
 from kd_jax.models.cnn import CNN
 from kd_jax.models.common import Output
-from kd_jax.models.mobilenet import CifarMobileNetV2
-from kd_jax.models.resnet import CifarResNet
+from kd_jax.models.efficientnet import EfficientNet
+from kd_jax.models.mobilenet import CifarMobileNetV2, MobileNetV1, MobileNetV2
+from kd_jax.models.mobilenet_v3 import LARGE, SMALL, MobileNetV3
+from kd_jax.models.resnet import CifarResNet, ResNet
+from kd_jax.models.wide_resnet import WideResNet
 
 MODELS = {
     'cnn': partial(CNN),
@@ -23,8 +26,27 @@ MODELS = {
     'resnet110': partial(CifarResNet, stage_sizes=(18, 18, 18)),
     'resnet8x4': partial(CifarResNet, stage_sizes=(1, 1, 1), widths=(64, 128, 256), stem=32),
     'resnet32x4': partial(CifarResNet, stage_sizes=(5, 5, 5), widths=(64, 128, 256), stem=32),
+    'resnet18': partial(ResNet, stage_sizes=(2, 2, 2, 2)),
+    'resnet34': partial(ResNet, stage_sizes=(3, 4, 6, 3)),
+    'resnet50': partial(ResNet, stage_sizes=(3, 4, 6, 3), bottleneck=True),
+    'resnet101': partial(ResNet, stage_sizes=(3, 4, 23, 3), bottleneck=True),
+    'resnet152': partial(ResNet, stage_sizes=(3, 8, 36, 3), bottleneck=True),
+    'wide_resnet50_2': partial(ResNet, stage_sizes=(3, 4, 6, 3), bottleneck=True, group_width=128),
+    'resnext50_32x4d': partial(ResNet, stage_sizes=(3, 4, 6, 3), bottleneck=True, groups=32, group_width=4),
+    'cifar_resnet18': partial(ResNet, stage_sizes=(2, 2, 2, 2), small_images=True),
+    'cifar_resnet34': partial(ResNet, stage_sizes=(3, 4, 6, 3), small_images=True),
+    'cifar_resnet50': partial(ResNet, stage_sizes=(3, 4, 6, 3), bottleneck=True, small_images=True),
+    'wrn_16_1': partial(WideResNet, stage_sizes=(2, 2, 2)),
+    'wrn_16_2': partial(WideResNet, stage_sizes=(2, 2, 2), widen=2),
+    'wrn_40_1': partial(WideResNet, stage_sizes=(6, 6, 6)),
+    'wrn_40_2': partial(WideResNet, stage_sizes=(6, 6, 6), widen=2),
     'cifar_mobilenet_v2': partial(CifarMobileNetV2),
     'cifar_mobilenet_v2_x0.5': partial(CifarMobileNetV2, width=0.5),
+    'imagenet_mobilenet_v2': partial(MobileNetV2, dropout=0.2),
+    'mobilenet_v1': partial(MobileNetV1),
+    'mobilenet_v3_large': partial(MobileNetV3, stages=LARGE, top_features=1280, dropout=0.2),
+    'mobilenet_v3_small': partial(MobileNetV3, stages=SMALL, top_features=1024, dropout=0.2),
+    'efficientnet_b0': partial(EfficientNet, dropout=0.2),
 }
 
 # Names under which the literature has different networks: which of them is meant must be said.

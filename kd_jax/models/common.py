@@ -21,7 +21,7 @@ from kd_jax.models.layers import BatchNorm, Setting
 
 
 class Exit(NamedTuple):
-    """What an auxiliary head returns: its logits `[B, K]` and what its classifier sees, `[B, D]`, both float32."""
+    """What a head of several returns: its logits `[B, K]` and what its classifier sees, `[B, D]`, both float32."""
 
     logits: jax.Array
     pooled: jax.Array
@@ -34,7 +34,7 @@ class Output:
     logits: `[B, K]` float32.
     features: `stem`, `stage1` ... `stageN` (`[B, H, W, C]` in the compute type, the output of each stage) and
       `pooled` (`[B, D]` float32, what the classifier sees before dropout).
-    heads: the auxiliary heads by name, the shallowest first; empty for most models.
+    heads: the auxiliary heads by name, the shallowest first, and `head`, the deepest one; empty for most models.
     """
 
     logits: jax.Array
@@ -88,8 +88,12 @@ class Classifier(nn.Module, kw_only=True):
             make = AuxiliaryHead(self.num_classes, pooled.shape[-1], setting=setting, name=f'head_stage{stage}')
             heads[f'stage{stage}'] = make(features[f'stage{stage}'], features[stages[-1]].shape[1:3], train=train)
         logits = Head(self.num_classes, self.dropout, self.axis_name, name='head')(pooled, train=train)
+        if heads:
+            heads['head'] = Exit(logits, pooled)
         if self.average_heads and not train:
-            logits = mean_probabilities([logits, *(head.logits for head in heads.values())])
+            if not heads:
+                raise UserError('average_heads needs auxiliary heads; set heads, such as (1, 2)')
+            logits = mean_probabilities([head.logits for head in heads.values()])
         return Output(logits, features, heads)
 
 

@@ -8,12 +8,16 @@ from typing import Any
 
 from kd_jax.errors import UserError, unknown
 from kd_jax.objectives.common import Term, WeightedSum, ensemble_logits
+from kd_jax.objectives.heads import DeepSupervision, SelfDistillation, SelfHint
 from kd_jax.objectives.logits import KL, CrossEntropy, LogitMSE, SoftCrossEntropy, ThreeTerm
 
 OBJECTIVES: dict[str, type[Term]] = {
     'cross_entropy': CrossEntropy,
+    'deep_supervision': DeepSupervision,
     'kl': KL,
     'logit_mse': LogitMSE,
+    'self_distillation': SelfDistillation,
+    'self_hint': SelfHint,
     'soft_cross_entropy': SoftCrossEntropy,
     'three_term': ThreeTerm,
 }

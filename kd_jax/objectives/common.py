@@ -27,6 +27,7 @@ class Term(nn.Module):
 
     needs_teacher: ClassVar[bool] = True
     needs_label: ClassVar[bool] = False
+    needs_heads: ClassVar[bool] = False  # auxiliary heads of the student
 
     @nn.nowrap
     def weight_at(self, epoch) -> jax.Array:

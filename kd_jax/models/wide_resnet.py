@@ -1,0 +1,69 @@
+"""Wide residual networks for small images: wrn_16_1 ... wrn_40_2 of the CIFAR tables."""
+
+import flax.linen as nn
+
+from kd_jax.errors import UserError
+from kd_jax.models.common import Classifier, Dropout, deepened, global_pool, scaled
+from kd_jax.models.layers import BatchNorm, Conv, Setting
+from kd_jax.models.resnet import residual_stages
+
+
+class PreactivationBlock(nn.Module):
+    """x + conv(ReLU(BN(conv(ReLU(BN(x)))))), `[B, H, W, C] -> [B, H', W', features]`.
+
+    Where stride or width change, the shortcut is a 1x1 convolution without BN of ReLU(BN(x)), not of x.
+    """
+
+    features: int
+    stride: int = 1
+    kernel: int = 3
+    dropout: float = 0.0
+    setting: Setting = Setting()
+
+    @nn.compact
+    def __call__(self, x, *, train: bool):
+        dtype = self.setting.dtype
+        y = nn.relu(BatchNorm(self.setting, name='norm1')(x, train=train))
+        if self.stride != 1 or x.shape[-1] != self.features:
+            x = Conv(self.features, 1, self.stride, dtype=dtype, name='shortcut')(y)
+        y = Conv(self.features, self.kernel, self.stride, dtype=dtype, name='conv1')(y)
+        y = nn.relu(BatchNorm(self.setting, name='norm2')(y, train=train))
+        y = Dropout(self.dropout, self.setting.axis_name, name='drop')(y, train=train)
+        return x + Conv(self.features, self.kernel, dtype=dtype, name='conv2')(y)
+
+
+class WideResNet(Classifier, kw_only=True):
+    """WRN-d-k (Zagoruyko and Komodakis 2016, arXiv:1605.07146) as the distillation tables have it.
+
+    A 3x3 stem of 16 channels, three stages of (d - 4) / 6 blocks with 16 k, 32 k, 64 k channels, and BN with ReLU (`top`)
+    before the pooling. Blocks activate before they convolve, so the stem's and the stages' features are sums without
+    activation, as in the code of Tian et al. 2020 (arXiv:1910.10699). There, as here, blocks drop nothing by default;
+    the paper's dropout between a block's convolutions is `block_dropout`.
+
+    `width` scales all channels (k, `widen`, those of the stages alone), `depth` the blocks of each stage; `kernel` is
+    that of the blocks' 3x3 convolutions, not of the stem.
+    """
+
+    stage_sizes: tuple[int, ...]  # blocks in each stage; d = 4 + 2 * sum
+    widen: int = 1
+    block_dropout: float = 0.0
+    depth: float = 1.0
+    kernel: int = 3
+
+    def backbone(self, x, setting, train):
+        if self.widen < 1:
+            raise UserError(f'widen {self.widen} of a wide ResNet is not possible; it must be 1 or more')
+        if not 0 <= self.block_dropout < 1:
+            raise UserError(
+                f'block_dropout {self.block_dropout} is not possible; it must be at least 0 and less than 1: the share to '
+                'drop, such as 0.3'
+            )
+
+        def make(stage, stride, name):
+            features = scaled(16 * self.widen * 2 ** (stage - 1), self.width)
+            return PreactivationBlock(features, stride, self.kernel, self.block_dropout, setting, name=name)
+
+        x = Conv(scaled(16, self.width), dtype=setting.dtype, name='stem')(x)
+        features = {'stem': x, **residual_stages(x, deepened(self.stage_sizes, self.depth), make, train)}
+        x = nn.relu(BatchNorm(setting, name='top')(list(features.values())[-1], train=train))
+        return features | {'pooled': global_pool(x)}

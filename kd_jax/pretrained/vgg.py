@@ -1,0 +1,42 @@
+"""The names that published VGG code gives to our modules: `(module, blocks) -> prefix` of the PyTorch parameters.
+
+`module` is one of our module paths, `stage1_block1/conv`; `blocks` are the model's `stage<i>_block<j>`, in order.
+A module that the published code does not have keeps its own name, which no published file contains.
+"""
+
+import re
+from collections.abc import Sequence
+
+UNIT = re.compile(r'stage(\d+)_block(\d+)/(conv|norm)')
+DENSE = {'top_dense1': 'classifier.0', 'top_dense2': 'classifier.3', 'head': 'classifier.6'}
+
+
+def torchvision(module: str, blocks: Sequence[str]) -> str:
+    """torchvision's vgg11, vgg13, vgg16, vgg19: `stage2_block1/conv` -> `features.3`."""
+    return _features(module, blocks, layers=2)
+
+
+def torchvision_bn(module: str, blocks: Sequence[str]) -> str:
+    """torchvision's vgg11_bn, vgg13_bn, vgg16_bn, vgg19_bn: `stage2_block1/conv` -> `features.4`."""
+    return _features(module, blocks, layers=3)
+
+
+def repdistiller(module: str, blocks: Sequence[str]) -> str:
+    """The CIFAR networks of RepDistiller: `stage2_block1/conv` -> `block1.0`."""
+    if module == 'head':
+        return 'classifier'
+    unit = UNIT.fullmatch(module)
+    if unit is None:
+        return module
+    stage, number, part = unit.groups()
+    return f'block{int(stage) - 1}.{3 * (int(number) - 1) + (part == "norm")}'  # convolution, BatchNorm, ReLU
+
+
+def _features(module, blocks, layers):
+    """One list of all layers: `layers` for each convolution, one for the max pool after each stage."""
+    unit = UNIT.fullmatch(module)
+    if unit is None or (unit[3] == 'norm' and layers == 2):
+        return DENSE.get(module, module)
+    convolutions = list(blocks).index(module.partition('/')[0])
+    pools = int(unit[1]) - 1
+    return f'features.{convolutions * layers + pools + (unit[3] == "norm")}'
