@@ -26,7 +26,7 @@ CIFAR = {'mean': (0.5071, 0.4867, 0.4408), 'std': (0.2675, 0.2565, 0.2761)}
 CIFAR_FLAGS = ('--mean=0.5071,0.4867,0.4408', '--std=0.2675,0.2565,0.2761')
 
 
-def cifar_resnet(blocks, classes, seed=0):
+def cifar_resnet(blocks, classes, seed=0, channels=3):
     """A state dict of RepDistiller's `resnet{6 * blocks + 2}`, names and shapes written from its structure."""
     rng = np.random.default_rng(seed)
     tensors = {}
@@ -41,20 +41,20 @@ def cifar_resnet(blocks, classes, seed=0):
         tensors[f'{name}.running_var'] = rng.uniform(0.5, 1.5, channels)
         tensors[f'{name}.num_batches_tracked'] = np.array(12)
 
-    conv('conv1', 16, 3, 3)
+    conv('conv1', 16, channels, 3)
     norm('bn1', 16)
     inputs = 16
-    for layer, channels in enumerate((16, 32, 64), start=1):
+    for layer, width in enumerate((16, 32, 64), start=1):
         for block in range(blocks):
             name = f'layer{layer}.{block}'
-            conv(f'{name}.conv1', channels, inputs, 3)
-            norm(f'{name}.bn1', channels)
-            conv(f'{name}.conv2', channels, channels, 3)
-            norm(f'{name}.bn2', channels)
-            if inputs != channels:
-                conv(f'{name}.downsample.0', channels, inputs, 1)
-                norm(f'{name}.downsample.1', channels)
-            inputs = channels
+            conv(f'{name}.conv1', width, inputs, 3)
+            norm(f'{name}.bn1', width)
+            conv(f'{name}.conv2', width, width, 3)
+            norm(f'{name}.bn2', width)
+            if inputs != width:
+                conv(f'{name}.downsample.0', width, inputs, 1)
+                norm(f'{name}.downsample.1', width)
+            inputs = width
     tensors['fc.weight'] = rng.normal(size=(classes, 64)) * 0.1
     tensors['fc.bias'] = rng.normal(size=classes)
     return {name: x if x.dtype == np.int64 else x.astype(np.float32) for name, x in tensors.items()}
@@ -74,7 +74,7 @@ def torch_like(name, classes=7, **overrides):
             break
     tensors = {}
     for key, place in places.items():
-        shape = [classes if n == pretrained.CLASSES else n for n in shapes[place]]
+        shape = [{pretrained.CLASSES: classes, pretrained.CHANNELS: 3}.get(n, n) for n in shapes[place]]
         shape = [shape[i] for i in {2: (1, 0), 4: (3, 2, 0, 1)}[len(shape)]] if place[-1] == 'kernel' else shape
         tensors[key] = np.broadcast_to(np.float32(0), shape)
     return tensors
@@ -105,7 +105,8 @@ def file(tmp_path, state):
 
 def test_every_value_comes_to_its_place(file, state):
     imported = pretrained.load(file, {'name': 'resnet8', 'width': None})
-    assert (imported.model, imported.num_classes, imported.path) == ({'name': 'resnet8'}, 7, str(file))
+    assert (imported.model, imported.num_classes, imported.channels) == ({'name': 'resnet8'}, 7, 3)
+    assert imported.path == str(file)
     sha = subprocess.run(['sha256sum', file], capture_output=True, text=True, check=True).stdout.split()[0]
     assert imported.checksum == sha
     flat = flax.traverse_util.flatten_dict(imported.variables, sep='/')
@@ -163,6 +164,16 @@ def test_overrides_change_what_is_expected(tmp_path):
     assert message.endswith("these are the weights of 'resnet14' without overrides")
 
 
+def test_the_file_decides_about_the_channels_of_the_images(tmp_path):
+    path = save(tmp_path / 'grey.pth', cifar_resnet(1, 10, channels=1))
+    imported = pretrained.load(path, {'name': 'resnet8'})
+    assert imported.channels == 1 and imported.variables['params']['stem']['conv']['kernel'].shape == (3, 3, 1, 16)
+    directory = RunDirectory(tmp_path / 'grey/seed0')
+    pretrained.make_run(directory, 'grey', imported, image_shape=(28, 28, 1), mean=(0.5,), std=(0.25,))
+    trained = teachers.load(directory)
+    assert trained.network.predict(trained.variables, np.zeros((2, 28, 28, 1), np.float32)).logits.shape == (2, 10)
+
+
 # --- what does not fit
 
 
@@ -181,11 +192,22 @@ def test_what_is_missing_left_over_or_of_another_shape_is_listed(tmp_path, state
 def test_a_head_that_is_missing_or_has_another_bias(tmp_path, state):
     changed = dict(state)
     del changed['fc.weight']
-    refused(save(tmp_path / 'x.pth', changed), {'name': 'resnet8'}, '1 missing: fc.weight')
+    refused(save(tmp_path / 'x.pth', changed), {'name': 'resnet8'}, "weights of 'resnet8': 1 missing: fc.weight; no model")
     changed = state | {'fc.bias': np.ones(8, np.float32)}
     refused(save(tmp_path / 'x.pth', changed), {'name': 'resnet8'}, 'fc.bias is (8,), should be (7,)')
+    changed = state | {'conv1.weight': np.ones(3, np.float32)}
+    refused(save(tmp_path / 'x.pth', changed), {'name': 'resnet8'}, 'conv1.weight is (3,), should be (16, ?, 3, 3)')
     changed = state | {'fc.weight': np.array(1.0, np.float32)}
-    refused(save(tmp_path / 'x.pth', changed), {'name': 'resnet8'}, 'fc.weight is ()')
+    refused(save(tmp_path / 'x.pth', changed), {'name': 'resnet8'}, 'fc.weight is (), should be (7, 64)')
+
+
+def test_strange_names_do_not_break_the_sentence(tmp_path, state):
+    one = np.ones(1, np.float32)
+    strange = {'aux1.weight': one, 'two\nlines': one, 'x' * 5000: one}  # resnet8 has no auxiliary heads that may be dropped
+    message = refused(
+        save(tmp_path / 'x.pth', state | strange), {'name': 'resnet8'}, "3 left over: aux1.weight, 'two\\nlines', "
+    )
+    assert len(message) < 1000
 
 
 def test_long_lists_are_cut_and_counted(tmp_path):
@@ -237,7 +259,7 @@ def test_the_tensors_of_every_model_are_found_and_are_no_other_models(name):
     assert sum(x.size for x in tensors.values()) > 50_000
     assert pretrained._fits(tensors, name)
     fit = pretrained._best_fit(tensors, name, {})
-    assert fit.classes == 7
+    assert fit.sizes == {pretrained.CLASSES: 7, pretrained.CHANNELS: 3}
     assert len(set(fit.places.values())) == len(fit.places) == len(tensors)
     one = next(iter(tensors))
     assert not pretrained._fits({key: x for key, x in tensors.items() if key != one}, name)
@@ -309,6 +331,17 @@ def test_the_same_weights_again_change_nothing_and_others_are_refused(file, tmp_
     assert snapshot(tmp_path) == before
 
 
+def test_what_was_measured_goes_into_the_result(file, tmp_path):
+    imported = pretrained.load(file, {'name': 'resnet8'})
+    directory = RunDirectory(tmp_path / 'teacher/seed0')
+    measured = {'test': {'top1': 0.5}, 'flops': 7.0}
+    pretrained.make_run(directory, 't', imported, image_shape=(32, 32, 3), data_name='digits', measured=measured, **CIFAR)
+    result = directory.result()
+    assert (result['test'], result['flops'], result['val'], result['seconds']) == ({'top1': 0.5}, 7.0, None, None)
+    assert result['imported'] == {'path': str(file), 'sha256': imported.checksum}
+    assert directory.info()['data']['name'] == 'digits'
+
+
 def test_an_interrupted_import_is_completed(file, tmp_path):
     imported = pretrained.load(file, {'name': 'resnet8'})
     directory = RunDirectory(tmp_path / 'teacher/seed0')
@@ -372,9 +405,8 @@ def test_the_command_in_a_process_of_its_own(file, tmp_path):
     assert facts['class_names'] == [f'class {i}' for i in range(7)]
     assert facts['image_shape'] == [32, 32, 3] and facts['mean'] == list(CIFAR['mean'])
     assert teachers.load(find_run(tmp_path / 'runs/big', seed=0)).network.model.num_classes == 7
-    broken = subprocess.run(
-        [*line, '--model=resnet14'], capture_output=True, text=True, cwd=REPOSITORY, env=environment(), timeout=300, check=False
-    )
+    line[3] = f'{tmp_path}/nothing.pth'
+    broken = subprocess.run(line, capture_output=True, text=True, cwd=REPOSITORY, env=environment(), timeout=300, check=False)
     assert broken.returncode == 2 and broken.stdout == ''
     assert broken.stderr.startswith('error: ') and broken.stderr.count('\n') == 1
 

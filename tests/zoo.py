@@ -63,8 +63,47 @@ MOBILENETS = {
     'efficientnet_b0': Facts(5_288_548, 42_016, 385_814_752, 7, 1280, 1000, 224),
 }
 
-EXPECTED = {**CIFAR, **RESNETS, **MOBILENETS}
+# Counted on torchvision's models, and for the others on the same structures in PyTorch.
+SHUFFLENETS = {
+    'imagenet_shufflenet_v1': Facts(1_865_728, 24_480, 137_460_672, 3, 960, 1000, 224),
+    'imagenet_shufflenet_v2_x0_5': Facts(1_366_792, 7_952, 40_476_448, 3, 1024, 1000, 224),
+    'imagenet_shufflenet_v2_x1_0': Facts(2_278_604, 16_180, 144_907_992, 3, 1024, 1000, 224),
+    'imagenet_shufflenet_v2_x1_5': Facts(3_503_624, 23_440, 295_759_392, 3, 1024, 1000, 224),
+    'imagenet_shufflenet_v2_x2_0': Facts(7_393_996, 33_716, 583_253_464, 3, 2048, 1000, 224),
+    'cifar_shufflenet_v1': Facts(949_258, 23_736, 38_691_456, 3, 960),
+    'cifar_shufflenet_v2': Facts(1_355_528, 16_180, 44_504_448, 3, 1024),
+    'cifar_shufflenet_v2_x0_2': Facts(220_388, 5_000, 5_636_864, 3, 512),
+    'cifar_shufflenet_v2_x0_3': Facts(235_588, 5_960, 6_548_224, 3, 512),
+    'cifar_shufflenet_v2_x0_5': Facts(443_716, 7_952, 10_404_352, 3, 1024),
+    'cifar_shufflenet_v2_x1_5': Facts(2_580_548, 23_440, 93_762_048, 3, 1024),
+    'cifar_shufflenet_v2_x2_0': Facts(5_521_860, 33_416, 181_239_936, 3, 2048),
+}
+
+# Counted on torchvision's models, and for small images on the structure behind the published tables, in PyTorch.
+VGGS = {
+    'imagenet_vgg11': Facts(132_863_336, 0, 7_609_090_048, 5, 4096, 1000, 224),
+    'imagenet_vgg13': Facts(133_047_848, 0, 11_308_466_176, 5, 4096, 1000, 224),
+    'imagenet_vgg16': Facts(138_357_544, 0, 15_470_264_320, 5, 4096, 1000, 224),
+    'imagenet_vgg19': Facts(143_667_240, 0, 19_632_062_464, 5, 4096, 1000, 224),
+    'imagenet_vgg11_bn': Facts(132_868_840, 5_504, 7_609_090_048, 5, 4096, 1000, 224),
+    'imagenet_vgg13_bn': Facts(133_053_736, 5_888, 11_308_466_176, 5, 4096, 1000, 224),
+    'imagenet_vgg16_bn': Facts(138_365_992, 8_448, 15_470_264_320, 5, 4096, 1000, 224),
+    'imagenet_vgg19_bn': Facts(143_678_248, 11_008, 19_632_062_464, 5, 4096, 1000, 224),
+    'cifar_vgg8': Facts(3_965_028, 2_944, 96_192_512, 5, 512),
+    'cifar_vgg11': Facts(9_277_284, 5_504, 209_438_720, 5, 512),
+    'cifar_vgg13': Facts(9_462_180, 5_888, 284_936_192, 5, 512),
+    'cifar_vgg16': Facts(14_774_436, 8_448, 398_182_400, 5, 512),
+    'cifar_vgg19': Facts(20_086_692, 11_008, 511_428_608, 5, 512),
+}
+
+# Counted on torchvision's models; Inception-v3's with its auxiliary head.
+INCEPTIONS = {
+    'inception_v3': Facts(27_161_264, 36_224, 5_718_899_296, 3, 2048, 1000, 299),
+    'googlenet': Facts(6_624_904, 14_560, 1_498_376_192, 3, 1024, 1000, 224),
+}
+
+EXPECTED = {**CIFAR, **RESNETS, **MOBILENETS, **SHUFFLENETS, **VGGS, **INCEPTIONS}
 
 # Exceptions of what the tests use: the smallest image (otherwise 8 pixels, 32 for ImageNet's models) and width (0.125).
-SMALLEST = {}
+SMALLEST = {'inception_v3': 75}
 NARROWEST = {'resnext50_32x4d': 0.25}

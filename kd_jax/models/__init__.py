@@ -10,9 +10,13 @@ from kd_jax.errors import UserError, unknown
 from kd_jax.models.cnn import CNN
 from kd_jax.models.common import Output
 from kd_jax.models.efficientnet import EfficientNet
+from kd_jax.models.googlenet import GoogLeNet
+from kd_jax.models.inception import InceptionV3
 from kd_jax.models.mobilenet import CifarMobileNetV2, MobileNetV1, MobileNetV2
 from kd_jax.models.mobilenet_v3 import LARGE, SMALL, MobileNetV3
 from kd_jax.models.resnet import CifarResNet, ResNet
+from kd_jax.models.shufflenet import ShuffleNetV1, ShuffleNetV2
+from kd_jax.models.vgg import VGG, CifarVGG
 from kd_jax.models.wide_resnet import WideResNet
 
 MODELS = {
@@ -47,6 +51,35 @@ MODELS = {
     'mobilenet_v3_large': partial(MobileNetV3, stages=LARGE, top_features=1280, dropout=0.2),
     'mobilenet_v3_small': partial(MobileNetV3, stages=SMALL, top_features=1024, dropout=0.2),
     'efficientnet_b0': partial(EfficientNet, dropout=0.2),
+    'imagenet_shufflenet_v1': partial(ShuffleNetV1),
+    'imagenet_shufflenet_v2_x0_5': partial(ShuffleNetV2, widths=(48, 96, 192)),
+    'imagenet_shufflenet_v2_x1_0': partial(ShuffleNetV2),
+    'imagenet_shufflenet_v2_x1_5': partial(ShuffleNetV2, widths=(176, 352, 704)),
+    'imagenet_shufflenet_v2_x2_0': partial(ShuffleNetV2, widths=(244, 488, 976), top=2048),
+    'cifar_shufflenet_v1': partial(ShuffleNetV1, small=True),
+    'cifar_shufflenet_v2': partial(ShuffleNetV2, small=True, stem_kernel=1),
+    'cifar_shufflenet_v2_x0_2': partial(
+        ShuffleNetV2, widths=(40, 80, 160), top=512, stage_sizes=(4, 4, 4), small=True, stem_kernel=1
+    ),
+    'cifar_shufflenet_v2_x0_3': partial(ShuffleNetV2, widths=(40, 80, 160), top=512, small=True, stem_kernel=1),
+    'cifar_shufflenet_v2_x0_5': partial(ShuffleNetV2, widths=(48, 96, 192), small=True, stem_kernel=1),
+    'cifar_shufflenet_v2_x1_5': partial(ShuffleNetV2, widths=(176, 352, 704), small=True, stem_kernel=1),
+    'cifar_shufflenet_v2_x2_0': partial(ShuffleNetV2, widths=(224, 488, 976), top=2048, small=True, stem_kernel=1),
+    'imagenet_vgg11': partial(VGG, stage_sizes=(1, 1, 2, 2, 2), dropout=0.5),
+    'imagenet_vgg13': partial(VGG, stage_sizes=(2, 2, 2, 2, 2), dropout=0.5),
+    'imagenet_vgg16': partial(VGG, stage_sizes=(2, 2, 3, 3, 3), dropout=0.5),
+    'imagenet_vgg19': partial(VGG, stage_sizes=(2, 2, 4, 4, 4), dropout=0.5),
+    'imagenet_vgg11_bn': partial(VGG, stage_sizes=(1, 1, 2, 2, 2), norm=True, dropout=0.5),
+    'imagenet_vgg13_bn': partial(VGG, stage_sizes=(2, 2, 2, 2, 2), norm=True, dropout=0.5),
+    'imagenet_vgg16_bn': partial(VGG, stage_sizes=(2, 2, 3, 3, 3), norm=True, dropout=0.5),
+    'imagenet_vgg19_bn': partial(VGG, stage_sizes=(2, 2, 4, 4, 4), norm=True, dropout=0.5),
+    'cifar_vgg8': partial(CifarVGG, stage_sizes=(1, 1, 1, 1, 1)),
+    'cifar_vgg11': partial(CifarVGG, stage_sizes=(1, 1, 2, 2, 2)),
+    'cifar_vgg13': partial(CifarVGG, stage_sizes=(2, 2, 2, 2, 2)),
+    'cifar_vgg16': partial(CifarVGG, stage_sizes=(2, 2, 3, 3, 3)),
+    'cifar_vgg19': partial(CifarVGG, stage_sizes=(2, 2, 4, 4, 4)),
+    'inception_v3': partial(InceptionV3, dropout=0.5),
+    'googlenet': partial(GoogLeNet, dropout=0.2),
 }
 
 # Names under which the literature has different networks: which of them is meant must be said.

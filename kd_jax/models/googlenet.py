@@ -31,6 +31,7 @@ STAGES = (
     ((256, 160, 320, 32, 128, 128), (384, 192, 384, 48, 128, 128)),
 )
 POOLS = {2: 3, 3: 2}  # the kernel of the max pool, of stride 2, with which a stage begins
+AUX_DROPOUT = 0.7  # inside an auxiliary head
 AUX = {(2, 1): 'aux1', (2, 4): 'aux2'}  # the auxiliary head on (stage, module)
 
 
@@ -65,7 +66,6 @@ class GoogLeNetAux(nn.Module):
     """
 
     num_classes: int
-    dropout: float
     width: float = 1.0
     setting: Setting = Setting()
 
@@ -76,7 +76,7 @@ class GoogLeNetAux(nn.Module):
         x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)  # flattened as PyTorch does: channels first
         x = nn.relu(layers.Dense(scaled(1024, self.width), dtype=self.setting.dtype, name='dense1')(x))
         pooled = x.astype(jnp.float32)
-        dropped = Dropout(self.dropout, self.setting.axis_name, name='dropout')(pooled, train=train)
+        dropped = Dropout(AUX_DROPOUT, self.setting.axis_name, name='dropout')(pooled, train=train)
         return Exit(layers.Dense(self.num_classes, name='dense2')(dropped), pooled)
 
 
@@ -86,13 +86,12 @@ class GoogLeNet(Classifier, kw_only=True):
     Features: `stem`, after the second max pool (28x28x192); `stage1`, `stage2`, `stage3`, the modules 3a-3b, 4a-4e and
     5a-5b (480, 832 and 1024 channels), where the max pool in front of a stage is its first layer. It differs from the
     paper: BatchNorm instead of local response normalisation, 3x3 instead of 5x5 convolutions, a last max pool of 2x2,
-    dropout of 0.2. With `aux` the auxiliary heads `aux1` and `aux2`, on 4a and 4d, which drop `aux_dropout` of their
-    inputs, are computed in evaluation too (torchvision: in training only). Convolutions start from He's normal
-    distribution (torchvision: a truncated one of standard deviation 0.01). `width` scales all channels.
+    dropout of 0.2 (0.4). With `aux` the auxiliary heads `aux1` and `aux2`, on 4a and 4d, are computed in evaluation too
+    (torchvision: in training only). Convolutions start from He's normal distribution (torchvision: a truncated one of
+    standard deviation 0.01). `width` scales all channels.
     """
 
     aux: bool = False
-    aux_dropout: float = 0.7
 
     EPSILON = 1e-3
 
@@ -119,6 +118,6 @@ class GoogLeNet(Classifier, kw_only=True):
     def own_heads(self, features, setting, train):
         heads = {}
         for name in AUX.values() if self.aux else ():
-            make = GoogLeNetAux(self.num_classes, self.aux_dropout, self.width, setting, name=f'head_{name}')
+            make = GoogLeNetAux(self.num_classes, self.width, setting, name=f'head_{name}')
             heads[name] = make(features.pop(name), train=train)
         return heads

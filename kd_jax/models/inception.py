@@ -148,10 +148,10 @@ class InceptionV3(Classifier, kw_only=True):
 
     Features: `stem`, after the second max pool (35x35x192); `stage1`, `stage2`, `stage3`, the modules at 35x35, 17x17
     and 8x8 (288, 768 and 2048 channels), where the module that halves the map is the first of its stage. It differs
-    from the paper's table 1 as torchvision does: three stem convolutions are 1x1 or unstrided 3x3, one branch of stage 1
-    has a 5x5 convolution, and dropout of 0.5 is applied in the main head. With `aux` the auxiliary head `aux` on stage
-    2 is computed in evaluation too (torchvision: in training only). Convolutions start from He's normal distribution
-    (torchvision: a truncated one of standard deviation 0.1). `width` scales all channels.
+    from the paper's table 1: after the first max pool come 1x1, 3x3 and a second max pool instead of three 3x3
+    convolutions, the second of them strided, and one branch of stage 1 keeps a 5x5 convolution. With `aux` the auxiliary
+    head `aux` on stage 2 is computed in evaluation too (torchvision: in training only). Convolutions start from He's
+    normal distribution (torchvision: a truncated one of standard deviation 0.1). `width` scales all channels.
     """
 
     aux: bool = True

@@ -173,6 +173,11 @@ class ShuffleNetV2(Classifier, kw_only=True):
     def backbone(self, x, setting, train):
         x = entry(x, scaled(self.stem, self.width), self.stem_kernel, self.small, setting, train)
         features = {'stem': x}
+        if len(self.stage_sizes) != len(self.widths):
+            raise UserError(
+                f'stage_sizes {self.stage_sizes} are {len(self.stage_sizes)} stages, but widths {self.widths} are '
+                f'{len(self.widths)}; give one number a stage in both'
+            )
         counts = deepened(self.stage_sizes, self.depth)
         for stage, (count, channels) in enumerate(zip(counts, self.widths, strict=True), start=1):
             channels = multiple(channels, self.width, 2)

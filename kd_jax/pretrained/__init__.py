@@ -60,7 +60,7 @@ LEAVES = {'kernel': 'weight', 'bias': 'bias', 'scale': 'weight', 'mean': 'runnin
 AUXILIARY = ('AuxLogits.', 'aux1.', 'aux2.')  # PyTorch's prefixes of the auxiliary heads that a field `aux` switches
 NEW = ('adapter', 'heads')  # overrides that add layers of our own
 OWN = ('num_classes', 'frozen', 'axis_name', 'dtype')  # fields that are no overrides
-CLASSES = 7919  # stands for the number of classes in shapes; no layer has so many channels
+CLASSES, CHANNELS = 7919, 7907  # stand in shapes for what the file decides; no layer is as wide
 MOST = 12  # names in a sentence
 
 SMALL_IMAGES = re.compile(r'cnn|(cifar|wrn)_.+|resnet(8|14|20|32|38|44|56|110)(x4)?')
@@ -74,6 +74,7 @@ class Imported(NamedTuple):
 
     model: dict[str, Any]  # {'name', and overrides}
     num_classes: int
+    channels: int  # of its images
     variables: dict[str, Any]  # {'params', 'batch_stats'}: numpy, float32
     checksum: str  # SHA-256 of the file
     path: str
@@ -83,7 +84,7 @@ class _Fit(NamedTuple):
     """How the tensors of a file fit to a model under one rule; the three lists are empty if they do."""
 
     places: dict[str, tuple[str, ...]]  # PyTorch's name -> path in our variables
-    classes: int | None
+    sizes: dict[int, int]  # of the file, for `CLASSES` and `CHANNELS`
     missing: list[str]
     left: list[str]
     wrong: list[str]
@@ -100,8 +101,9 @@ def input_of(name: str) -> dict[str, Any] | None:
 def load(path: Path, model: Mapping[str, Any], note: Callable[[str], None] = lambda sentence: None) -> Imported:
     """The weights in a PyTorch file as those of `model`, {'name': ..., and overrides; None keeps the variant's own value}.
 
-    The number of classes is that of the file. A family's field `aux` follows the file too, unless it is given; with
-    `aux=False` the file may hold auxiliary heads. `note(sentence)` tells of choices that were made in reading.
+    The numbers of classes and of the images' channels are those of the file. A family's field `aux` follows the file
+    too, unless it is given; with `aux=False` the file may hold auxiliary heads. `note(sentence)` tells of choices that
+    were made in reading.
 
     Raises:
       UserError: if the file cannot be read, or holds anything but exactly the model's tensors; the sentence lists what
@@ -132,7 +134,7 @@ def load(path: Path, model: Mapping[str, Any], note: Callable[[str], None] = lam
     with open(path, 'rb') as file:
         checksum = hashlib.file_digest(file, 'sha256').hexdigest()
     variables = flax.traverse_util.unflatten_dict(flat)
-    return Imported({'name': name, **overrides}, best.classes, variables, checksum, str(path))
+    return Imported({'name': name, **overrides}, best.sizes[CLASSES], best.sizes[CHANNELS], variables, checksum, str(path))
 
 
 def _family(name: str) -> type:
@@ -147,7 +149,7 @@ def _has_auxiliary(tensors: Mapping[str, Any]) -> bool:
 
 
 def _shapes(name: str, overrides: Mapping[str, Any]) -> dict[tuple[str, ...], tuple[int, ...]]:
-    """{path: shape} of the model's variables; `CLASSES` stands for the number of classes."""
+    """{path: shape} of the model's variables; `CLASSES` and `CHANNELS` stand for what the file decides."""
     return _cached_shapes(name, tuple(sorted((k, tuple(v) if isinstance(v, list) else v) for k, v in overrides.items())))
 
 
@@ -155,7 +157,9 @@ def _shapes(name: str, overrides: Mapping[str, Any]) -> dict[tuple[str, ...], tu
 def _cached_shapes(name, overrides):
     model = models.build(name, CLASSES, **dict(overrides))
     size = (input_of(name) or {'size': 32})['size']
-    tree = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), jnp.zeros((1, size, size, 3)))
+    tree = jax.eval_shape(
+        partial(model.init, train=False), jax.random.key(0), jax.ShapeDtypeStruct((1, size, size, CHANNELS), 'float32')
+    )
     return {path: tuple(leaf.shape) for path, leaf in flax.traverse_util.flatten_dict(tree).items()}
 
 
@@ -190,27 +194,28 @@ def _fit(tensors: Mapping[str, np.ndarray], shapes: Mapping[tuple[str, ...], tup
     places = _names(shapes, rule)
     if places is None:
         return None
-    head = next((key for key, place in places.items() if place == ('params', 'head', 'kernel')), None)
-    classes = tensors[head].shape[0] if head in tensors and tensors[head].ndim else None
-    expected = {}
-    for key, place in places.items():
-        shape = _torch_shape(shapes[place], place[-1])
-        if place[1].startswith('head'):
-            shape = tuple(classes if n == CLASSES and classes is not None else n for n in shape)
-        expected[key] = shape
+    expected = {key: _torch_shape(shapes[place], place[-1]) for key, place in places.items()}
+    sizes = {}
+    for key in sorted(expected, key=lambda key: -len(expected[key])):  # a kernel decides before a bias
+        if key in tensors and tensors[key].ndim == len(expected[key]):
+            for want, found in zip(expected[key], tensors[key].shape, strict=True):
+                if want in (CLASSES, CHANNELS) and found:
+                    sizes.setdefault(want, found)
+    expected = {key: tuple(sizes.get(n, n) for n in shape) for key, shape in expected.items()}
     given = {key for key in tensors if not key.endswith(reader.COUNTER)}
-    if not any(place[1].startswith('head_') for place in places.values()):
-        given -= {key for key in given if key.startswith(AUXILIARY)}
     both = [key for key in expected if key in given]
-    wrong = [f'{key} is {tensors[key].shape}, should be {expected[key]}' for key in both if tensors[key].shape != expected[key]]
+    shown = {key: str(shape).replace(str(CLASSES), '?').replace(str(CHANNELS), '?') for key, shape in expected.items()}
+    wrong = [f'{key} is {tensors[key].shape}, should be {shown[key]}' for key in both if tensors[key].shape != expected[key]]
     missing = [key for key in expected if key not in given]
     left = [key for key in tensors if key in given and key not in expected]
-    return _Fit(places, classes, missing, left, wrong)
+    return _Fit(places, sizes, missing, left, wrong)
 
 
 def _best_fit(tensors: Mapping[str, np.ndarray], name: str, overrides: Mapping[str, Any]) -> _Fit | None:
     """Under the rule with the fewest misfits; None if the published code has no such model."""
     shapes = _shapes(name, overrides)
+    if overrides.get('aux') is False:
+        tensors = {key: x for key, x in tensors.items() if not key.startswith(AUXILIARY)}
     fits = [fit for rule in RULES[_family(name)] if (fit := _fit(tensors, shapes, rule)) is not None]
     return min(fits, key=_Fit.misfits, default=None)
 
@@ -220,7 +225,7 @@ def _misfit(path: Path, tensors: Mapping[str, np.ndarray], name: str, overrides:
     parts, room = [], MOST
     for word, names in (('missing', fit.missing), ('left over', fit.left), ('of another shape', fit.wrong)):
         if names:
-            shown = names[: max(room, 1)]
+            shown = [n if n.isprintable() and len(n) < 200 else repr(n[:80]) for n in names[: max(room, 1)]]
             more = f' and {len(names) - len(shown)} more' if len(names) > len(shown) else ''
             parts.append(f'{len(names)} {word}: {", ".join(shown)}{more}')
             room -= len(shown)
@@ -254,11 +259,12 @@ def make_run(
     std: Sequence[float],
     class_names: Sequence[str] | None = None,
     data_name: str = 'imported',
+    measured: Mapping[str, Any] | None = None,
 ) -> bool:
     """Writes the weights as the finished run `name` with seed 0; False if they are there already.
 
     image_shape: (height, width, channels) of the images that it will see. mean, std: a number for each channel, for
-    images in 0..1. What is measured in training is unknown and None: accuracy, learning rate, numbers of examples.
+    images in 0..1. measured: what the caller has measured, by the names of result.json; everything else is unknown, None.
 
     Raises:
       UserError: if the facts do not fit to the weights, or the directory holds anything else, which is left as it is.
@@ -293,7 +299,7 @@ def make_run(
         'checkpoint': 0,
         'imported': {'path': imported.path, 'sha256': imported.checksum},
     }
-    directory.finish(to_json(result | unmeasured))
+    directory.finish(to_json(result | unmeasured | dict(measured or {})))
     return True
 
 

@@ -7,14 +7,24 @@ Every function maps a module's path, such as `stage1_block1/expand/conv`, to the
 import re
 from collections.abc import Sequence
 
+from kd_jax.errors import UserError
+
 PARTS = {'conv': 0, 'norm': 1}  # places in PyTorch's sequence of convolution, BatchNorm, activation
 SQUEEZE = {'reduce': 'fc1', 'expand': 'fc2'}
 
 
 def _place(name: str) -> tuple[int, int]:
     """(stage, number), both from 1, of the block called `name`."""
-    stage, number = re.fullmatch(r'stage(\d+)_block(\d+)', name).groups()
-    return int(stage), int(number)
+    match = re.fullmatch(r'stage(\d+)_block(\d+)', name)
+    if match is None:
+        raise UserError(f'module {name!r} has no counterpart in PyTorch; leave it as initialised')
+    return int(match[1]), int(match[2])
+
+
+def _index(units: Sequence[str], unit: str) -> int:
+    if unit not in units:
+        raise UserError(f'a block of {", ".join(units)} in PyTorch has no {unit!r}; leave it as initialised')
+    return units.index(unit)
 
 
 def torchvision_v2(module: str, blocks: Sequence[str]) -> str:
@@ -24,19 +34,17 @@ def torchvision_v2(module: str, blocks: Sequence[str]) -> str:
         return 'classifier.1'
     if name in ('stem', 'top'):
         return f'features.{0 if name == "stem" else len(blocks) + 1}.{PARTS[rest[0]]}'
-    prefix = f'features.{blocks.index(name) + 1}.conv'
     units = ['depthwise', 'project'] if _place(name)[0] == 1 else ['expand', 'depthwise', 'project']
+    prefix = f'features.{blocks.index(name) + 1}.conv'
     unit, part = rest
-    place = units.index(unit)
+    place = _index(units, unit)
     return f'{prefix}.{place + PARTS[part]}' if unit == 'project' else f'{prefix}.{place}.{PARTS[part]}'
 
 
 def _squeezed(prefix: str, units: Sequence[str], rest: Sequence[str]) -> str:
     """A part of a block of `units`, which torchvision numbers."""
     unit, part = rest
-    if unit == 'se':
-        return f'{prefix}.{units.index(unit)}.{SQUEEZE[part]}'
-    return f'{prefix}.{units.index(unit)}.{PARTS[part]}'
+    return f'{prefix}.{_index(units, unit)}.{SQUEEZE[part] if unit == "se" else PARTS[part]}'
 
 
 def torchvision_v3(module: str, blocks: Sequence[str]) -> str:
@@ -75,7 +83,7 @@ def repdistiller(module: str, blocks: Sequence[str]) -> str:
         return f'conv{1 if name == "stem" else 2}.{PARTS[rest[0]]}'
     stage, number = _place(name)
     unit, part = rest
-    place = 3 * ('expand', 'depthwise', 'project').index(unit) + PARTS[part]
+    place = 3 * _index(('expand', 'depthwise', 'project'), unit) + PARTS[part]
     return f'blocks.{stage - 1}.{number - 1}.conv.{place}'
 
 
@@ -86,5 +94,6 @@ def mdistiller_v1(module: str, blocks: Sequence[str]) -> str:
         return 'fc'
     if name == 'stem':
         return f'model.0.{PARTS[rest[0]]}'
+    _place(name)
     unit, part = rest
-    return f'model.{blocks.index(name) + 1}.{3 * ("depthwise", "pointwise").index(unit) + PARTS[part]}'
+    return f'model.{blocks.index(name) + 1}.{3 * _index(("depthwise", "pointwise"), unit) + PARTS[part]}'

@@ -1,11 +1,12 @@
 """The names that published VGG code gives to our modules: `(module, blocks) -> prefix` of the PyTorch parameters.
 
 `module` is one of our module paths, `stage1_block1/conv`; `blocks` are the model's `stage<i>_block<j>`, in order.
-A module that the published code does not have keeps its own name, which no published file contains.
 """
 
 import re
 from collections.abc import Sequence
+
+from kd_jax.errors import UserError
 
 UNIT = re.compile(r'stage(\d+)_block(\d+)/(conv|norm)')
 DENSE = {'top_dense1': 'classifier.0', 'top_dense2': 'classifier.3', 'head': 'classifier.6'}
@@ -13,12 +14,12 @@ DENSE = {'top_dense1': 'classifier.0', 'top_dense2': 'classifier.3', 'head': 'cl
 
 def torchvision(module: str, blocks: Sequence[str]) -> str:
     """torchvision's vgg11, vgg13, vgg16, vgg19: `stage2_block1/conv` -> `features.3`."""
-    return _features(module, blocks, layers=2)
+    return _features(module, blocks, ('conv', 'ReLU'))
 
 
 def torchvision_bn(module: str, blocks: Sequence[str]) -> str:
     """torchvision's vgg11_bn, vgg13_bn, vgg16_bn, vgg19_bn: `stage2_block1/conv` -> `features.4`."""
-    return _features(module, blocks, layers=3)
+    return _features(module, blocks, ('conv', 'norm', 'ReLU'))
 
 
 def repdistiller(module: str, blocks: Sequence[str]) -> str:
@@ -27,16 +28,22 @@ def repdistiller(module: str, blocks: Sequence[str]) -> str:
         return 'classifier'
     unit = UNIT.fullmatch(module)
     if unit is None:
-        return module
+        raise _no_counterpart(module, 'RepDistiller')
     stage, number, part = unit.groups()
     return f'block{int(stage) - 1}.{3 * (int(number) - 1) + (part == "norm")}'  # convolution, BatchNorm, ReLU
 
 
 def _features(module, blocks, layers):
-    """One list of all layers: `layers` for each convolution, one for the max pool after each stage."""
+    """torchvision's one list of all layers: `layers` for each convolution, and a max pool after each stage."""
+    if module in DENSE:
+        return DENSE[module]
     unit = UNIT.fullmatch(module)
-    if unit is None or (unit[3] == 'norm' and layers == 2):
-        return DENSE.get(module, module)
-    convolutions = list(blocks).index(module.partition('/')[0])
+    if unit is None or unit[3] not in layers:
+        raise _no_counterpart(module, 'torchvision')
+    before = list(blocks).index(module.partition('/')[0])
     pools = int(unit[1]) - 1
-    return f'features.{convolutions * layers + pools + (unit[3] == "norm")}'
+    return f'features.{before * len(layers) + pools + layers.index(unit[3])}'
+
+
+def _no_counterpart(module, source):
+    return UserError(f'module {module!r} has no counterpart in this VGG of {source}; leave it as initialised')

@@ -76,7 +76,8 @@ ENDS = {
 # The goldens' images. Sizes are odd and even, and no image is square where the network does not ask for it (the
 # auxiliary head of Inception v3 does, of 299 pixels and more).
 IMAGES = {
-    **dict.fromkeys(('resnet18', 'resnet50', 'wide_resnet50_2', 'resnext50_32x4d', 'googlenet'), (2, 64, 75, 3)),
+    **dict.fromkeys(('resnet18', 'resnet50', 'resnext50_32x4d', 'googlenet'), (2, 64, 75, 3)),
+    'wide_resnet50_2': (2, 32, 41, 3),
     'imagenet_vgg11': (2, 64, 290, 3),  # a last map of 2 x 9, which is averaged to 7 x 7
     'imagenet_vgg11_bn': (2, 50, 32, 3),
     'inception_v3': (1, 299, 299, 3),

@@ -10,7 +10,8 @@ import numpy as np
 GAINS = (
     (r'^layer\d\.\d+\.bn[23]\.weight', 0.5),  # late in a residual or shuffle block
     (r'^stage\d\.\d+\.branch\d\.\d\.weight', 0.7),
-    (r'^features\.\d+\.block\.2\.1\.weight', 0.7),
+    (r'^features\.\d+\.block\.2\.1\.weight', 0.4),
+    (r'^features\.\d+\.conv\.3\.weight', 0.5),
     (r'^blocks\.\d\.\d\.conv\.7\.weight', 0.5),
 )
 
