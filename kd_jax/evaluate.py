@@ -75,6 +75,8 @@ def evaluate_run(workdir: Path, split: str = 'test') -> dict[str, Any]:
     """
     run = find_run(workdir, seed=0)
     trained = teachers.load(run)
+    if 'data' not in run.info()['config']:
+        raise UserError(f'{run.path} was imported and names no data; name it as a teacher in a study, whose table will show it')
     splits = data_lib.load(ConfigDict(run.info()['config']['data']))
     parallel = Parallel('auto')
     fn = step.make_eval_step(student=trained.network, teachers=(), teacher_weights=(), axis_name=parallel.axis_name)

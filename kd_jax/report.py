@@ -60,7 +60,7 @@ def mean_std(values: Sequence[float]) -> dict[str, float | int | None]:
 def gains(results: Sequence[Mapping[str, Any]], runs: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Each run with teachers against each run without that trains the same model: points of test top-1, paired by seed."""
     rows = []
-    top1 = {(r['run'], r['seed']): 100 * r['test']['top1'] for r in results}
+    top1 = {(r['run'], r['seed']): 100 * r['test']['top1'] for r in results if r['test']}
     plain = [name for name, run in runs.items() if not run['teachers']]
     for name, run in runs.items():
         if not run['teachers']:

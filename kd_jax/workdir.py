@@ -71,10 +71,14 @@ class RunDirectory:
         return read_json(self.path / 'config.json')
 
     def check_same(self, config: dict[str, Any]) -> None:
-        """Raises `UserError` if this directory belongs to another config; the sentence names the differing fields."""
+        """Raises `UserError` if this directory belongs to another config; the sentence names the differing fields.
+
+        Which other seeds the run has makes no difference to this one.
+        """
         if not (self.path / 'config.json').exists():
             return
-        fields = differences(to_json(config), self.info()['config'])
+        here, there = ({**c, 'seeds': None} for c in (to_json(config), self.info()['config']))
+        fields = differences(here, there)
         if fields:
             raise UserError(
                 f'{self.path} holds a run with another config ({"; ".join(fields)}); choose another --workdir, '

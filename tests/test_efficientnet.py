@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_mobilenet import Net, Row, arithmetic, assert_equal, dense, expected_shapes, feature_shapes, named, sequence
+from mobilenet_reference import Net, Row, arithmetic, assert_equal, dense, expected_shapes, feature_shapes, named, sequence
 from test_models import image_of, predict, random_variables, shapes_of, size
 from zoo import EXPECTED, Facts
 

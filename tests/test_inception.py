@@ -154,18 +154,20 @@ def test_the_auxiliary_heads_equal_a_float64_forward_pass_at_any_size(make, refe
 
 
 def test_googlenets_auxiliary_heads_drop_seven_tenths_in_training():
-    module = GoogLeNetAux(1, 1.0, Setting(epsilon=1e-3))
+    module = GoogLeNetAux(1024, 1.0, Setting(epsilon=1e-3))
     x = jnp.ones((64, 4, 4, 3))
     shapes = jax.eval_shape(partial(module.init, train=False), jax.random.key(0), x)
     variables = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.01, np.float32), shapes)
-    # Every image is the same and every one of the 1024 hidden values is too: what is kept is counted by the logit.
-    variables['params']['dense2'] = {'kernel': np.ones((1024, 1), np.float32), 'bias': np.zeros(1, np.float32)}
-    whole = module.apply(variables, x, train=False)
-    assert float(whole.pooled.min()) > 0
-    dropped, _ = module.apply(variables, x, train=True, rngs={'dropout': jax.random.key(0)}, mutable=['batch_stats'])
-    kept = dropped.logits[:, 0] / dropped.pooled.sum(axis=1) * 0.3  # kept ones are divided by 0.3
-    assert np.asarray(kept).mean() == pytest.approx(0.3, abs=0.01)  # 64 * 1024 draws: standard error 0.002
-    assert np.unique(np.asarray(kept)).size > 10  # every image its own
+    identity = {'kernel': np.eye(1024, dtype=np.float32), 'bias': np.zeros(1024, np.float32)}
+    variables['params']['dense2'] = identity  # the logits are what dropout leaves
+    output, _ = module.apply(variables, x, train=True, rngs={'dropout': jax.random.key(0)}, mutable=['batch_stats'])
+    logits, pooled = np.asarray(output.logits), np.asarray(output.pooled)
+    assert pooled.min() > 0
+    kept = logits != 0
+    assert kept.mean() == pytest.approx(0.3, abs=0.01)  # 64 * 1024 draws: standard error 0.002
+    np.testing.assert_allclose(logits[kept], pooled[kept] / 0.3, rtol=1e-5)
+    assert (kept[0] != kept[1]).any()  # every image its own
+    np.testing.assert_allclose(*(module.apply(variables, x, train=False)), rtol=1e-5)
 
 
 @pytest.mark.parametrize(('name', 'title', 'least'), [('inception_v3', 'Inception-v3', 75), ('googlenet', 'GoogLeNet', 15)])

@@ -39,6 +39,7 @@ SAME_LEVEL = {
     ('objectives', 'errors'),
     ('optim', 'errors'),
     ('pretrained', 'checkpoint'),
+    ('pretrained', 'parallel'),
     ('pretrained', 'workdir'),
     ('teachers', 'step'),
     ('program', 'evaluate'),

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax import models
+from kd_jax import models, parallel
 from kd_jax.checkpoint import Checkpoints
 from kd_jax.errors import UserError, unknown
 from kd_jax.models.efficientnet import EfficientNet
@@ -283,8 +283,11 @@ def make_run(
     info = to_json({'run': name, 'seed': 0, 'learning_rate': None, 'data': data, 'config': config})
     if _already_there(directory, info) and directory.finished():
         return False
-    directory.start(info)
-    shutil.rmtree(directory.checkpoints, ignore_errors=True)  # what an interrupted import of the same weights left
+    parallel.barrier(f'{name} looked up')  # of several processes one writes the files, and all save the checkpoint
+    if parallel.is_main():
+        directory.start(info)
+        shutil.rmtree(directory.checkpoints, ignore_errors=True)  # what an interrupted import of the same weights left
+    parallel.barrier(f'{name} directory')
     variables = dict(imported.variables)
     params = variables.pop('params')
     with Checkpoints(directory.checkpoints) as checkpoints:
@@ -299,7 +302,9 @@ def make_run(
         'checkpoint': 0,
         'imported': {'path': imported.path, 'sha256': imported.checksum},
     }
-    directory.finish(to_json(result | unmeasured | dict(measured or {})))
+    if parallel.is_main():
+        directory.finish(to_json(result | unmeasured | dict(measured or {})))
+    parallel.barrier(f'{name} imported')
     return True
 
 
