@@ -96,6 +96,7 @@ LIMITS = {
     'depth': (lambda v: 0 < v < math.inf, 'greater than 0'),
     'kernel': (lambda v: v >= 1 and v % 2 == 1, 'an odd number, 1 or more'),
     'dropout': (lambda v: 0 <= v < 1, 'at least 0 and less than 1: the share to drop, such as 0.1'),
+    'stochastic_depth': (lambda v: 0 <= v < 1, 'at least 0 and less than 1: the share to drop, such as 0.2'),
     'adapter': (lambda v: v >= 0, '0 (no adapters) or a number of hidden channels, such as 16'),
     'heads': (lambda v: all(stage >= 1 for stage in v), 'numbers of stages, such as (1, 2)'),
 }
