@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from model_reference import Reference
-from zoo import EXPECTED, NARROWEST, SMALLEST, Facts
+from zoo import EXPECTED, NARROWEST, SIBLINGS, SMALLEST, Facts
 
 from kd_jax.errors import UserError
 from kd_jax.models import MODELS, Output, build
@@ -245,7 +245,7 @@ def test_logits_and_features_equal_a_float64_forward_pass(name, width, image, re
         np.testing.assert_allclose(got[key], value, atol=2e-4 * np.abs(value).max(), err_msg=key)
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', [pytest.param(n, marks=[pytest.mark.slow] if n in SIBLINGS else []) for n in NAMES])
 def test_training_reaches_every_parameter_and_changes_only_running_statistics(name):
     """At full depth; the forms for ImageNet narrower, which changes no path. And bfloat16 stays finite on the way."""
     model = build(name, 10, **narrow(name))

@@ -31,6 +31,7 @@ LEVELS = {
     'train': 4,
     'study': 5,
     'report': 5,
+    'zoo': 5,
     'main': 5,
 }
 SAME_LEVEL = {

@@ -82,13 +82,19 @@ MODELS = {
     'googlenet': partial(GoogLeNet, dropout=0.2),
 }
 
-# Names under which the literature has different networks: which of them is meant must be said.
+# Names under which the literature has other networks than ours or several: which of them is meant must be said.
 FORMS = {
     **{f'vgg{n}': (f'imagenet_vgg{n}', f'imagenet_vgg{n}_bn', f'cifar_vgg{n}') for n in (11, 13, 16, 19)},
+    **{f'vgg{n}_bn': (f'imagenet_vgg{n}_bn',) for n in (11, 13, 16, 19)},
+    'vgg8': ('cifar_vgg8',),
     'mobilenet_v2': ('imagenet_mobilenet_v2', 'cifar_mobilenet_v2', 'cifar_mobilenet_v2_x0.5'),
+    'shufflenet_v1': ('imagenet_shufflenet_v1', 'cifar_shufflenet_v1'),
+    'shufflenet_v2': tuple(name for name in MODELS if '_shufflenet_v2' in name),
+    'shufflenet_v2_x1_0': ('imagenet_shufflenet_v2_x1_0', 'cifar_shufflenet_v2'),
+    **{f'shufflenet_v2_{x}': (f'imagenet_shufflenet_v2_{x}', f'cifar_shufflenet_v2_{x}') for x in ('x0_5', 'x1_5', 'x2_0')},
 }
 
-_OWN = ('num_classes', 'frozen', 'axis_name', 'dtype', 'parent', 'name')  # set by the program, not by the user
+_OWN = ('num_classes', 'frozen', 'fast', 'axis_name', 'dtype', 'parent', 'name')  # set by the program, not by the user
 
 # What overrides may be, for every family that has the field.
 LIMITS = {
@@ -110,6 +116,8 @@ def build(name: str, num_classes: int, **overrides) -> nn.Module:
         override that the family does not have, or one outside its range. A `width` that leaves a layer without
         channels, or a head at a stage that does not exist, raises it when the model is first called.
     """
+    if len(FORMS.get(name, ())) == 1:
+        raise UserError(f'{name!r} is called {FORMS[name][0]!r} here')
     if name in FORMS:
         raise UserError(f'{name!r} has several forms: {", ".join(FORMS[name])}; name one of them')
     if name not in MODELS:

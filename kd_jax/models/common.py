@@ -7,6 +7,7 @@ Parameter paths are the same in every family, so that a pattern can name them: `
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import flax
@@ -58,6 +59,7 @@ class Classifier(nn.Module, kw_only=True):
     heads: tuple[int, ...] = ()
     average_heads: bool = False
     frozen: tuple[str, ...] = ()
+    fast: bool = True  # on CPU, convolutions in the form that is fast there
     axis_name: str | None = None
     dtype: Any = jnp.float32
 
@@ -74,7 +76,15 @@ class Classifier(nn.Module, kw_only=True):
 
     @nn.compact
     def __call__(self, image, *, train: bool) -> Output:
-        setting = Setting(self.axis_name, self.dtype, self.EPSILON, self.MOMENTUM, tuple(self.frozen), self.adapter)
+        setting = Setting(
+            self.axis_name,
+            self.dtype,
+            self.EPSILON,
+            self.MOMENTUM,
+            frozen=tuple(self.frozen),
+            adapter=self.adapter,
+            fast=self.fast and jax.default_backend() == 'cpu',
+        )
         features = self.backbone(image.astype(self.dtype), setting, train)
         stages = [name for name in features if name.startswith('stage')]
         pooled = features['pooled']
@@ -153,7 +163,7 @@ class ConvBN(nn.Module):
             self.groups,
             self.padding,
             use_bias=self.use_bias or not self.norm,
-            dtype=self.setting.dtype,
+            setting=self.setting,
             name='conv',
         )(x)
         if self.norm:
@@ -173,10 +183,9 @@ class Adapter(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        dtype = self.setting.dtype
-        y = nn.relu(layers.Conv(self.hidden, 1, use_bias=True, dtype=dtype, name='down')(x))
-        zeros = nn.initializers.zeros
-        return x + layers.Conv(x.shape[-1], 1, use_bias=True, kernel_init=zeros, dtype=dtype, name='up')(y)
+        conv = partial(layers.Conv, kernel=1, use_bias=True, setting=self.setting)
+        y = nn.relu(conv(self.hidden, name='down')(x))
+        return x + conv(x.shape[-1], kernel_init=nn.initializers.zeros, name='up')(y)
 
 
 def block(module: nn.Module, x: jax.Array, *, train: bool) -> jax.Array:

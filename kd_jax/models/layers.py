@@ -7,6 +7,8 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from kd_jax.models import convolution
+
 # He et al. 2015 (arXiv:1502.01852) as torchvision and the CIFAR tables use it: normal, fan-out (k * k * features).
 CONV_INIT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 # PyTorch's default for nn.Linear: U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
@@ -23,6 +25,7 @@ class Setting:
     momentum: float = 0.1  # PyTorch's: the share of the new value in BatchNorm's running statistics
     frozen: tuple[str, ...] = ()  # regular expressions; a BatchNorm whose `<path>/mean` one matches never trains
     adapter: int = 0  # hidden channels of the residual adapter after each block; 0: none
+    fast: bool = False  # convolutions in the form that is fast on CPU
 
 
 def pair(value: int | tuple[int, int]) -> tuple[int, int]:
@@ -45,24 +48,18 @@ class Conv(nn.Module):
     padding: int | tuple[int, int] | None = None
     use_bias: bool = False
     kernel_init: Any = CONV_INIT
-    dtype: Any = jnp.float32
+    setting: Setting = Setting()
 
     @nn.compact
     def __call__(self, x):
-        kernel = pair(self.kernel)
-        pad = tuple(k // 2 for k in kernel) if self.padding is None else pair(self.padding)
-        conv = nn.Conv(
-            self.features,
-            kernel,
-            strides=pair(self.stride),
-            padding=[(p, p) for p in pad],  # torchvision's, not SAME: they differ at stride 2
-            feature_group_count=self.groups,
-            use_bias=self.use_bias,
-            kernel_init=self.kernel_init,
-            dtype=self.dtype,
-        )
-        nn.share_scope(self, conv)  # the parameters are this module's own: `<name>/kernel`
-        return conv(x)
+        size, dtype = pair(self.kernel), self.setting.dtype
+        pad = tuple(k // 2 for k in size) if self.padding is None else pair(self.padding)  # not SAME: differs at stride 2
+        kernel = self.param('kernel', self.kernel_init, (*size, x.shape[-1] // self.groups, self.features))
+        convolve = convolution.fast if self.setting.fast else convolution.plain
+        y = convolve(x.astype(dtype), kernel.astype(dtype), pair(self.stride), pad, self.groups)
+        if self.use_bias:
+            y += self.param('bias', nn.initializers.zeros, (self.features,)).astype(dtype)[None, None, None]
+        return y
 
 
 class BatchNorm(nn.Module):

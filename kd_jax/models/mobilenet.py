@@ -39,7 +39,7 @@ class SqueezeExcitation(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        conv = partial(layers.Conv, kernel=1, use_bias=True, dtype=self.setting.dtype)
+        conv = partial(layers.Conv, kernel=1, use_bias=True, setting=self.setting)
         y = x.mean(axis=(1, 2), keepdims=True, dtype=jnp.float32).astype(x.dtype)  # [B, 1, 1, C]
         y = self.act(conv(self.hidden, name='reduce')(y))
         return x * self.gate(conv(x.shape[-1], name='expand')(y))

@@ -22,14 +22,13 @@ class PreactivationBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x, *, train: bool):
-        dtype = self.setting.dtype
         y = nn.relu(BatchNorm(self.setting, name='norm1')(x, train=train))
         if self.stride != 1 or x.shape[-1] != self.features:
-            x = Conv(self.features, 1, self.stride, dtype=dtype, name='shortcut')(y)
-        y = Conv(self.features, self.kernel, self.stride, dtype=dtype, name='conv1')(y)
+            x = Conv(self.features, 1, self.stride, setting=self.setting, name='shortcut')(y)
+        y = Conv(self.features, self.kernel, self.stride, setting=self.setting, name='conv1')(y)
         y = nn.relu(BatchNorm(self.setting, name='norm2')(y, train=train))
         y = Dropout(self.dropout, self.setting.axis_name, name='drop')(y, train=train)
-        return x + Conv(self.features, self.kernel, dtype=dtype, name='conv2')(y)
+        return x + Conv(self.features, self.kernel, setting=self.setting, name='conv2')(y)
 
 
 class WideResNet(Classifier, kw_only=True):
@@ -63,7 +62,7 @@ class WideResNet(Classifier, kw_only=True):
             features = scaled(16 * self.widen * 2 ** (stage - 1), self.width)
             return PreactivationBlock(features, stride, self.kernel, self.block_dropout, setting, name=name)
 
-        x = Conv(scaled(16, self.width), dtype=setting.dtype, name='stem')(x)
+        x = Conv(scaled(16, self.width), setting=setting, name='stem')(x)
         features = {'stem': x, **residual_stages(x, deepened(self.stage_sizes, self.depth), make, train)}
         x = nn.relu(BatchNorm(setting, name='top')(list(features.values())[-1], train=train))
         return features | {'pooled': global_pool(x)}

@@ -56,14 +56,29 @@ RULES: dict[type, tuple[Rule, ...]] = {
     WideResNet: (resnet.repdistiller_wide,),
 }
 
+SMALL_IMAGES = re.compile(r'cnn|(cifar|wrn)_.+|resnet(8|14|20|32|38|44|56|110)(x4)?')
+
+# Code bases by their published names: which of our models they have, and by which rules. Names alone do not tell forms
+# for small and for large images apart, nor depths.
+_TABLES = (mobilenet.repdistiller, resnet.repdistiller, resnet.repdistiller_small, resnet.repdistiller_wide)
+_TABLES += (shufflenet.repdistiller_v1, shufflenet.repdistiller_v2, vgg.repdistiller)
+_TORCHVISION = (inception.torchvision, inception.torchvision_googlenet, mobilenet.torchvision_efficientnet)
+_TORCHVISION += (mobilenet.torchvision_v2, mobilenet.torchvision_v3, resnet.torchvision, shufflenet.torchvision)
+_TORCHVISION += (vgg.torchvision, vgg.torchvision_bn)
+SOURCES: dict[str, tuple[re.Pattern, tuple[Rule, ...]]] = {
+    'torchvision': (re.compile(rf'(?!({SMALL_IMAGES.pattern})$).+'), _TORCHVISION),
+    'RepDistiller': (SMALL_IMAGES, _TABLES),
+    'mdistiller': (re.compile(rf'{SMALL_IMAGES.pattern}|mobilenet_v1'), (*_TABLES, mobilenet.mdistiller_v1)),
+    'pytorch-cifar-models': (re.compile(r'resnet(20|32|44|56)'), (resnet.chenyaofo,)),
+}
+
 LEAVES = {'kernel': 'weight', 'bias': 'bias', 'scale': 'weight', 'mean': 'running_mean', 'var': 'running_var'}
 AUXILIARY = ('AuxLogits.', 'aux1.', 'aux2.')  # PyTorch's prefixes of the auxiliary heads that a field `aux` switches
 NEW = ('adapter', 'heads')  # overrides that add layers of our own
-OWN = ('num_classes', 'frozen', 'axis_name', 'dtype')  # fields that are no overrides
+OWN = ('num_classes', 'frozen', 'fast', 'axis_name', 'dtype')  # fields that are no overrides
 CLASSES, CHANNELS = 7919, 7907  # stand in shapes for what the file decides; no layer is as wide
 MOST = 12  # names in a sentence
 
-SMALL_IMAGES = re.compile(r'cnn|(cifar|wrn)_.+|resnet(8|14|20|32|38|44|56|110)(x4)?')
 IMAGENET = {'size': 224, 'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
 HALVES = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)}  # what torchvision's `transform_input` amounts to
 DEFAULTS = {'inception_v3': HALVES | {'size': 299}, 'googlenet': IMAGENET | HALVES}
@@ -96,6 +111,17 @@ class _Fit(NamedTuple):
 def input_of(name: str) -> dict[str, Any] | None:
     """{'size', 'mean', 'std'} of the images that published weights of the model expect; None for small-image models."""
     return None if SMALL_IMAGES.fullmatch(name) else dict(DEFAULTS.get(name, IMAGENET))
+
+
+def sources(name: str, variables: Mapping[str, Any] | None = None) -> tuple[str, ...]:
+    """The code bases of `SOURCES` whose weights are those of the model called `name`, without overrides.
+
+    variables: the model's, or their shapes, where they are known; they are traced otherwise.
+    """
+    family = _family(name)
+    paths = flax.traverse_util.flatten_dict(variables) if variables else _shapes(name, {})
+    rules = {rule for rule in RULES.get(family, ()) if _names(paths, rule)}
+    return tuple(source for source, (ours, theirs) in SOURCES.items() if ours.fullmatch(name) and rules & {*theirs})
 
 
 def load(path: Path, model: Mapping[str, Any], note: Callable[[str], None] = lambda sentence: None) -> Imported:

@@ -1,0 +1,108 @@
+"""The model zoo as a Markdown table; `python -m kd_jax.zoo --write README.md` renews the one in the documentation.
+
+Nothing is trained, compiled or put on a device: parameters and multiply-accumulates follow from shapes.
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from kd_jax import models, pretrained
+from kd_jax.errors import UserError
+
+BEGIN, END = '<!-- zoo -->', '<!-- /zoo -->'
+HEAD = ('name', 'form', 'parameters', 'MACs (M)', 'weights import from')
+
+
+class Entry(NamedTuple):
+    """A model of the zoo with `classes` outputs, for images of `size` x `size` x 3."""
+
+    name: str
+    size: int
+    classes: int
+    params: int
+    macs: int  # of one image's forward pass
+    sources: tuple[str, ...]  # code bases whose weights can be imported
+
+
+@cache
+def entry(name: str) -> Entry:
+    """The facts about the model called `name`: with 1000 classes, or 100 if it is for small images."""
+    published = pretrained.input_of(name)
+    size, classes = (published['size'], 1000) if published else (32, 100)
+    model = models.build(name, classes, fast=False)  # convolutions as they are published
+    image = jax.ShapeDtypeStruct((1, size, size, 3), 'float32')
+    key = jax.eval_shape(partial(jax.random.key, 0))
+    start = partial(model.init_with_output, train=False)  # one trace for both counts; initialisers multiply no matrices
+    forward, (_, variables) = jax.make_jaxpr(start, return_shape=True)(key, image)
+    params = sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
+    return Entry(name, size, classes, params, macs(forward.jaxpr), pretrained.sources(name, variables))
+
+
+def macs(jaxpr: Any) -> int:
+    """Multiply-accumulates of the convolutions and matrix products of a jaxpr; those with the padding's zeros count."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == 'conv_general_dilated':
+            kernel = equation.invars[1].aval
+            outputs = kernel.shape[equation.params['dimension_numbers'].rhs_spec[0]]
+            total += equation.outvars[0].aval.size * (kernel.size // outputs)
+        elif equation.primitive.name == 'dot_general':
+            (contracted, _), _ = equation.params['dimension_numbers']
+            total += equation.outvars[0].aval.size * math.prod(equation.invars[0].aval.shape[i] for i in contracted)
+        total += sum(macs(inner.jaxpr) for inner in equation.params.values() if hasattr(inner, 'jaxpr'))
+    return total
+
+
+def table() -> str:
+    """One line a model, in the order of `MODELS`."""
+    lines = [HEAD, ('---', '---', '---:', '---:', '---')]
+    for name in models.MODELS:
+        e = entry(name)
+        form = f'{"small images" if pretrained.input_of(name) is None else "ImageNet"}, {e.size} px'
+        lines.append((f'`{name}`', form, f'{e.params:,}', f'{e.macs / 1e6:,.1f}', ', '.join(e.sources) or '—'))
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
+def write(path: Path) -> None:
+    """Puts the table between the two markers of a Markdown file.
+
+    Raises:
+      UserError: if the file cannot be read or written, or does not have the markers, once each and in this order.
+    """
+    try:
+        text = path.read_text(encoding='utf-8')
+    except (OSError, ValueError) as error:
+        raise UserError(f'cannot read {path} ({error}); give a Markdown file') from error
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end) or (text.count(BEGIN), text.count(END)) != (1, 1):
+        raise UserError(f'{path} has no place for the table; put one line {BEGIN} and below it one line {END} into it')
+    try:
+        path.write_text(f'{before}{BEGIN}\n\n{table()}\n\n{END}{after}', encoding='utf-8')
+    except OSError as error:
+        raise UserError(f'cannot write {path} ({error}); give a file that may be changed') from error
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog='python -m kd_jax.zoo', description='Print the model zoo as a Markdown table.')
+    parser.add_argument('--write', type=Path, metavar='FILE', help=f'renew the table between {BEGIN} and {END} there instead')
+    path = parser.parse_args(arguments).write
+    try:
+        if path:
+            write(path)
+        else:
+            print(table())
+    except UserError as error:
+        print(f'error: {error}', file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == '__main__':
+    main()

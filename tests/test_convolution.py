@@ -1,0 +1,131 @@
+"""The fast forms of convolution equal the plain one, in values and gradients, for every kind of shape in the zoo."""
+
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from model_reference import conv_reference
+from test_models import FAST_COMPILE, narrow, side_of
+from zoo import EXPECTED
+
+from kd_jax.models import MODELS, build, convolution
+
+
+def calls(name):
+    """The convolutions of a model: (kernel [kh, kw, in / groups, out], stride, padding, groups)."""
+    found = set()
+    model = build(name, 10).clone(fast=False)
+    image = jnp.zeros((1, *[max(side_of(name), 32)] * 2, 3))
+    init = jax.make_jaxpr(partial(model.init, train=False))(jax.random.key(0), image)
+
+    def walk(jaxpr):
+        for eqn in jaxpr.eqns:
+            if eqn.primitive.name == 'conv_general_dilated':
+                p = eqn.params
+                pads = tuple(low for low, _ in p['padding'])
+                found.add((eqn.invars[1].aval.shape, tuple(p['window_strides']), pads, p['feature_group_count']))
+            for value in eqn.params.values():
+                for inner in value if isinstance(value, (tuple, list)) else (value,):
+                    if hasattr(inner, 'jaxpr'):
+                        walk(inner.jaxpr)
+                    elif hasattr(inner, 'eqns'):
+                        walk(inner)
+
+    walk(init.jaxpr)
+    return found
+
+
+@cache
+def kinds():
+    """One small example for each (kernel size, stride, padding, kind of grouping) that any model of the zoo has."""
+    examples = {}
+    for name in EXPECTED:
+        for (height, width, inputs, outputs), stride, padding, groups in calls(name):
+            channels = inputs * groups
+            if groups == 1:
+                key, small = 'dense', (5, 7, 1)
+            elif groups == channels == outputs:
+                key, small = 'depthwise', (6, 6, 6)
+            else:
+                key, small = f'{groups} groups of {inputs}', (channels, groups * max(outputs // groups % 7, 1), groups)
+            examples[height, width, stride, padding, key] = small
+    return examples
+
+
+def both(fn, x, kernel):
+    """Value and gradients of a sum that weighs every output differently."""
+    shape = jax.eval_shape(fn, x, kernel).shape
+    weights = jnp.float32(np.random.default_rng(2).normal(size=shape))
+    step = jax.value_and_grad(lambda x, k: ((y := fn(x, k)) * weights).sum() + 0 * y.sum(), argnums=(0, 1))
+    return fn(x, kernel), *jax.jit(step).lower(x, kernel).compile(compiler_options=FAST_COMPILE)(x, kernel)[1]
+
+
+def relative(got, want):
+    return float(np.abs(np.float64(got) - np.float64(want)).max() / np.abs(want).max())
+
+
+def test_the_zoo_has_all_kinds_of_convolutions():
+    assert {key[4].split()[-1] if ' ' not in key[4] else 'grouped' for key in kinds()} >= {'dense', 'depthwise', 'grouped'}
+    assert len(kinds()) > 25
+    assert set(EXPECTED) == set(MODELS)
+
+
+@pytest.mark.parametrize('sides', [(9, 8), (8, 11)], ids=str)
+def test_fast_equals_plain_for_every_kind_in_the_zoo(sides):
+    for (height, width, stride, padding, key), (channels, outputs, groups) in sorted(kinds().items()):
+        rng = np.random.default_rng(1)
+        x = np.float32(rng.normal(size=(3, *sides, channels)))
+        kernel = np.float32(rng.normal(size=(height, width, channels // groups, outputs)))
+        got, want = (
+            both(partial(fn, stride=stride, padding=padding, groups=groups), x, kernel)
+            for fn in (convolution.fast, convolution.plain)
+        )
+        for part, a, b in zip(('value', 'dx', 'dkernel'), got, want, strict=True):
+            assert a.shape == b.shape and a.dtype == b.dtype
+            assert relative(a, b) <= 1e-5, (height, width, stride, padding, key, part)
+
+
+@pytest.mark.parametrize(
+    ('kernel', 'stride', 'groups'), [((3, 3, 1, 6), 2, 6), ((5, 5, 1, 6), 1, 6), ((1, 1, 2, 9), 2, 3), ((3, 3, 2, 9), 2, 3)]
+)
+def test_fast_equals_a_float64_sum(kernel, stride, groups):
+    rng = np.random.default_rng(3)
+    x, k = np.float32(rng.normal(size=(2, 8, 7, 6))), np.float32(rng.normal(size=kernel))
+    got = convolution.fast(x, k, (stride, stride), (kernel[0] // 2,) * 2, groups)
+    np.testing.assert_allclose(got, conv_reference(x, k, stride, groups), atol=1e-5)
+
+
+@pytest.mark.parametrize('groups', [1, 6])
+def test_gradients_in_a_compiled_loop_are_the_same(groups):
+    rng = np.random.default_rng(4)
+    x, kernel = np.float32(rng.normal(size=(4, 2, 6, 6, 6))), np.float32(rng.normal(size=(3, 3, 6 // groups, 6)))
+    gradient = jax.grad(lambda k, x: (convolution.fast(x, k, (1, 1), (1, 1), groups) ** 2).sum())
+    looped = jax.jit(lambda k: jax.lax.scan(lambda total, x: (total + gradient(k, x), None), jnp.zeros_like(k), x)[0])(kernel)
+    np.testing.assert_allclose(looped, sum(gradient(kernel, part) for part in x), rtol=1e-4, atol=1e-4)
+
+
+def test_half_precision_stays_half_and_sums_in_float32():
+    rng = np.random.default_rng(5)
+    x, kernel = (jnp.asarray(rng.normal(size=s), jnp.bfloat16) for s in ((2, 8, 8, 16), (5, 5, 1, 16)))
+    exact = convolution.plain(np.float32(x), np.float32(kernel), (1, 1), (2, 2), 16)
+    got = convolution.fast(x, kernel, (1, 1), (2, 2), 16)
+    assert got.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.float32(got), exact, rtol=2**-8, atol=1e-6)  # rounded once
+    dx, dk = jax.grad(lambda *a: convolution.fast(*a, (1, 1), (2, 2), 16).astype(jnp.float32).sum(), argnums=(0, 1))(x, kernel)
+    assert dx.dtype == dk.dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize('name', ['cifar_shufflenet_v1', 'cifar_mobilenet_v2_x0.5', 'resnext50_32x4d'])
+def test_a_model_gives_the_same_with_fast_convolutions_and_without(name):
+    from test_models import image_of, predict, random_variables
+
+    model = build(name, 10, **narrow(name))
+    assert model.fast
+    image = image_of(2, *[max(side_of(name), 16)] * 2, 3)
+    variables = random_variables(model, image.shape)
+    fast, plain = predict(model, variables, image), predict(model.clone(fast=False), variables, image)
+    assert relative(fast.logits, plain.logits) <= 2e-5
+    shapes = jax.eval_shape(partial(model.clone(fast=False).init, train=False), jax.random.key(0), image)
+    assert jax.tree.map(lambda x: x.shape, shapes) == jax.tree.map(lambda x: x.shape, variables)
