@@ -1,9 +1,8 @@
 """2-D convolution in the formulation that is fast on the backend at hand, with its own gradient where that is needed.
 
 On GPU and TPU `lax.conv_general_dilated` is fast for every shape. XLA's CPU backend serves only ungrouped convolutions
-in one layout well: there grouped and depthwise ones and their gradients are 10 to 150 times slower than they need to
-be, 1x1 ones 2 to 5 times, and the usual gradients inside a compiled loop 100 times. `fast` takes another form of the
-same sum for each of them; values and gradients agree to rounding.
+well: there grouped and depthwise ones and their gradients are 10 to 150 times slower than they need to be, 1x1 ones 2 to
+5 times. `fast` takes another form of the same sum for each of them; values and gradients agree to rounding.
 """
 
 from functools import partial
@@ -29,9 +28,9 @@ def fast(x: jax.Array, kernel: jax.Array, stride: Pair, padding: Pair, groups: i
         return _pointwise(x, kernel, stride, groups)
     if groups == inputs == outputs:
         return _depthwise(x, kernel, stride, padding)
-    if groups > 1:
+    if groups > 1 and outputs == inputs:  # others crash XLA's library in gradients (jaxlib 0.10.2: 256 to 32 in 32 groups)
         return _grouped(x, kernel, stride, padding, groups)
-    return _dense(x, kernel, stride, padding)
+    return plain(x, kernel, stride, padding, groups)
 
 
 def _pointwise(x, kernel, stride, groups):
@@ -57,35 +56,7 @@ def _grouped(x, kernel, stride, padding, groups):
     blocks = blocks * jnp.eye(together, dtype=kernel.dtype).reshape(1, 1, together, 1, 1, together, 1)
     blocks = blocks.reshape(height, width, together * inputs, outputs)
     pairs = zip(jnp.split(x, parts, axis=-1), jnp.split(blocks, parts, axis=-1), strict=True)
-    return jnp.concatenate([_dense(part, weights, stride, padding) for part, weights in pairs], axis=-1)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _dense(x, kernel, stride, padding):
-    """An ungrouped convolution whose gradients are convolutions in the same layout, as loops need them."""
-    return plain(x, kernel, stride, padding, 1)
-
-
-def _dense_forward(x, kernel, stride, padding):
-    return plain(x, kernel, stride, padding, 1), (x, kernel)
-
-
-def _dense_backward(stride, padding, saved, dy):
-    x, kernel = saved
-    sizes, kernels = x.shape[1:3], kernel.shape[:2]
-    spans = [(n - 1) * s + 1 for n, s in zip(dy.shape[1:3], stride, strict=True)]
-    before = [k - 1 - p for k, p in zip(kernels, padding, strict=True)]
-    pads = [(b, n + k - 1 - span - b) for b, n, k, span in zip(before, sizes, kernels, spans, strict=True)]
-    flipped = kernel[::-1, ::-1].swapaxes(2, 3)
-    dx = lax.conv_general_dilated(dy, flipped, (1, 1), pads, lhs_dilation=stride, dimension_numbers=LAYOUT)
-    # The batch is summed over, as channels are; the input's channels take the place of the batch.
-    pads = [(p, k + span - 1 - n - p) for p, n, k, span in zip(padding, sizes, kernels, spans, strict=True)]
-    image, window = x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3)
-    dk = lax.conv_general_dilated(image, window, (1, 1), pads, rhs_dilation=stride, dimension_numbers=LAYOUT)
-    return dx, dk.transpose(1, 2, 0, 3)
-
-
-_dense.defvjp(_dense_forward, _dense_backward)
+    return jnp.concatenate([plain(part, weights, stride, padding, 1) for part, weights in pairs], axis=-1)
 
 
 def _windows(x, kernels, stride, sizes):
