@@ -1,7 +1,7 @@
 """CIFAR-100 by the protocol of the published tables (RepDistiller, Tian et al. 2020, arXiv:1910.10699).
 
-SGD, momentum 0.9, batch 64, 240 epochs, learning rate 0.05 (MobileNetV2: 0.01) divided by ten after 150, 180 and 210, weight
-decay 5e-4 on every parameter, crop 4 + flip, the last epoch's weights. Distillation: 0.1 CE + 0.9 KL at tau 4.
+SGD, momentum 0.9, batch 64, 240 epochs, learning rate 0.05 (MobileNetV2, ShuffleNets: 0.01) divided by ten after 150, 180
+and 210, weight decay 5e-4 on every parameter, crop 4 + flip, the last epoch's weights. Distillation: 0.1 CE + 0.9 KL at tau 4.
 
     python -m kd_jax.main --config=configs/cifar100.py:method=kl,pair=resnet56-resnet20 [--config.data.path=TFDS_DIRECTORY]
 
@@ -18,6 +18,15 @@ PAIRS = (
     'resnet110-resnet20',
     'resnet110-resnet32',
     'resnet32x4-resnet8x4',
+    'wrn_40_2-wrn_16_2',
+    'wrn_40_2-wrn_40_1',
+    'cifar_vgg13-cifar_vgg8',
+    'cifar_vgg13-cifar_mobilenet_v2_x0.5',
+    'cifar_resnet50-cifar_mobilenet_v2_x0.5',
+    'cifar_resnet50-cifar_vgg8',
+    'resnet32x4-cifar_shufflenet_v1',
+    'resnet32x4-cifar_shufflenet_v2',
+    'wrn_40_2-cifar_shufflenet_v1',
     'resnet56-cifar_mobilenet_v2_x0.5',
     'resnet32x4-cifar_mobilenet_v2_x0.5',
 )
@@ -51,7 +60,8 @@ def get_config(argument: str = ''):
         run.epochs = 240.0
         run.eval_every = 10.0
         run.select = 'last'
-        run.optim.learning_rate = 0.01 if 'mobilenet' in run.model.name else 0.05
+        small = 'mobilenet' in run.model.name or 'shufflenet' in run.model.name
+        run.optim.learning_rate = 0.01 if small else 0.05
         run.optim.schedule = 'step'
         run.optim.step_epochs = (150.0, 180.0, 210.0)
     return config

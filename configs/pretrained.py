@@ -1,5 +1,7 @@
 """A teacher from PyTorch: a resnet20 that was trained there teaches a small MobileNetV2, on Fashion-MNIST.
 
+Distillation: Hinton et al. 2015, arXiv:1503.02531, with the student's unlabelled images as transfer set.
+
     apt-get install dataset-fashion-mnist          # or --config.data.path=DIR with the four idx files
     python -m kd_jax.main --config=configs/pretrained.py
 

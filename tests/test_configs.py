@@ -19,12 +19,15 @@ CONFIGS = {
     'digits': ('', 'few', 'regime=all'),
     'fashion_mnist': ('', 'all'),
     'cifar10': (None,),
+    'pretrained': (None,),
     'cifar100': (
         '',
         'method=soft_cross_entropy,pair=resnet32x4-resnet8x4',
         'logit_mse',
         'three_term,resnet56-cifar_mobilenet_v2_x0.5',
         'resnet110-resnet32',
+        'wrn_40_2-cifar_shufflenet_v1',
+        'cifar_vgg13-cifar_vgg8',
     ),
 }
 ALL = [(name, argument) for name, arguments in CONFIGS.items() for argument in arguments]
@@ -43,8 +46,11 @@ def test_the_table_is_complete():
 def test_a_config_makes_a_study(name, argument):
     config = get(name, argument).lock()
     names = study.order(config.runs)
-    assert names[0] == 'teacher'
-    assert set(names) == {'teacher', 'alone', 'student'}
+    if name == 'pretrained':
+        assert list(config.teachers) == ['teacher'] and (ROOT / config.teachers.teacher.torch).exists()
+    else:
+        assert names[0] == 'teacher'
+    assert {*names, *config.teachers} == {'teacher', 'alone', 'student'}
     for run_name in names:
         run = config.runs[run_name].copy_and_resolve_references()
         program.check(run_name, run)
