@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from kd_jax import evaluate, objectives, optim, parallel, teachers
 from kd_jax.data import Splits
 from kd_jax.errors import UserError, unknown
-from kd_jax.models import Output
+from kd_jax.models import Output, initial
 from kd_jax.monitor import warn
 from kd_jax.step import Network, TrainState, make_eval_step, make_train_step, make_view, variables_of
 from kd_jax.teachers import Trained
@@ -99,7 +99,7 @@ class Program:
 
         self.image = jnp.zeros((2, *splits.train.image.shape[1:]), jnp.float32)  # for shapes only
         self._check_heads()
-        shapes = jax.eval_shape(self._init, 0)
+        shapes = self._init(0)
         self.shapes = variables_of(shapes[0]['student'], shapes[1]['student'])
         settings['freeze'] = tuple(run.optim.freeze) + optim.all_but(shapes[0]['student'], tuple(settings.pop('train')))
         self.tx, self.schedule = optim.build(
@@ -130,20 +130,17 @@ class Program:
         )
         self.train_step = par.compile(train_step, arguments=5, donate_first=True)
         self.eval_step = par.compile(eval_step, arguments=4)
-        self._compiled_init = jax.jit(self._init)
         self._data: dict[str, Any] = {}
         self._cost: dict[str, float] | None = None
 
-    def _init(self, seed):
-        """(params, model_state) of student and objective for `seed`."""
-        key = jax.random.key(seed)
-        student = dict(self.student.model.init(jax.random.fold_in(key, 1), self.image, train=False))
-        own = self.student.model.apply(student, self.image, train=False)
-        outputs = tuple(_output_like(net, self.image) for net in self.teachers)
+    def _init(self, seed: int):
+        """(params, model_state) of student and objective for `seed`, as host arrays."""
+        student = initial.draw(lambda key: self.student.model.init(key, self.image, train=False), (seed, 1))
+        outputs = tuple(_output_like(net, self.image) for net in (self.student, *self.teachers))
         zeros = jnp.zeros(2, jnp.int32)
         batch = {'image': self.image, 'label': zeros, 'index': zeros, 'mask': jnp.ones(2)}
         module = self.objective.clone(terms=tuple((name, term.clone(axis_name=None)) for name, term in self.objective.terms))
-        objective = dict(module.init(jax.random.fold_in(key, 2), own, outputs, batch))
+        objective = initial.draw(lambda key: module.init(key, outputs[0], outputs[1:], batch), (seed, 2))
         params = {'student': student.pop('params'), 'objective': objective.pop('params', {})}
         return params, {'student': student, 'objective': objective}
 
@@ -179,7 +176,7 @@ class Program:
 
     def fresh_state(self, seed: int, start: Trained | None) -> TrainState:
         """The state before the first step, as host arrays."""
-        params, model_state = jax.device_get(self._compiled_init(seed))
+        params, model_state = self._init(seed)
         if start is not None:
             variables = teachers.start_from(start, variables_of(params['student'], model_state['student']), warn)
             params['student'] = variables.pop('params')

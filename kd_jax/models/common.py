@@ -185,7 +185,7 @@ class Adapter(nn.Module):
     def __call__(self, x):
         conv = partial(layers.Conv, kernel=1, use_bias=True, setting=self.setting)
         y = nn.relu(conv(self.hidden, name='down')(x))
-        return x + conv(x.shape[-1], kernel_init=nn.initializers.zeros, name='up')(y)
+        return x + conv(x.shape[-1], zero_init=True, name='up')(y)
 
 
 def block(module: nn.Module, x: jax.Array, *, train: bool) -> jax.Array:

@@ -1,6 +1,7 @@
 """Convolution, BatchNorm and dense layers of every model family: the one place where their formulation is chosen."""
 
 import dataclasses
+import math
 import re
 from typing import Any
 
@@ -8,11 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from kd_jax.models import convolution
-
-# He et al. 2015 (arXiv:1502.01852) as torchvision and the CIFAR tables use it: normal, fan-out (k * k * features).
-CONV_INIT = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
-# PyTorch's default for nn.Linear: U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
-LINEAR_INIT = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
+from kd_jax.models.initial import Constant, Normal, Uniform, param
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +35,8 @@ class Conv(nn.Module):
 
     Maps `[B, H, W, C]` to `[B, H', W', features]`. `groups` divides both C and `features`. `kernel`, `stride` and
     `padding` are one number or (height, width). Parameters: `kernel` `[kh, kw, C / groups, features]` and, with
-    `use_bias`, `bias`, which starts at 0.
+    `use_bias`, `bias`, which starts at 0. The kernel starts as He et al. 2015 (arXiv:1502.01852) say and torchvision and
+    the CIFAR tables have it: normal, fan-out (kh * kw * features); with `zero_init` at 0.
     """
 
     features: int
@@ -47,18 +45,19 @@ class Conv(nn.Module):
     groups: int = 1
     padding: int | tuple[int, int] | None = None
     use_bias: bool = False
-    kernel_init: Any = CONV_INIT
+    zero_init: bool = False
     setting: Setting = Setting()
 
     @nn.compact
     def __call__(self, x):
         size, dtype = pair(self.kernel), self.setting.dtype
         pad = tuple(k // 2 for k in size) if self.padding is None else pair(self.padding)  # not SAME: differs at stride 2
-        kernel = self.param('kernel', self.kernel_init, (*size, x.shape[-1] // self.groups, self.features))
+        start = Normal(0.0 if self.zero_init else math.sqrt(2 / (size[0] * size[1] * self.features)))
+        kernel = param(self, 'kernel', start, (*size, x.shape[-1] // self.groups, self.features))
         convolve = convolution.fast if self.setting.fast else convolution.plain
         y = convolve(x.astype(dtype), kernel.astype(dtype), pair(self.stride), pad, self.groups)
         if self.use_bias:
-            y += self.param('bias', nn.initializers.zeros, (self.features,)).astype(dtype)[None, None, None]
+            y += param(self, 'bias', Constant(0.0), (self.features,)).astype(dtype)[None, None, None]
         return y
 
 
@@ -95,11 +94,7 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        bound = x.shape[-1] ** -0.5
-
-        def bias_init(key, shape):
-            return nn.initializers.uniform(2 * bound)(key, shape) - bound
-
-        kernel = self.param('kernel', LINEAR_INIT, (x.shape[-1], self.features))
-        bias = self.param('bias', bias_init, (self.features,))
+        start = Uniform(x.shape[-1] ** -0.5)
+        kernel = param(self, 'kernel', start, (x.shape[-1], self.features))
+        bias = param(self, 'bias', start, (self.features,))
         return x.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)[None]
