@@ -55,9 +55,7 @@ def test_an_adapter_adds_a_bottleneck_to_its_block():
     want = before + hidden @ a['up']['kernel'][0, 0] + a['up']['bias']
     np.testing.assert_allclose(output.features['stage1'], want, rtol=1e-4, atol=1e-4)
     added = size(variables['params']) - size(shapes_of(build('resnet8', 5))['params'])
-    assert added == sum(
-        2 * 3 * c + 3 + c for c in (16, 32, 64)
-    )
+    assert added == sum(2 * 3 * c + 3 + c for c in (16, 32, 64))
 
 
 def test_all_but_freezes_what_no_pattern_matches():

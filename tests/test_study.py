@@ -129,10 +129,7 @@ def test_a_start_with_other_classes_gets_a_new_head(data, tmp_path, capsys):
     start = str(tmp_path / 'first' / 'pretrained')
     config = config_of(data, tuned=(None, {'init': start, 'optim.learning_rate': 1e-9, 'epochs': 0.3}))
     train(config, tmp_path / 'second')
-    assert (
-        'has another number of classes (5): the head starts afresh'
-        in capsys.readouterr().err
-    )
+    assert 'has another number of classes (5): the head starts afresh' in capsys.readouterr().err
     old, new = final_params(tmp_path / 'first', 'pretrained'), final_params(tmp_path / 'second', 'tuned')
     assert new['params/head/kernel'].shape == (32, 3)
     for name in old:
