@@ -13,7 +13,7 @@ from test_study import config_of, final_params, train
 
 from kd_jax import optim, report
 from kd_jax.errors import UserError
-from kd_jax.models import build
+from kd_jax.models import build, initial
 
 
 def flat(tree):
@@ -34,7 +34,7 @@ def test_an_adapter_follows_every_block_and_starts_as_the_identity(name):
     assert extra == {f'{module}_adapter/{kind}' for module in modules for kind in kinds}
     image = image_of(2, 16, 16, 3)
     variables = random_variables(plain, image.shape)
-    fresh = adapted.init(jax.random.key(0), jnp.asarray(image), train=False)['params']
+    fresh = initial.draw(lambda key: adapted.init(key, jnp.asarray(image), train=False), (0,))['params']
     params = flat(fresh) | flat(variables['params'])
     assert all((params[path] == 0).all() for path in extra if '/up/' in path)
     merged = {**variables, 'params': flax.traverse_util.unflatten_dict(params, sep='/')}

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_models import side_of
+from test_models import SIBLINGS_SLOWLY, side_of
 from zoo import EXPECTED
 
 from kd_jax.models import build, initial, layers
@@ -20,7 +20,7 @@ def drawn(model, seed=(0,), image=(2, 32, 32, 3)):
     return flax.traverse_util.flatten_dict(variables, sep='/')
 
 
-@pytest.mark.parametrize('name', sorted(EXPECTED))
+@pytest.mark.parametrize('name', SIBLINGS_SLOWLY)
 def test_every_layer_of_the_zoo_says_how_it_starts(name, monkeypatch):
     """Otherwise `draw` would fall back to compiling."""
     monkeypatch.setattr(jax, 'jit', None)

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import flax
@@ -170,9 +169,10 @@ def test_a_process_that_does_not_stop_is_killed(stub):
 def test_signals_reach_every_process(stub, number):
     env = environment(BEHAVIOUR='0=wait 1=wait', **stub)
     command = [str(LOCAL), '2', '--config=x']
-    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a background job may be started with it ignored
-    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE}
-    with subprocess.Popen(command, **pipes, text=True, env=env, preexec_fn=heed) as process:
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a background job starts with it ignored, and so would its children
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as process:
         for _ in range(2):
             assert 'started with' in process.stdout.readline()
         time.sleep(0.5)  # until the stubs have set their traps

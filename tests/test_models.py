@@ -17,6 +17,7 @@ from kd_jax.models import MODELS, Output, build
 from kd_jax.models.common import scaled
 
 NAMES = sorted(EXPECTED)
+SIBLINGS_SLOWLY = [pytest.param(n, marks=[pytest.mark.slow] if n in SIBLINGS else []) for n in NAMES]
 FAST_COMPILE = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
 
 
@@ -149,7 +150,7 @@ def test_the_expected_counts_follow_from_arithmetic(name):
 
 
 @pytest.mark.parametrize('shape', [(4, 28, 28, 1), (2, 8, 8, 1), (2, 31, 33, 3)])
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', SIBLINGS_SLOWLY)
 def test_every_model_speaks_the_output_vocabulary(name, shape):
     least = side_of(name)
     shape = (shape[0], max(shape[1], least), max(shape[2], least), shape[3])
@@ -191,7 +192,7 @@ def test_the_feature_shapes_at_32_pixels(name):
     assert {key: value.shape[1:] for key, value in features.items()} == dict(zip(keys, FEATURES[name], strict=True))
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', SIBLINGS_SLOWLY)
 def test_only_the_head_depends_on_the_classes_and_paths_are_the_same_in_every_family(name):
     image = (2, *[max(side_of(name), 32)] * 2, 3)
     ten, seven = (flax.traverse_util.flatten_dict(shapes_of(build(name, k), image)['params'], sep='/') for k in (10, 7))
@@ -245,10 +246,10 @@ def test_logits_and_features_equal_a_float64_forward_pass(name, width, image, re
         np.testing.assert_allclose(got[key], value, atol=2e-4 * np.abs(value).max(), err_msg=key)
 
 
-@pytest.mark.parametrize('name', [pytest.param(n, marks=[pytest.mark.slow] if n in SIBLINGS else []) for n in NAMES])
+@pytest.mark.parametrize('name', SIBLINGS_SLOWLY)
 def test_training_reaches_every_parameter_and_changes_only_running_statistics(name):
     """At full depth; the forms for ImageNet narrower, which changes no path. And bfloat16 stays finite on the way."""
-    model = build(name, 10, **narrow(name))
+    model = build(name, 10, fast=False, **narrow(name))  # the plain forms are fewer operations
     image = image_of(4, *[max(side_of(name), 16)] * 2, 3)
     variables = random_variables(model, image.shape)
 

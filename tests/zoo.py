@@ -110,11 +110,34 @@ NARROWEST = {'resnext50_32x4d': 0.25}
 
 # Larger members of families of which a smaller one is always trained; these belong to the slow suite.
 SIBLINGS = {
-    *('resnet32', 'resnet44', 'resnet110', 'resnet34', 'resnet101', 'resnet152', 'wide_resnet50_2', 'resnext50_32x4d'),
-    *('cifar_resnet34', 'cifar_resnet50', 'wrn_16_1', 'wrn_40_1', 'cifar_mobilenet_v2', 'mobilenet_v3_large'),
+    *(
+        'resnet14',
+        'resnet20',
+        'resnet32',
+        'resnet44',
+        'resnet56',
+        'resnet110',
+        'resnet8x4',
+        'resnet32x4',
+        'resnet34',
+        'resnet101',
+        'resnet152',
+        'wide_resnet50_2',
+        'resnext50_32x4d',
+    ),
+    *(
+        'cifar_resnet18',
+        'cifar_resnet34',
+        'cifar_resnet50',
+        'wrn_16_1',
+        'wrn_40_1',
+        'wrn_40_2',
+        'cifar_mobilenet_v2',
+        'mobilenet_v3_large',
+    ),
     *(f'imagenet_vgg{n}{bn}' for n in (11, 13, 16, 19) for bn in ('', '_bn') if (n, bn) != (11, '_bn')),
     *(f'cifar_vgg{n}' for n in (11, 13, 16, 19)),
     *(f'imagenet_shufflenet_v2_x{size}' for size in ('1_0', '1_5', '2_0')),
     *(f'cifar_shufflenet_v2_x{size}' for size in ('0_2', '0_3', '0_5', '1_5', '2_0')),
-    *('inception_v3', 'googlenet', 'efficientnet_b0'),
+    *('inception_v3', 'googlenet', 'efficientnet_b0', 'cifar_shufflenet_v1'),
 }
