@@ -99,7 +99,7 @@ class Program:
 
         self.image = jnp.zeros((2, *splits.train.image.shape[1:]), jnp.float32)  # for shapes only
         self._check_heads()
-        shapes = self._init(0)
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self._init(0))
         self.shapes = variables_of(shapes[0]['student'], shapes[1]['student'])
         settings['freeze'] = tuple(run.optim.freeze) + optim.all_but(shapes[0]['student'], tuple(settings.pop('train')))
         self.tx, self.schedule = optim.build(
