@@ -201,6 +201,8 @@ def _evaluate(program: Program, variables: Any, teacher_variables: tuple, split:
 
 
 def _flat(metrics: dict[str, Any]) -> dict[str, float]:
-    """Metrics for a log line: the group 'teacher' becomes names with that prefix."""
-    own = {name: value for name, value in metrics.items() if name != 'teacher'}
-    return own | {f'teacher_{name}': value for name, value in (metrics.get('teacher') or {}).items()}
+    """Metrics for a log line: the groups 'teacher' and 'heads' become names with a prefix."""
+    flat = {name: value for name, value in metrics.items() if name not in ('teacher', 'heads')}
+    for group, prefix in (('teacher', 'teacher_'), ('heads', 'top1_')):
+        flat |= {f'{prefix}{name}': value for name, value in (metrics.get(group) or {}).items()}
+    return flat

@@ -1,5 +1,6 @@
 """Auxiliary heads: their place in the models, the objectives that train them, and the average of their predictions."""
 
+import json
 import re
 
 import flax
@@ -132,7 +133,12 @@ def test_self_distillation_trains_every_head_and_the_result_lists_them(tmp_path)
     objective.self_distillation = common.term('self_distillation', weight=0.3, tau=3.0)
     objective.self_hint = common.term('self_hint', weight=0.03)
     changes = {'model.name': 'resnet8', 'model.heads': (1, 2), 'model.average_heads': True}
-    result = train(config_of(data, own=(objective, changes)), tmp_path / 'w')['own', 0]
+    config = config_of(data, own=(objective, changes))
+    config.tensorboard = True
+    result = train(config, tmp_path / 'w')['own', 0]
+    lines = [json.loads(line) for line in (tmp_path / 'w/own/seed0/metrics.jsonl').read_text().splitlines()]
+    assert {'top1_stage1', 'top1_stage2', 'top1_head', 'top1_average'} <= set(lines[-1])
+    assert all(not isinstance(value, dict) for line in lines for value in line.values())
     heads = result['test']['heads']
     assert set(heads) == {'stage1', 'stage2', 'head', 'average'}
     assert result['test']['top1'] == heads['average']
