@@ -79,7 +79,7 @@ def run(of: ConfigDict, model: str, objective: ConfigDict | None = None) -> Conf
     c.optim.decay_norm_and_bias = True  # whether norms and biases decay too (in the CIFAR tables they do)
     c.optim.clip_norm = 0.0  # largest global gradient norm; 0 = off
     c.optim.freeze = ()  # regular expressions from the start of parameter paths, such as 'stem', 'stage[12]'
-    c.optim.train = ()  # likewise: if any, only what these match trains, such as 'head', '.*_adapter', '.*norm'
+    c.optim.train = ()  # likewise: if any, only what these match trains, such as 'head', '.*_adapter'
     c.optim.ema_decay = 0.0  # average the weights, and evaluate the average; 0 = off
     c.optim.accumulate = 1  # process a batch in so many parts
 
