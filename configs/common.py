@@ -8,10 +8,15 @@ from kd_jax.errors import UserError
 
 
 def study() -> ConfigDict:
-    """What the runs of a study share. A run's `seeds`, `data` and `augment` follow these unless it sets its own."""
+    """What the runs of a study share. A run's `seeds`, `precision`, `data` and `augment` follow these unless it has its own."""
     c = ConfigDict()
     c.seeds = (0,)  # each run trains once a seed; a student's teacher is the one of the same seed
     c.parallel = 'auto'  # 'jit', 'pmap', or 'auto': jit on one device, pmap on several
+    c.devices = 0  # how many of the devices; 0 = all (of a CPU's cores, as many as get 16 images of a batch each)
+    c.precision = 'float32'  # of the networks' arithmetic: 'float32', 'tf32' or 'bfloat16'; parameters and losses are float32
+    c.steps_per_dispatch = 0  # steps in one call of the compiled program; 0 = 4 on a CPU, 32 elsewhere
+    c.fast = True  # False turns off what only makes a CPU faster (layers in other forms, allocator, cores as devices)
+    c.profile = ()  # (first, last) step of which each run writes a trace to <workdir>/<run>/seed<k>/profile
     c.tensorboard = True  # write TensorBoard events
     c.wandb = ''  # Weights & Biases project; '' = off
 
@@ -85,7 +90,8 @@ def run(of: ConfigDict, model: str, objective: ConfigDict | None = None) -> Conf
 
     for shared in ('data', 'augment'):
         c[shared] = ConfigDict({field: of[shared].get_oneway_ref(field) for field in of[shared]})
-    c.seeds = of.get_oneway_ref('seeds')
+    for shared in ('seeds', 'precision'):
+        c[shared] = of.get_oneway_ref(shared)
     return c
 
 

@@ -31,24 +31,34 @@ def batch_size_for(parallel: Parallel, count: int, most: int = 512) -> int:
     return -(-min(most, count) // len(parallel)) * len(parallel)
 
 
-def evaluate(
+def start(
     eval_step: Callable, parallel: Parallel, variables: Any, teacher_variables: tuple, data: dict[str, jax.Array]
-) -> dict[str, Any]:
-    """Metrics of `variables` over all of `data`: {'top1', ..., 'count'}, and 'teacher': {'agreement', 'kl'} with teachers.
+) -> list[dict[str, jax.Array]]:
+    """Sets the devices to evaluate `variables` on all of `data`; `finish` waits for them.
 
     eval_step: `kd_jax.step.make_eval_step`'s function, compiled by `parallel`.
     """
     count = data['label'].shape[0]
-    pending = []
-    for batch in batches.eval_batches(count, batch_size_for(parallel, count)):
-        pending.append(eval_step(variables, teacher_variables, data, parallel.divide(batch)))
+    return [
+        eval_step(variables, teacher_variables, data, parallel.divide(batch))
+        for batch in batches.eval_batches(count, batch_size_for(parallel, count))
+    ]
+
+
+def finish(pending: list[dict[str, jax.Array]]) -> dict[str, Any]:
+    """The metrics of what `start` returned: {'top1', ..., 'count'}, and 'teacher': {'agreement', 'kl'} with teachers."""
     total = None
     for sums in jax.device_get(pending):
         total = metrics.add(total, sums)
-    result = metrics.finalize(total)
-    if teacher_variables:
-        result['teacher'] = metrics.finalize_teacher(total)
-    return result
+    teacher = metrics.finalize_teacher(total)
+    return metrics.finalize(total) | ({'teacher': teacher} if teacher else {})
+
+
+def evaluate(
+    eval_step: Callable, parallel: Parallel, variables: Any, teacher_variables: tuple, data: dict[str, jax.Array]
+) -> dict[str, Any]:
+    """`finish` of `start`."""
+    return finish(start(eval_step, parallel, variables, teacher_variables, data))
 
 
 def forward_cost(network: step.Network, variables: Any, image_shape: tuple[int, ...]) -> dict[str, float]:

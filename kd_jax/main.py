@@ -10,7 +10,7 @@ import yaml
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from kd_jax import parallel
+from kd_jax import parallel, runtime
 from kd_jax.checkpoint import system_reason
 from kd_jax.errors import UserError
 from kd_jax.monitor import say
@@ -68,13 +68,14 @@ def main(argv: list[str]) -> None:
     logging.getLogger().setLevel(logging.WARNING)  # jax tells which backends it did not find
     stop: list[int] = []
     try:
+        config = load_config()
+        runtime.prepare(fast=config.fast, single_process=not _COORDINATOR.value)
         if _COORDINATOR.value == 'auto':
             jax.distributed.initialize()
         elif _COORDINATOR.value:
             jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         for number in (signal.SIGTERM, signal.SIGINT):  # after initialize, which installs a handler of its own
             signal.signal(number, lambda received, _: stop.append(received))
-        config = load_config()
         study = Study(config, Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(), _ONLY.value)
         if parallel.is_main():
             resolved = to_json(study.config.copy_and_resolve_references().to_dict())

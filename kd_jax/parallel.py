@@ -11,6 +11,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from kd_jax.errors import UserError, unknown
 
 AXIS = 'batch'
+# XLA's CPU backend removes optimisation barriers before it fuses, so that a residual network's sums are computed again and
+# again, and rematerialisation saves no memory; without that pass neither happens.
+KEEP_BARRIERS = {'xla_disable_hlo_passes': 'cse_barrier_expander'}
+# One device a core leaves nothing to run concurrently within a device.
+ONE_DEVICE_A_CORE = {'xla_cpu_scheduler_type': 'CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED'}
 
 
 class Parallel:
@@ -18,12 +23,14 @@ class Parallel:
 
     `mode` is 'jit' (global view: XLA divides the batch), 'pmap' (each device sees its share, under the axis name
     'batch') or 'auto' (jit on one device, pmap on several). State, teachers and data are replicated and have no
-    device axis in either mode; only the last argument of a step, the batch, is divided.
+    device axis in either mode; only the last argument of a step, the batch, is divided. `fast` allows options of
+    XLA's CPU backend that change speed alone.
     """
 
-    def __init__(self, mode: str = 'auto', devices: int | None = None):
+    def __init__(self, mode: str = 'auto', devices: int | None = None, *, fast: bool = True):
         if mode not in ('auto', 'jit', 'pmap'):
             raise unknown('parallel mode', mode, ('auto', 'jit', 'pmap'))
+        self.asked, self.fast = mode, fast
         self.devices = jax.devices()[:devices]
         self.mode = mode if mode != 'auto' else ('jit' if len(self.devices) == 1 else 'pmap')
         self.axis_name = AXIS if self.mode == 'pmap' else None
@@ -31,7 +38,16 @@ class Parallel:
         # Under pmap each process holds its own replicas; under jit an array spans the devices of all processes.
         mesh = Mesh(np.array(self.local if self.mode == 'pmap' else self.devices), (AXIS,))
         self.replicated = NamedSharding(mesh, PartitionSpec())
-        self.divided = NamedSharding(mesh, PartitionSpec(AXIS))
+
+    def for_batch(self, batch_size: int, parts: int = 1) -> 'Parallel':
+        """This, or fewer of its devices where they are the cores of a CPU: those that share the batch with 16 examples each.
+
+        Devices that are no cores are all used: a batch that does not fit them is refused (`check_batch_size`).
+        """
+        if not _cores_are_devices() or self.devices[0].platform != 'cpu':
+            return self
+        fits = [n for n in range(1, len(self) + 1) if batch_size % (n * parts) == 0 and batch_size >= 16 * n]
+        return Parallel(self.asked, max(fits, default=1), fast=self.fast)
 
     def __len__(self) -> int:
         return len(self.devices)
@@ -56,32 +72,44 @@ class Parallel:
             return jax.device_put(x, self.replicated)
         return jax.make_array_from_process_local_data(self.replicated, x, x.shape)
 
-    def divide(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        """This process's share of a global batch of `[B, ...]` host arrays, laid out for `compile`d steps."""
-        return {name: self._divide(x) for name, x in batch.items()}
+    def divide(self, batch: dict[str, np.ndarray], *, axis: int = 0) -> dict[str, Any]:
+        """This process's share of a global batch, host arrays with B on `axis`, laid out for `compile`d steps."""
+        return {name: self._divide(x, axis) for name, x in batch.items()}
 
-    def _divide(self, x: np.ndarray):
+    def _divide(self, x: np.ndarray, axis: int):
         if len(self) == 1 and self.mode == 'jit':
             return x
-        share = x.shape[0] // len(self) * len(self.local)
+        share = x.shape[axis] // len(self) * len(self.local)
         first = share * jax.process_index() if len(self.local) < len(self) else 0
-        mine = x[first : first + share]
+        mine = x.take(np.arange(first, first + share), axis)
         if self.mode == 'pmap':
-            return mine.reshape(len(self.local), -1, *x.shape[1:])
-        return jax.make_array_from_process_local_data(self.divided, mine, x.shape)
+            return np.stack(np.split(mine, len(self.local), axis))
+        return jax.make_array_from_process_local_data(self._divided(axis), mine, x.shape)
 
-    def compile(self, step: Callable, *, arguments: int, donate_first: bool = False) -> Callable:
+    def _divided(self, axis: int) -> NamedSharding:
+        return NamedSharding(self.replicated.mesh, PartitionSpec(*[None] * axis, AXIS))
+
+    def compile(self, step: Callable, *, arguments: int, donate_first: bool = False, axis: int = 0) -> Callable:
         """`step(a1, ..., batch)` with `arguments` arguments, of which all but the last are replicated.
 
         Outputs are replicated. With `donate_first` the buffers of the first argument are reused for the output and
-        must not be read afterwards.
+        must not be read afterwards. `axis` is that of `divide`.
         """
         donate = (0,) if donate_first else ()
+        options = self._options()
         if self.mode == 'pmap':
             axes = (None,) * (arguments - 1) + (0,)
-            return jax.pmap(step, AXIS, in_axes=axes, out_axes=None, donate_argnums=donate, devices=self._pmap_devices())
-        shardings = (self.replicated,) * (arguments - 1) + (self.divided,)
-        return jax.jit(step, in_shardings=shardings, out_shardings=self.replicated, donate_argnums=donate)
+            mapped = jax.pmap(step, AXIS, in_axes=axes, out_axes=None, donate_argnums=donate, devices=self._pmap_devices())
+            return _with_options(mapped, options) if options else mapped
+        shardings = (self.replicated,) * (arguments - 1) + (self._divided(axis),)
+        return jax.jit(
+            step, in_shardings=shardings, out_shardings=self.replicated, donate_argnums=donate, compiler_options=options
+        )
+
+    def _options(self) -> dict[str, str] | None:
+        if not self.fast or self.devices[0].platform != 'cpu' or jax.process_count() > 1:
+            return None
+        return KEEP_BARRIERS | (ONE_DEVICE_A_CORE if len(self.local) > 1 else {})
 
     def _pmap_devices(self):
         return None if len(self) == jax.device_count() else self.devices
@@ -91,6 +119,27 @@ class Parallel:
         if jax.process_count() == 1:
             return flag
         return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+
+
+def _with_options(mapped: Callable, options: dict[str, str]) -> Callable:
+    """What `jax.jit` can do and `jax.pmap` cannot: `mapped` compiled with options, once for each set of shapes.
+
+    For one process: a compiled function wants the shapes of all processes' shares together.
+    """
+    compiled: dict[Any, Callable] = {}
+
+    def call(*arguments):
+        leaves, structure = jax.tree.flatten(arguments)
+        key = structure, tuple(map(jax.typeof, leaves))
+        if key not in compiled:
+            compiled[key] = mapped.lower(*arguments).compile(compiler_options=options)
+        return compiled[key](*arguments)
+
+    return call
+
+
+def _cores_are_devices() -> bool:
+    return jax.config.jax_num_cpu_devices > 0
 
 
 def is_main() -> bool:

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from kd_jax.data import Splits
 from kd_jax.errors import UserError, unknown
 from kd_jax.models import Output, initial
 from kd_jax.monitor import warn
-from kd_jax.step import Network, TrainState, make_eval_step, make_train_step, make_view, variables_of
+from kd_jax.step import Network, TrainState, make_eval_step, make_train_step, make_view, several, variables_of
 from kd_jax.teachers import Trained
 
 # What the fields of a run allow that no later check names.
@@ -35,6 +35,14 @@ LIMITS = {
     'augment.mixup': (lambda v: 0 <= v < math.inf, '0 (off) or more'),
 }
 
+# (the compute type of the networks, the least precision of float32 products: 'highest' means float32 on every backend)
+PRECISIONS = {
+    'float32': (jnp.float32, 'highest'),
+    'tf32': (jnp.float32, 'tensorfloat32'),
+    'bfloat16': (jnp.bfloat16, 'highest'),
+}
+CPU_STEPS, STEPS = 4, 32  # in one dispatch
+
 
 def check(name: str, run: ConfigDict) -> None:
     """Raises `UserError` for a value of the run that makes no sense whatever the data."""
@@ -42,6 +50,8 @@ def check(name: str, run: ConfigDict) -> None:
         value = functools.reduce(lambda node, key: node[key], field.split('.'), run)
         if not allowed(value):
             raise UserError(f'runs.{name}.{field} is {value}; it must be {words}')
+    if run.precision not in PRECISIONS:
+        raise unknown(f'precision of runs.{name}', run.precision, PRECISIONS)
     if run.select not in ('best', 'last'):
         raise unknown(f'value of runs.{name}.select', run.select, ('best', 'last'))
     if not run.seeds:
@@ -54,15 +64,28 @@ def check(name: str, run: ConfigDict) -> None:
 
 
 class Program:
-    """What the seeds of a run share: its data on the devices and its compiled steps."""
+    """What the seeds of a run share: its data on the devices and its compiled steps.
 
-    def __init__(self, name: str, run: ConfigDict, splits: Splits, trained: Sequence[Trained], par: parallel.Parallel):
+    `steps_per_dispatch` is the most steps that one call of `train_steps` does; 0: the usual number.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        run: ConfigDict,
+        splits: Splits,
+        trained: Sequence[Trained],
+        par: parallel.Parallel,
+        steps_per_dispatch: int = 0,
+    ):
         self.name, self.run, self.splits, self.parallel = name, run, splits, par
+        self.on_cpu = par.devices[0].platform == 'cpu'
+        self.overlap = not self.on_cpu  # whether the devices go on training while the host writes a validation down
         for teacher in trained:
             teachers.check_teacher(teacher, splits)
         facts = {'num_classes': splits.num_classes, 'image_shape': splits.train.image.shape[1:]}
-        self.student = teachers.build_network(run.model, facts | {'mean': splits.mean, 'std': splits.std})
-        self.teachers = tuple(t.network for t in trained)
+        self.student = self._as_asked(teachers.build_network(run.model, facts | {'mean': splits.mean, 'std': splits.std}))
+        self.teachers = tuple(self._as_asked(t.network) for t in trained)
         weights = tuple(run.teacher_weights) or (1.0,) * len(trained)
         if len(weights) != len(trained):
             raise UserError(f'teacher_weights {weights} has {len(weights)} entries for {len(trained)} teachers; give one each')
@@ -128,10 +151,25 @@ class Program:
         eval_step = make_eval_step(
             student=self.student, teachers=self.teachers, teacher_weights=weights, axis_name=par.axis_name
         )
-        self.train_step = par.compile(train_step, arguments=5, donate_first=True)
-        self.eval_step = par.compile(eval_step, arguments=4)
+        self.steps_per_dispatch = min(steps_per_dispatch or (CPU_STEPS if self.on_cpu else STEPS), self.total_steps)
+        self.train_steps = par.compile(self._exactly(several(train_step)), arguments=6, donate_first=True, axis=1)
+        self.eval_step = par.compile(self._exactly(eval_step), arguments=4)
         self._data: dict[str, Any] = {}
         self._cost: dict[str, float] | None = None
+
+    def _as_asked(self, network: Network) -> Network:
+        """The network in the run's compute type, and in the forms that are fast on a CPU if that is wanted."""
+        model = network.model.clone(dtype=PRECISIONS[self.run.precision][0], fast=self.parallel.fast)
+        return network._replace(model=model)
+
+    def _exactly(self, function: Callable) -> Callable:
+        """`function` traced with the run's precision of products."""
+
+        def traced(*arguments):
+            with jax.default_matmul_precision(PRECISIONS[self.run.precision][1]):
+                return function(*arguments)
+
+        return traced
 
     def _init(self, seed: int):
         """(params, model_state) of student and objective for `seed`, as host arrays."""
@@ -158,6 +196,10 @@ class Program:
                 f'no term of runs.{self.name}.objective trains the auxiliary heads of {self.run.model.name}; '
                 'add deep_supervision or self_distillation'
             )
+
+    def steps_at_once(self, step: int) -> int:
+        """How many steps are dispatched after `step`: never past a validation."""
+        return min(self.steps_per_dispatch, min(s for s in self.eval_steps if s > step) - step)
 
     def promise(self) -> Trained:
         """This run as a teacher, before it is trained."""

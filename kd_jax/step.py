@@ -185,6 +185,31 @@ def make_train_step(
     return train_step
 
 
+def several(train_step: Callable) -> Callable:
+    """Many steps in one program: `(state, seed, teacher_variables, data, count, batches) -> (state, metrics [S])`.
+
+    batches: as `train_step`'s, stacked `[S, B]`; only the first `count` (int32 scalar) of them are used, and only the
+    first `count` metrics mean anything. One program thus serves every number of steps up to S.
+    """
+
+    def train_steps(state, seed, teacher_variables, data, count, batches):
+        def one(state, number):
+            batch = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, number, keepdims=False), batches)
+            return train_step(state, seed, teacher_variables, data, batch)
+
+        size = jax.tree.leaves(batches)[0].shape[0]
+        empty = jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), jax.eval_shape(one, state, 0)[1])
+
+        def body(number, carry):
+            state, metrics = carry
+            state, new = one(state, number)
+            return state, jax.tree.map(lambda all_, x: all_.at[number].set(x), metrics, new)
+
+        return jax.lax.fori_loop(0, count, body, (state, empty))
+
+    return train_steps
+
+
 def make_eval_step(
     *, student: Network, teachers: Sequence[Network], teacher_weights: Sequence[float], axis_name: str | None = None
 ) -> Callable:

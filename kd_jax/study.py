@@ -47,6 +47,17 @@ def order(runs: ConfigDict) -> list[str]:
     return done
 
 
+def check(config: ConfigDict, par: parallel.Parallel) -> None:
+    """Raises `UserError` for a value of the study that makes no sense."""
+    if config.steps_per_dispatch < 0:
+        raise UserError(f'steps_per_dispatch is {config.steps_per_dispatch}; it must be 0 (the usual number) or more')
+    if not 0 <= config.devices <= len(par):
+        raise UserError(f'devices is {config.devices}; it must be 0 (all) or at most {len(par)}, which is how many there are')
+    profile = tuple(config.profile)
+    if profile and not (len(profile) == 2 and all(isinstance(n, int) for n in profile) and 0 <= profile[0] < profile[1]):
+        raise UserError(f'profile is {profile}; it must be two step numbers, such as --config.profile="(10,20)", or "()"')
+
+
 class Study:
     """The runs of `config` in `workdir`."""
 
@@ -60,10 +71,11 @@ class Study:
                 raise unknown('run', name, self.runs)
         self.imports = {name: imported.check(name, spec, self.runs) for name, spec in config.teachers.items()}
         self.chosen = [name for name in self.runs if not only or name in only]
-        self.parallel = parallel.Parallel(config.parallel)
+        self.parallel = parallel.Parallel(config.parallel, config.devices or None, fast=config.fast)
         self._splits: dict[str, data.Splits] = {}
         self._programs: dict[str, program.Program] = {}  # of the runs to train
         self._trained: dict[Path, teachers.Trained] = {}  # models read from disk
+        check(config, self.parallel)
         for name, run in self.runs.items():
             program.check(name, run)
 
@@ -132,7 +144,10 @@ class Study:
             for seed in reversed(self.unfinished(name)):
                 trained = [self._promise(reference, seed) for reference in run.teachers]
                 if name not in self._programs:
-                    self._programs[name] = program.Program(name, run, self.splits(run), trained, self.parallel)
+                    par = self.parallel.for_batch(run.batch_size, run.optim.accumulate)
+                    self._programs[name] = program.Program(
+                        name, run, self.splits(run), trained, par, self.config.steps_per_dispatch
+                    )
                 start = self._start(name, seed, self._promise)
                 if start is not None:
                     teachers.check_start(start, self._programs[name].shapes)
@@ -189,6 +204,7 @@ class Study:
                 should_stop=should_stop,
                 tensorboard=self.config.tensorboard,
                 wandb=self.config.wandb,
+                profile=tuple(self.config.profile),
             )
 
 
@@ -201,5 +217,5 @@ def describe(shared: program.Program) -> str:
         images = f'the {len(shared.pool)} labelled of {count} images'
     return (
         f'{run.model.name}, {shared.params:,} parameters, on {images} of {splits.name}; '
-        f'{shared.total_steps} steps of {run.batch_size} ({shared.parallel.mode} on {len(shared.parallel)} devices)'
+        f'{shared.total_steps} steps of {run.batch_size} ({shared.parallel.mode} on {len(shared.parallel)} {"device" if len(shared.parallel) == 1 else "devices"})'
     )

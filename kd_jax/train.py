@@ -1,64 +1,28 @@
 """One run with one seed: train from the latest checkpoint (or from nothing) to result.json."""
 
-import dataclasses
-import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from kd_jax import evaluate, parallel
 from kd_jax.checkpoint import Checkpoints
 from kd_jax.data import batches
-from kd_jax.errors import UserError
 from kd_jax.monitor import Monitor, say, warn
 from kd_jax.program import Program
+from kd_jax.record import Dispatch, Due, Progress, Recorder
+from kd_jax.runtime import Trace
 from kd_jax.step import TrainState, variables_of
 from kd_jax.teachers import Trained
 from kd_jax.workdir import RunDirectory, to_json
 
-SYNC_EVERY = 50  # steps between looks at the losses: rarely enough that the device never waits for the host
-
 
 class Stopped(Exception):
     """The run was asked to stop, and has saved its state."""
-
-
-@dataclasses.dataclass
-class Progress:
-    """What a resumed run must know besides the state; saved as JSON in every checkpoint."""
-
-    best_step: int | None = None
-    best: list[float] | None = None  # [top-1, -NLL] on validation: the NLL decides between equal accuracies
-    since_best: int = 0  # validations
-    interval_steps: int = 0  # since the last validation
-    interval_sums: dict[str, float] = dataclasses.field(default_factory=dict)
-    images: int = 0  # trained on, and the seconds that took: no compilation, no evaluation
-    train_seconds: float = 0.0
-    seconds: float = 0.0  # of everything
-
-    def add(self, sums: dict[str, Any]) -> None:
-        """One step's metrics."""
-        self.interval_steps += 1
-        for name, value in sums.items():
-            self.interval_sums[name] = self.interval_sums.get(name, 0.0) + float(value)
-
-    def close_interval(self) -> dict[str, float]:
-        """The mean metrics of the steps since the last call."""
-        means = {name: value / self.interval_steps for name, value in self.interval_sums.items()}
-        self.interval_steps, self.interval_sums = 0, {}
-        return means
-
-    def judge(self, step: int, val: dict[str, float]) -> None:
-        """Notes whether the validation at `step` is the best so far."""
-        value = [val['top1'], -val['nll']]
-        if self.best is None or value > self.best:
-            self.best, self.best_step, self.since_best = value, step, 0
-        else:
-            self.since_best += 1
 
 
 def train(
@@ -71,10 +35,12 @@ def train(
     should_stop: Callable[[], bool],
     tensorboard: bool = True,
     wandb: str = '',
+    profile: tuple[int, ...] = (),
 ) -> dict[str, Any]:
     """Trains `seed` of a run to the end and returns what went into its result.json.
 
-    trained: the teachers of this seed. start: the run whose weights it starts from, if any.
+    trained: the teachers of this seed. start: the run whose weights it starts from, if any. profile: (first, last) step of
+    which a trace is written.
 
     Raises:
       Stopped: when `should_stop()`; the state is saved.
@@ -94,7 +60,6 @@ def train(
     with Checkpoints(directory.checkpoints) as checkpoints:
         state, meta = checkpoints.restore_latest(fresh, warn) or (fresh, {})
         progress = Progress(**meta)
-        before = progress.seconds
         step = int(state.step)
         if parallel.is_main():
             directory.forget_after(step)
@@ -112,42 +77,51 @@ def train(
             wandb=wandb,
             config=config,
         )
-        with monitor:
-            pending: list[dict[str, jax.Array]] = []
+        recorder = Recorder(
+            title,
+            progress,
+            monitor,
+            checkpoints,
+            batch_size=run.batch_size,
+            learning_rate=lambda step: float(program.schedule(step)),
+            peak=program.learning_rate,
+            begin=begin,
+        )
+        evaluated = False
+        with monitor, Trace(directory.path / 'profile', profile) as trace:
             while step < program.total_steps and not (run.patience and progress.since_best >= run.patience):
-                batch = par.divide(_batch(order, step, program.mixup))
-                state, sums = program.train_step(state, np.int32(seed), teacher_variables, program.data('train'), batch)
-                step += 1
-                pending.append(sums)
+                trace.at(step)
+                count = program.steps_at_once(step)
+                batch = par.divide(_batches(order, step, count, program), axis=1)
+                state, metrics = program.train_steps(
+                    state, np.int32(seed), teacher_variables, program.data('train'), np.int32(count), batch
+                )
+                step += count
+                waited = recorder.dispatched(Dispatch(step, count, metrics))
+                if waited is not None and parallel.is_main():
+                    say(f'{title} · first step after {waited:.1f} s')
                 due = step in program.eval_steps
                 # Several processes must agree to stop, which costs a message: they ask at evaluations only.
                 stopping = should_stop() if jax.process_count() == 1 else due and par.any(should_stop())
-                if due or stopping or len(pending) == SYNC_EVERY or step == 1:
-                    _collect(pending, step, progress, title, program.learning_rate)
-                    seconds = monitor.advance(step, float(jax.device_get(sums['loss'])))
-                    progress.images += run.batch_size * len(pending) * (seconds > 0)
-                    progress.train_seconds += seconds
-                    pending = []
-                if due:
-                    means = progress.close_interval()
-                    monitor.write(step, 'train', means | {'learning_rate': float(program.schedule(step - 1))})
-                    val = _evaluate(program, selected(state), teacher_variables, 'val')
-                    monitor.write(step, 'val', _flat(val))
-                    monitor.evaluated(step, val)
-                    progress.judge(step, val)
                 if due or stopping:
-                    progress.seconds = before + time.perf_counter() - begin
-                    checkpoints.save(step, state, dataclasses.asdict(progress))
-                    monitor.pause()
+                    if not (program.overlap and evaluated):  # evaluating, and compiling that, is no training
+                        recorder.collect()
+                    evaluated = True
+                    sums = _start_evaluation(program, selected(state), teacher_variables, 'val') if due else None
+                    saved = jax.tree.map(jnp.copy, state) if program.overlap else state  # the next steps reuse its buffers
+                    recorder.due(Due(step, sums, saved))
+                    if stopping or run.patience or not program.overlap:
+                        recorder.settle()
                 if stopping:
                     raise Stopped
+            recorder.settle()
         checkpoints.wait()
         chosen = progress.best_step if run.select == 'best' else step
         if chosen != step:
             state = par.replicate(flax.serialization.from_state_dict(fresh, checkpoints.read(chosen)[0]))
 
     variables = selected(state)
-    val, test = (_evaluate(program, variables, teacher_variables, split) for split in ('val', 'test'))
+    val, test = (evaluate.finish(_start_evaluation(program, variables, teacher_variables, split)) for split in ('val', 'test'))
     val.pop('teacher', None)
     result = {
         'run': program.name,
@@ -158,7 +132,7 @@ def train(
         **program.cost(variables),
         'steps': step,
         'checkpoint': chosen,
-        'seconds': before + time.perf_counter() - begin,
+        'seconds': recorder.seconds(),
         'images_per_second': progress.images / progress.train_seconds if progress.train_seconds else None,
         'teacher': test.pop('teacher', None),
         'val': val,
@@ -178,31 +152,16 @@ def selected(state: TrainState) -> dict[str, Any]:
     return variables_of(state.params['student'], state.model_state['student'])
 
 
-def _batch(order: batches.TrainOrder, step: int, mixup: float) -> dict[str, np.ndarray]:
-    """The indices and view numbers of a step; with mixup also each example's partner, its neighbour in the batch."""
-    batch = order.at(step)
-    partners = {f'partner_{name}': np.roll(value, 1) for name, value in batch.items()} if mixup else {}
-    return batch | partners
+def _batches(order: batches.TrainOrder, step: int, count: int, program: Program) -> dict[str, np.ndarray]:
+    """Indices and view numbers `[S, B]` of `count` steps from `step` on; what comes after those is not used.
+
+    With mixup also each example's partner, its neighbour in the batch.
+    """
+    steps = [order.at(step + min(k, count - 1)) for k in range(program.steps_per_dispatch)]
+    stacked = {name: np.stack([batch[name] for batch in steps]) for name in steps[0]}
+    partners = {f'partner_{name}': np.roll(value, 1, axis=1) for name, value in stacked.items()} if program.mixup else {}
+    return stacked | partners
 
 
-def _collect(pending: list, step: int, progress: Progress, title: str, learning_rate: float) -> None:
-    """Adds the metrics of the pending steps, the last of which is `step`; refuses a loss that is not finite."""
-    for number, sums in enumerate(jax.device_get(pending), start=step - len(pending) + 1):
-        if not math.isfinite(sums['loss']):
-            raise UserError(
-                f'the loss of {title} became {sums["loss"]} at step {number}; the last good checkpoint is kept; '
-                f'lower optim.learning_rate (now {learning_rate:g}) or set optim.clip_norm, in a new --workdir'
-            )
-        progress.add(sums)
-
-
-def _evaluate(program: Program, variables: Any, teacher_variables: tuple, split: str) -> dict[str, Any]:
-    return evaluate.evaluate(program.eval_step, program.parallel, variables, teacher_variables, program.data(split))
-
-
-def _flat(metrics: dict[str, Any]) -> dict[str, float]:
-    """Metrics for a log line: the groups 'teacher' and 'heads' become names with a prefix."""
-    flat = {name: value for name, value in metrics.items() if name not in ('teacher', 'heads')}
-    for group, prefix in (('teacher', 'teacher_'), ('heads', 'top1_')):
-        flat |= {f'{prefix}{name}': value for name, value in (metrics.get(group) or {}).items()}
-    return flat
+def _start_evaluation(program: Program, variables: Any, teacher_variables: tuple, split: str) -> list:
+    return evaluate.start(program.eval_step, program.parallel, variables, teacher_variables, program.data(split))

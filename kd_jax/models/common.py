@@ -59,7 +59,7 @@ class Classifier(nn.Module, kw_only=True):
     heads: tuple[int, ...] = ()
     average_heads: bool = False
     frozen: tuple[str, ...] = ()
-    fast: bool = True  # on CPU, convolutions in the form that is fast there
+    fast: bool = True  # on CPU, every layer in the form that is fast there
     axis_name: str | None = None
     dtype: Any = jnp.float32
 
@@ -189,10 +189,15 @@ class Adapter(nn.Module):
 
 
 def block(module: nn.Module, x: jax.Array, *, train: bool) -> jax.Array:
-    """`module(x, train=train)` and, if `module.setting` asks for it, the adapter `<name of the module>_adapter`."""
+    """`module(x, train=train)` and, if `module.setting` asks for it, the adapter `<name of the module>_adapter`.
+
+    Fast, the result is computed once: XLA's CPU backend would compute a chain of additions anew for every block
+    that follows. (The barrier works where `kd_jax.parallel.KEEP_BARRIERS` keeps it.)
+    """
     x = module(x, train=train)
     hidden = module.setting.adapter
-    return Adapter(hidden, module.setting, name=f'{module.name}_adapter')(x) if hidden else x
+    x = Adapter(hidden, module.setting, name=f'{module.name}_adapter')(x) if hidden else x
+    return jax.lax.optimization_barrier(x) if module.setting.fast else x
 
 
 class Dropout(nn.Module):

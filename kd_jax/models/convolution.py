@@ -1,8 +1,9 @@
 """2-D convolution in the formulation that is fast on the backend at hand, with its own gradient where that is needed.
 
-On GPU and TPU `lax.conv_general_dilated` is fast for every shape. XLA's CPU backend serves only ungrouped convolutions
-well: there grouped and depthwise ones and their gradients are 10 to 150 times slower than they need to be, 1x1 ones 2 to
-5 times. `fast` takes another form of the same sum for each of them; values and gradients agree to rounding.
+On GPU and TPU `lax.conv_general_dilated` is fast for every shape. On XLA's CPU backend grouped and depthwise convolutions
+and their gradients are 10 to 150 times slower than they need to be, 1x1 ones 2 to 5 times, and the gradients of all others
+twice, or a hundred times inside a compiled loop. `fast` takes another form of the same sum for each of them; values and
+gradients agree to rounding.
 """
 
 from functools import partial
@@ -13,6 +14,9 @@ from jax import lax
 
 Pair = tuple[int, int]
 LAYOUT = ('NHWC', 'HWIO', 'NHWC')
+_PART = (
+    8  # examples at once in the gradient of a kernel: more of them fall out of the cache, and take up to three times as long
+)
 
 
 def plain(x: jax.Array, kernel: jax.Array, stride: Pair, padding: Pair, groups: int) -> jax.Array:
@@ -28,7 +32,9 @@ def fast(x: jax.Array, kernel: jax.Array, stride: Pair, padding: Pair, groups: i
         return _pointwise(x, kernel, stride, groups)
     if groups == inputs == outputs:
         return _depthwise(x, kernel, stride, padding)
-    if groups > 1 and outputs == inputs:  # others crash XLA's library in gradients (jaxlib 0.10.2: 256 to 32 in 32 groups)
+    if groups == 1:
+        return _dense(x, kernel, stride, padding)
+    if outputs == inputs:  # others crash XLA's library in gradients (jaxlib 0.10.2: 256 to 32 in 32 groups)
         return _grouped(x, kernel, stride, padding, groups)
     return plain(x, kernel, stride, padding, groups)
 
@@ -56,7 +62,79 @@ def _grouped(x, kernel, stride, padding, groups):
     blocks = blocks * jnp.eye(together, dtype=kernel.dtype).reshape(1, 1, together, 1, 1, together, 1)
     blocks = blocks.reshape(height, width, together * inputs, outputs)
     pairs = zip(jnp.split(x, parts, axis=-1), jnp.split(blocks, parts, axis=-1), strict=True)
-    return jnp.concatenate([plain(part, weights, stride, padding, 1) for part, weights in pairs], axis=-1)
+    return jnp.concatenate([_dense(part, weights, stride, padding) for part, weights in pairs], axis=-1)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _dense(x, kernel, stride, padding):
+    """`plain` without groups. Its gradients are convolutions NHWC, HWIO -> NHWC too: XLA finds no fast form for others in loops."""
+    if not _goes_in_pairs(x, kernel, stride, padding):
+        return plain(x, kernel, stride, padding, 1)
+    left, right = (jnp.pad(kernel, ((0, 0), ends, (0, 0), (0, 0))) for ends in ((0, 1), (1, 0)))
+    y = plain(x, jnp.concatenate([left, right], axis=-1), (1, 2), padding, 1)
+    return y.reshape(*y.shape[:2], 2 * y.shape[2], kernel.shape[-1])
+
+
+def _goes_in_pairs(x, kernel, stride, padding):
+    """Whether two neighbours of a row are computed at once: their kernels side by side as twice the channels, at stride 2.
+
+    A third of the products is with zeros (3x3), but XLA's library, twice as fast as what runs otherwise, needs more than
+    16 channels.
+    """
+    return max(kernel.shape[2:]) <= 16 and stride == (1, 1) and _output_sizes(x, kernel, stride, padding)[1] % 2 == 0
+
+
+def _dense_forward(x, kernel, stride, padding):
+    return _dense(x, kernel, stride, padding), (x, kernel)
+
+
+def _dense_backward(stride, padding, saved, dy):
+    x, kernel = saved
+    turned = kernel[::-1, ::-1].swapaxes(2, 3)
+    edges = [(low, high) for low, high, _ in _edges(x, kernel, dy, stride, padding)]
+    if stride == (1, 1) and all(low == high for low, high in edges):
+        dx = _dense(dy, turned, stride, tuple(low for low, _ in edges))
+    else:
+        dx = lax.conv_general_dilated(dy, turned, (1, 1), edges, lhs_dilation=stride, dimension_numbers=LAYOUT)
+    height, width, _, outputs = kernel.shape
+    if _goes_in_pairs(x, kernel, stride, padding):
+        dy = dy.reshape(*dy.shape[:2], dy.shape[2] // 2, 2 * outputs)
+        pairs = _kernel_gradient(x, dy, (height, width + 1), (1, 2), padding)
+        dkernel = pairs[:, :-1, :, :outputs] + pairs[:, 1:, :, outputs:]
+    else:
+        dkernel = _kernel_gradient(x, dy, (height, width), stride, padding)
+    return dx, dkernel.astype(kernel.dtype)
+
+
+def _kernel_gradient(x, dy, size, stride, padding):
+    """The gradient `[*size, C, O]` in float32: `x` with its channels as batch, convolved with `dy`; examples are channels."""
+    ends = [
+        (p, (m - 1) * s + k - n - p) for k, p, n, m, s in zip(size, padding, x.shape[1:3], dy.shape[1:3], stride, strict=True)
+    ]
+    total = jnp.float32(0)
+    for start in range(0, x.shape[0], _PART):
+        part, dpart = (z[start : start + _PART] for z in (x, dy))
+        total += lax.conv_general_dilated(
+            part.transpose(3, 1, 2, 0),
+            dpart.transpose(1, 2, 0, 3),
+            (1, 1),
+            ends,
+            rhs_dilation=stride,
+            dimension_numbers=LAYOUT,
+            preferred_element_type=jnp.float32,
+        )
+    return total.transpose(1, 2, 0, 3)
+
+
+_dense.defvjp(_dense_forward, _dense_backward)
+
+
+def _edges(x, kernel, dy, stride, padding):
+    """How `dy` is padded for the gradient with respect to `x`: (low, high, between) of each axis."""
+    return [
+        (k - 1 - p, n + p - (m - 1) * s - 1, s - 1)
+        for k, p, n, m, s in zip(kernel.shape[:2], padding, x.shape[1:3], dy.shape[1:3], stride, strict=True)
+    ]
 
 
 def _windows(x, kernels, stride, sizes):
@@ -94,22 +172,18 @@ def _depthwise_backward(stride, padding, saved, dy):
     x, kernel = saved
     dy = dy.astype(jnp.float32)
     sizes, kernels, outputs = x.shape[1:3], kernel.shape[:2], dy.shape[1:3]
-    edges = [
-        (k - 1 - p, n + p - (m - 1) * s - 1, s - 1)
-        for k, p, n, m, s in zip(kernels, padding, sizes, outputs, stride, strict=True)
-    ]
+    edges = _edges(x, kernel, dy, stride, padding)
     spread = lax.pad(dy, jnp.float32(0), [(0, 0, 0), *edges, (0, 0, 0)])
     dx = _weighted_sum(spread, kernel[::-1, ::-1], (1, 1), sizes).astype(x.dtype)
 
     (top, left) = padding
     padded = jnp.pad(x.astype(jnp.float32), ((0, 0), (top, top), (left, left), (0, 0)))
     products = tuple(window * dy for window in _windows(padded, kernels, stride, outputs))
-    if stride == (1, 1):  # all sums in one pass
-        zeros = (jnp.float32(0),) * len(products)
-        sums = lax.reduce(products, zeros, lambda a, b: tuple(u + v for u, v in zip(a, b, strict=True)), (0, 1, 2))
-    else:
-        sums = [product.sum(axis=0).sum(axis=(0, 1)) for product in products]
-    return dx, jnp.stack(list(sums)).reshape(kernel.shape).astype(kernel.dtype)
+    zeros = (jnp.float32(0),) * len(products)
+    # All sums in one pass, and first over rows only: a sum over everything at once is not vectorised.
+    sums = lax.reduce(products, zeros, lambda a, b: tuple(u + v for u, v in zip(a, b, strict=True)), (1,))
+    sums = [part.sum(axis=(0, 1)) for part in sums]
+    return dx, jnp.stack(sums).reshape(kernel.shape).astype(kernel.dtype)
 
 
 _depthwise.defvjp(_depthwise_forward, _depthwise_backward)

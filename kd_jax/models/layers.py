@@ -6,9 +6,10 @@ import re
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
-from kd_jax.models import convolution
+from kd_jax.models import convolution, normalization
 from kd_jax.models.initial import Constant, Normal, Uniform, param
 
 
@@ -22,7 +23,7 @@ class Setting:
     momentum: float = 0.1  # PyTorch's: the share of the new value in BatchNorm's running statistics
     frozen: tuple[str, ...] = ()  # regular expressions; a BatchNorm whose `<path>/mean` one matches never trains
     adapter: int = 0  # hidden channels of the residual adapter after each block; 0: none
-    fast: bool = False  # convolutions in the form that is fast on CPU
+    fast: bool = False  # every layer in the form that is fast on CPU
 
 
 def pair(value: int | tuple[int, int]) -> tuple[int, int]:
@@ -73,17 +74,20 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x, *, train: bool):
+        setting, shape = self.setting, x.shape[-1:]
+        scale, bias = param(self, 'scale', Constant(1.0), shape), param(self, 'bias', Constant(0.0), shape)
+        mean = self.variable('batch_stats', 'mean', jnp.zeros, shape, jnp.float32)
+        var = self.variable('batch_stats', 'var', jnp.ones, shape, jnp.float32)
         path = '/'.join((*self.path, 'mean'))
-        train = train and not any(re.match(pattern, path) for pattern in self.setting.frozen)
-        norm = nn.BatchNorm(
-            use_running_average=not train,
-            momentum=1.0 - self.setting.momentum,  # Flax's is the share of the old value
-            epsilon=self.setting.epsilon,
-            axis_name=self.setting.axis_name if train else None,
-            dtype=self.setting.dtype,
-        )
-        nn.share_scope(self, norm)
-        return norm(x)
+        if not train or any(re.match(pattern, path) for pattern in setting.frozen):
+            inverse = jax.lax.rsqrt(var.value + setting.epsilon)
+            return normalization.affine(x, mean.value, scale * inverse, bias).astype(setting.dtype)
+        normalize = normalization.fast if setting.fast else normalization.plain
+        y, batch_mean, batch_var = normalize(x, scale, bias, setting.epsilon, setting.axis_name)
+        if not self.is_initializing():
+            for running, value in ((mean, batch_mean), (var, batch_var)):
+                running.value = (1 - setting.momentum) * running.value + setting.momentum * value
+        return y.astype(setting.dtype)
 
 
 class Dense(nn.Module):

@@ -1,0 +1,108 @@
+"""What is set once for the whole process, before JAX starts its devices: memory, CPU devices, compilation cache, profile."""
+
+import ctypes
+import hashlib
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+from kd_jax.errors import UserError
+
+CACHE_VARIABLE = 'KD_JAX_CACHE'  # environment: where compiled programs are kept; 'off' keeps none
+MOST_CPU_DEVICES = 8
+
+# mallopt's parameters (malloc.h of glibc) and their values.
+_KEEP_MEMORY = {
+    -4: 0,  # M_MMAP_MAX: no buffer gets pages of its own, which the kernel would zero again at every step
+    -1: 2**31 - 1,  # M_TRIM_THRESHOLD: freed memory is not given back
+    -2: 2**28,  # M_TOP_PAD: grow in large pieces
+    -8: 1,  # M_ARENA_MAX: XLA's threads would otherwise keep arenas of their own, which use mmap all the same
+}
+
+
+def prepare(*, fast: bool = True, single_process: bool = True) -> None:
+    """Sets up this process; to be called before anything asks JAX for its devices.
+
+    Programs that XLA compiled are kept on disk (see `cache_directory`) unless JAX was given a cache already. With `fast`,
+    on Linux with glibc, freed memory stays with the process; and where there is no accelerator and the process is alone,
+    the processor's cores become devices, up to `MOST_CPU_DEVICES`, unless XLA_FLAGS or JAX say how many there are.
+    """
+    directory = cache_directory()
+    if directory is not None and not jax.config.jax_compilation_cache_dir:
+        jax.config.update('jax_compilation_cache_dir', str(directory))
+        jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+    if not fast:
+        return
+    if platform.libc_ver()[0] == 'glibc':
+        library = ctypes.CDLL(None)
+        for parameter, value in _KEEP_MEMORY.items():
+            library.mallopt(parameter, value)
+    chosen = 'xla_force_host_platform_device_count' in os.environ.get('XLA_FLAGS', '') or jax.config.jax_num_cpu_devices > 0
+    if single_process and not chosen:
+        jax.config.update('jax_num_cpu_devices', min(cores(), MOST_CPU_DEVICES))
+
+
+def cores() -> int:
+    """The processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def cache_directory() -> Path | None:
+    """Where compiled programs are kept: `KD_JAX_CACHE`, or a folder of the user's cache; None: nowhere.
+
+    Programs for a CPU hold its machine code: each kind of processor has a folder of its own, so that machines can share
+    a home directory.
+    """
+    given = os.environ.get(CACHE_VARIABLE, '')
+    if given == 'off':
+        return None
+    base = Path(given).expanduser() if given else Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'kd_jax'
+    try:
+        found = [line for line in Path('/proc/cpuinfo').read_text().splitlines() if line.startswith(('flags', 'Features'))]
+    except OSError:
+        found = []
+    kind = hashlib.sha256((platform.machine() + ''.join(found[:1])).encode()).hexdigest()[:12]
+    return base / f'{platform.machine()}-{kind}'
+
+
+class Trace:
+    """Writes a trace of some of a run's steps to `directory`, for TensorBoard and Perfetto; a context manager.
+
+    steps: (first, last), by the number of updates done before; () for no trace. It begins and ends with a dispatch.
+    """
+
+    def __init__(self, directory: Path, steps: Sequence[int]):
+        self.directory, self.steps = directory, tuple(steps)
+        self._active = False
+
+    def at(self, step: int) -> None:
+        """To be called before each dispatch with the updates done.
+
+        Raises:
+          UserError: if the profiler cannot start, such as when another one is active.
+        """
+        if self.steps and not self._active and self.steps[0] <= step < self.steps[1]:
+            options = jax.profiler.ProfileOptions()
+            options.python_tracer_level = 0  # Python's own calls would fill the trace and slow the steps
+            try:
+                jax.profiler.start_trace(str(self.directory), create_perfetto_trace=True, profiler_options=options)
+            except RuntimeError as error:
+                raise UserError(f'the profiler cannot start ({error}); set --config.profile="()"') from error
+            self._active = True
+        elif self._active and step >= self.steps[1]:
+            self._stop()
+
+    def _stop(self) -> None:
+        jax.block_until_ready(jax.device_put(0) + 1)  # which comes after the steps
+        jax.profiler.stop_trace()
+        self._active, self.steps = False, ()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self._active:
+            self._stop()
