@@ -215,7 +215,8 @@ def describe(shared: program.Program) -> str:
     images = f'{count} images' if shared.labelled == count else f'{count} images, {shared.labelled} of them labelled'
     if len(shared.pool) < count:
         images = f'the {len(shared.pool)} labelled of {count} images'
+    devices = '1 device' if len(shared.parallel) == 1 else f'{len(shared.parallel)} devices'
     return (
         f'{run.model.name}, {shared.params:,} parameters, on {images} of {splits.name}; '
-        f'{shared.total_steps} steps of {run.batch_size} ({shared.parallel.mode} on {len(shared.parallel)} {"device" if len(shared.parallel) == 1 else "devices"})'
+        f'{shared.total_steps} steps of {run.batch_size} ({shared.parallel.mode} on {devices})'
     )

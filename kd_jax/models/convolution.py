@@ -67,7 +67,7 @@ def _grouped(x, kernel, stride, padding, groups):
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _dense(x, kernel, stride, padding):
-    """`plain` without groups. Its gradients are convolutions NHWC, HWIO -> NHWC too: XLA finds no fast form for others in loops."""
+    """`plain` without groups; its gradients are convolutions of the same `LAYOUT`: in loops XLA is slow with any other."""
     if not _goes_in_pairs(x, kernel, stride, padding):
         return plain(x, kernel, stride, padding, 1)
     left, right = (jnp.pad(kernel, ((0, 0), ends, (0, 0), (0, 0))) for ends in ((0, 1), (1, 0)))
