@@ -120,17 +120,17 @@ class Program:
         self.learning_rate = settings['learning_rate']
         par.check_batch_size(run.batch_size, f'runs.{name}.batch_size', accumulate)
 
-        self.image = jnp.zeros((2, *splits.train.image.shape[1:]), jnp.float32)  # for shapes only
-        self._check_heads()
-        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self._init(0))
-        self.shapes = variables_of(shapes[0]['student'], shapes[1]['student'])
-        settings['freeze'] = tuple(run.optim.freeze) + optim.all_but(shapes[0]['student'], tuple(settings.pop('train')))
+        self._plans = self._plan()
+        student, objective = (dict(plan.shapes) for plan in self._plans)
+        self.shapes = student
+        shapes = {'student': student['params'], 'objective': objective.get('params', {})}
+        settings['freeze'] = tuple(run.optim.freeze) + optim.all_but(shapes['student'], tuple(settings.pop('train')))
         self.tx, self.schedule = optim.build(
-            shapes[0], total_steps=self.total_steps, steps_per_epoch=self.steps_per_epoch, **settings
+            shapes, total_steps=self.total_steps, steps_per_epoch=self.steps_per_epoch, **settings
         )
         self.params = teachers.param_count(self.shapes)
-        frozen = optim.frozen_mask(shapes[0]['student'], settings['freeze'])
-        kept = jax.tree.map(lambda f, x: 0 if f else math.prod(x.shape), frozen, shapes[0]['student'])
+        frozen = optim.frozen_mask(shapes['student'], settings['freeze'])
+        kept = jax.tree.map(lambda f, x: 0 if f else math.prod(x.shape), frozen, shapes['student'])
         self.trainable = sum(jax.tree.leaves(kept))
         mean_pixel = tuple(255 * m for m in splits.mean)
         augment = dict(run.augment)
@@ -151,7 +151,8 @@ class Program:
         eval_step = make_eval_step(
             student=self.student, teachers=self.teachers, teacher_weights=weights, axis_name=par.axis_name
         )
-        self.steps_per_dispatch = min(steps_per_dispatch or (CPU_STEPS if self.on_cpu else STEPS), self.total_steps)
+        usual = STEPS if not self.on_cpu else CPU_STEPS if par.fast else 1  # plain gradients are very slow in a loop on a CPU
+        self.steps_per_dispatch = min(steps_per_dispatch or usual, self.total_steps)
         self.train_steps = par.compile(self._exactly(several(train_step)), arguments=6, donate_first=True, axis=1)
         self.eval_step = par.compile(self._exactly(eval_step), arguments=4)
         self._data: dict[str, Any] = {}
@@ -171,20 +172,25 @@ class Program:
 
         return traced
 
-    def _init(self, seed: int):
-        """(params, model_state) of student and objective for `seed`, as host arrays."""
-        student = initial.draw(lambda key: self.student.model.init(key, self.image, train=False), (seed, 1))
-        outputs = tuple(_output_like(net, self.image) for net in (self.student, *self.teachers))
-        zeros = jnp.zeros(2, jnp.int32)
-        batch = {'image': self.image, 'label': zeros, 'index': zeros, 'mask': jnp.ones(2)}
-        module = self.objective.clone(terms=tuple((name, term.clone(axis_name=None)) for name, term in self.objective.terms))
-        objective = initial.draw(lambda key: module.init(key, outputs[0], outputs[1:], batch), (seed, 2))
-        params = {'student': student.pop('params'), 'objective': objective.pop('params', {})}
-        return params, {'student': student, 'objective': objective}
+    def _plan(self) -> tuple[initial.Plan, initial.Plan]:
+        """How the variables of student and objective start."""
+        image = jnp.zeros((2, *self.splits.train.image.shape[1:]), jnp.float32)  # for shapes only
+        student = initial.Plan(lambda key: self.student.model.init_with_output(key, image, train=False))
+        self._check_heads(student.output)
 
-    def _check_heads(self) -> None:
+        def teacher_output(net):
+            return jax.eval_shape(lambda: net.model.init_with_output(jax.random.key(0), net.normalize(image), train=False)[0])
+
+        outputs = [student.output, *(teacher_output(net) for net in self.teachers)]
+        outputs = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), outputs)
+        zeros = jnp.zeros(2, jnp.int32)
+        batch = {'image': image, 'label': zeros, 'index': zeros, 'mask': jnp.ones(2)}
+        module = self.objective.clone(terms=tuple((name, term.clone(axis_name=None)) for name, term in self.objective.terms))
+        return student, initial.Plan(lambda key: module.init(key, outputs[0], tuple(outputs[1:]), batch))
+
+    def _check_heads(self, output: Output) -> None:
         """Auxiliary heads and the terms that train them belong together."""
-        heads = _output_like(self.student, self.image).heads
+        heads = output.heads
         terms = [name for name, term in self.objective.terms if term.needs_heads]
         if terms and not heads:
             raise UserError(
@@ -218,7 +224,9 @@ class Program:
 
     def fresh_state(self, seed: int, start: Trained | None) -> TrainState:
         """The state before the first step, as host arrays."""
-        params, model_state = self._init(seed)
+        student, objective = (plan.draw((seed, number)) for number, plan in enumerate(self._plans, start=1))
+        params = {'student': student.pop('params'), 'objective': objective.pop('params', {})}
+        model_state = {'student': student, 'objective': objective}
         if start is not None:
             variables = teachers.start_from(start, variables_of(params['student'], model_state['student']), warn)
             params['student'] = variables.pop('params')
@@ -239,9 +247,3 @@ class Program:
             'count': {'train': len(self.splits.train.label), 'labelled': self.labelled, 'val': len(self.splits.val.label),
                       'test': len(self.splits.test.label)},
         }  # fmt: skip
-
-
-def _output_like(net: Network, image: jax.Array) -> Output:
-    """Zeros in the shapes of the network's output."""
-    shapes = jax.eval_shape(lambda x: net.model.init_with_output(jax.random.key(0), net.normalize(x), train=False)[0], image)
-    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)

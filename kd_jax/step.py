@@ -189,15 +189,20 @@ def several(train_step: Callable) -> Callable:
     """Many steps in one program: `(state, seed, teacher_variables, data, count, batches) -> (state, metrics [S])`.
 
     batches: as `train_step`'s, stacked `[S, B]`; only the first `count` (int32 scalar) of them are used, and only the
-    first `count` metrics mean anything. One program thus serves every number of steps up to S.
+    first `count` metrics mean anything. One program thus serves every number of steps up to S. For S = 1 there is no loop.
     """
+
+    step = jax.jit(train_step)  # traced once, though used twice
 
     def train_steps(state, seed, teacher_variables, data, count, batches):
         def one(state, number):
             batch = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, number, keepdims=False), batches)
-            return train_step(state, seed, teacher_variables, data, batch)
+            return step(state, seed, teacher_variables, data, batch)
 
         size = jax.tree.leaves(batches)[0].shape[0]
+        if size == 1:
+            state, metrics = one(state, 0)
+            return state, jax.tree.map(lambda x: x[None], metrics)
         empty = jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), jax.eval_shape(one, state, 0)[1])
 
         def body(number, carry):

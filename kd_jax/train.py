@@ -92,7 +92,7 @@ def train(
             while step < program.total_steps and not (run.patience and progress.since_best >= run.patience):
                 trace.at(step)
                 count = program.steps_at_once(step)
-                batch = par.divide(_batches(order, step, count, program), axis=1)
+                batch = par.divide(stacked(order, step, count, program), axis=1)
                 state, metrics = program.train_steps(
                     state, np.int32(seed), teacher_variables, program.data('train'), np.int32(count), batch
                 )
@@ -152,7 +152,7 @@ def selected(state: TrainState) -> dict[str, Any]:
     return variables_of(state.params['student'], state.model_state['student'])
 
 
-def _batches(order: batches.TrainOrder, step: int, count: int, program: Program) -> dict[str, np.ndarray]:
+def stacked(order: batches.TrainOrder, step: int, count: int, program: Program) -> dict[str, np.ndarray]:
     """Indices and view numbers `[S, B]` of `count` steps from `step` on; what comes after those is not used.
 
     With mixup also each example's partner, its neighbour in the batch.

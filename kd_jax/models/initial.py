@@ -51,7 +51,7 @@ class Constant:
         return np.full(shape, self.value, np.float32)
 
 
-# BatchNorm's, which Flax makes.
+# BatchNorm's running statistics, and the parameters of norms that Flax makes.
 KNOWN = {'scale': Constant(1.0), 'bias': Constant(0.0), 'mean': Constant(0.0), 'var': Constant(1.0)}
 
 _recorded: ContextVar[dict[tuple[str, ...], Any] | None] = ContextVar('recorded', default=None)
@@ -74,22 +74,39 @@ def _recording():
         _recorded.reset(token)
 
 
-def draw(init: Callable[[jax.Array], Any], seed: Sequence[int]) -> dict[str, Any]:
-    """The variables that `init(key)` (a module's init with its other arguments) makes, as NumPy arrays.
+class Plan:
+    """How a module's variables start. `init(key)` is its `init` with its other arguments, or its `init_with_output`.
 
-    A parameter's values depend on `seed` and on its path alone. A module with parameters that were not made by `param`
-    is initialised by `init` itself.
+    Tracing it once is enough for all seeds. shapes: of the variables; output: of the output, with `init_with_output`.
     """
-    with _recording() as record:
-        shapes = jax.eval_shape(lambda: init(jax.random.key(0)))
-    flat = flax.traverse_util.flatten_dict(flax.core.unfreeze(shapes))
-    starts = {path: record.get(path[1:], KNOWN.get(path[-1])) for path in flat}
-    if None in starts.values():
-        key = jax.random.key(0)
-        for number in seed:
-            key = jax.random.fold_in(key, number)
-        return jax.device_get(jax.jit(init)(key))
-    for path, leaf in flat.items():
-        rng = np.random.default_rng([*seed, zlib.crc32('/'.join(path).encode())])
-        flat[path] = starts[path].draw(rng, leaf.shape)
-    return flax.traverse_util.unflatten_dict(flat)
+
+    def __init__(self, init: Callable[[jax.Array], Any]):
+        with _recording() as record:
+            found = jax.eval_shape(lambda: init(jax.random.key(0)))
+        self.output, shapes = found if isinstance(found, tuple) else (None, found)
+        self.shapes = flax.core.unfreeze(shapes)
+        self._init = init
+        flat = flax.traverse_util.flatten_dict(self.shapes)
+        self._starts = {path: record.get(path[1:], KNOWN.get(path[-1])) for path in flat}
+
+    def draw(self, seed: Sequence[int]) -> dict[str, Any]:
+        """The variables as NumPy arrays; a parameter's values depend on `seed` and on its path alone.
+
+        A module with parameters that were not made by `param` is initialised by `init` itself.
+        """
+        if None in self._starts.values():
+            key = jax.random.key(0)
+            for number in seed:
+                key = jax.random.fold_in(key, number)
+            made = jax.device_get(jax.jit(self._init)(key))
+            return made[1] if isinstance(made, tuple) else made
+        flat = flax.traverse_util.flatten_dict(self.shapes)
+        for path, leaf in flat.items():
+            rng = np.random.default_rng([*seed, zlib.crc32('/'.join(path).encode())])
+            flat[path] = self._starts[path].draw(rng, leaf.shape)
+        return flax.traverse_util.unflatten_dict(flat)
+
+
+def draw(init: Callable[[jax.Array], Any], seed: Sequence[int]) -> dict[str, Any]:
+    """The variables that `init(key)` makes, for one seed; see `Plan`."""
+    return Plan(init).draw(seed)

@@ -10,12 +10,15 @@ are left out, as a validation split; the test split is not touched.
 
 import argparse
 import gzip
+import sys
 from pathlib import Path
 
-import cifar_forms
 import numpy as np
 import torch
 import torch.nn.functional as F
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from benchmarks import torch_models
 
 MEAN, STD = 0.2, 0.32  # of the padded images; the same for each of the three channels
 
@@ -37,7 +40,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.manual_seed(0)
     images, labels = load(arguments.data, 'train')
-    net = cifar_forms.resnet((3, 3, 3), (16, 32, 64), 16)
+    net = torch_models.resnet((3, 3, 3), (16, 32, 64), 16)
     net.fc = torch.nn.Linear(64, 10)
     net = net.to(memory_format=torch.channels_last)
     for module in net.modules():

@@ -5,6 +5,7 @@ arXiv:2203.08679) for MobileNetV1. Each network returns its features and logits 
 """
 
 from collections import OrderedDict
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -262,12 +263,15 @@ def shufflenet_v2(widths=(116, 232, 464), counts=(3, 7, 3), last=1024):
 
 
 FORMS = {
-    'resnet8x4': lambda: resnet((1, 1, 1), (64, 128, 256), 32),
-    'cifar_resnet18': lambda: resnet((2, 2, 2, 2), (64, 128, 256, 512), 64, project='shortcut', head='linear'),
-    'cifar_resnet50': lambda: resnet((3, 4, 6, 3), (64, 128, 256, 512), 64, True, 'shortcut', 'linear'),
-    'wrn_16_2': lambda: wide_resnet(16, 2),
+    **{f'resnet{6 * n + 2}': partial(resnet, (n, n, n), (16, 32, 64), 16) for n in (1, 2, 3, 5, 7, 9, 18)},
+    'resnet8x4': partial(resnet, (1, 1, 1), (64, 128, 256), 32),
+    'resnet32x4': partial(resnet, (5, 5, 5), (64, 128, 256), 32),
+    'cifar_resnet18': partial(resnet, (2, 2, 2, 2), (64, 128, 256, 512), 64, project='shortcut', head='linear'),
+    'cifar_resnet50': partial(resnet, (3, 4, 6, 3), (64, 128, 256, 512), 64, True, 'shortcut', 'linear'),
+    **{f'wrn_{depth}_{factor}': partial(wide_resnet, depth, factor) for depth in (16, 40) for factor in (1, 2)},
     'cifar_vgg8': lambda: VGG(((64,), (128,), (256,), (512,), (512,))),
-    'cifar_mobilenet_v2_x0.5': lambda: mobilenet_v2(0.5),
+    'cifar_vgg13': lambda: VGG(((64, 64), (128, 128), (256, 256), (512, 512), (512, 512))),
+    'cifar_mobilenet_v2_x0.5': partial(mobilenet_v2, 0.5),
     'cifar_shufflenet_v1': shufflenet_v1,
     'cifar_shufflenet_v2': shufflenet_v2,
     'mobilenet_v1': MobileNetV1,

@@ -1,0 +1,158 @@
+"""Runs contenders side by side: each in a process of its own, which does its share of work when it is its turn."""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@dataclasses.dataclass
+class Lap:
+    """What a contender measured."""
+
+    facts: dict[str, Any]  # what it said when it was ready: 'start_s', and whatever else it knows
+    seconds: list[float]  # of a unit of work, one entry a round
+    peak_mb: float  # of its memory, in MiB
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+
+class Contender:
+    """The process of one contender: `python -m benchmarks.<module> --work=<JSON>`, which calls `serve`."""
+
+    def __init__(self, module: str, spec: Mapping[str, Any], environment: Mapping[str, str] | None = None):
+        self._begin = time.perf_counter()
+        self._process = subprocess.Popen(
+            [sys.executable, '-m', f'benchmarks.{module}', f'--work={json.dumps(spec)}'],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=REPOSITORY,
+            env=os.environ | {'PYTHONPATH': str(REPOSITORY)} | (environment or {}),
+        )
+
+    def ready(self) -> dict[str, Any]:
+        """Waits until it can start; 'start_s' is the time from the start of the process to the end of its first unit."""
+        facts = self._read()
+        return {'start_s': time.perf_counter() - self._begin, **facts}
+
+    def run(self, units: int) -> float:
+        """Seconds for `units` units of work."""
+        self._write({'units': units})
+        return self._read()['seconds']
+
+    def stop(self) -> float:
+        """Ends it; the peak of its memory in MiB."""
+        self._write({'units': 0})
+        peak = self._read()['peak_mb']
+        self._process.wait(timeout=60)
+        return peak
+
+    def _write(self, message: dict[str, Any]) -> None:
+        self._process.stdin.write(json.dumps(message) + '\n')
+        self._process.stdin.flush()
+
+    def _read(self) -> dict[str, Any]:
+        line = self._process.stdout.readline()
+        if not line:
+            sys.exit(f'a contender ended with status {self._process.wait()}; its message stands above')
+        return json.loads(line)
+
+
+def race(
+    contenders: Mapping[str, Callable[[], Contender]], *, rounds: int, units: Mapping[str, int] | int, warm_up: int = 1
+) -> dict[str, Lap]:
+    """Lets the contenders take turns. Each is started alone, so that the times to start can be compared too."""
+    running, facts = {}, {}
+    for name, start in contenders.items():
+        running[name] = start()
+        facts[name] = running[name].ready()
+        print(f'{name}: ready after {facts[name]["start_s"]:.1f} s', file=sys.stderr, flush=True)
+    laps = {name: Lap(facts[name], [], 0.0) for name in running}
+    for number in range(-warm_up, rounds):
+        for name, contender in running.items():
+            count = units if isinstance(units, int) else units[name]
+            seconds = contender.run(count) / count
+            if number >= 0:
+                laps[name].seconds.append(seconds)
+    for name, contender in running.items():
+        laps[name].peak_mb = contender.stop()
+    return laps
+
+
+def ratio(base: Lap, other: Lap) -> tuple[float, float, float]:
+    """How many times as fast `other` is as `base`: median, first and third quartile of the rounds' ratios."""
+    ratios = [a / b for a, b in zip(base.seconds, other.seconds, strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+    return middle, low, high
+
+
+def serve(build: Callable[[], tuple[Callable[[int], None], dict[str, Any]]]) -> None:
+    """A contender's side: `build` returns `work(units)`, which has already done one unit, and its facts.
+
+    Whatever libraries print goes to stderr.
+    """
+    answers = os.fdopen(os.dup(1), 'w')
+    os.dup2(2, 1)
+
+    def answer(message: dict[str, Any]) -> None:
+        answers.write(json.dumps(message) + '\n')
+        answers.flush()
+
+    work, facts = build()
+    answer(facts)
+    for line in sys.stdin:
+        units = json.loads(line)['units']
+        if not units:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            answer({'peak_mb': peak / (1024 if platform.system() == 'Linux' else 1024**2)})
+            return
+        begin = time.perf_counter()
+        work(units)
+        answer({'seconds': time.perf_counter() - begin})
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of text as a Markdown table, the first row as its head, padded to be read as it is."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ['| ' + ' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + ' |' for row in rows]
+    lines.insert(1, '|' + '|'.join('-' * (width + 2) for width in widths) + '|')
+    return '\n'.join(lines)
+
+
+def hardware() -> str:
+    """The machine and the versions, for the line under a table."""
+    name = platform.processor()
+    with contextlib.suppress(OSError):
+        text = Path('/proc/cpuinfo').read_text()
+        name = next(line.split(':')[1].strip() for line in text.splitlines() if line.startswith('model name'))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    versions = []
+    for package in ('jax', 'flax', 'torch'):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions.append(f'{package} {metadata.version(package)}')
+    return f'{cores} cores of {name}, Python {platform.python_version()}, {", ".join(versions)}, {time.strftime("%Y-%m-%d")}'
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """What all benchmarks understand."""
+    made = argparse.ArgumentParser(description=description)
+    made.add_argument('--rounds', type=int, default=9, help='how often each contender has its turn')
+    made.add_argument('--json', type=Path, metavar='FILE', help='also write the figures there')
+    made.add_argument('--work', type=json.loads, help=argparse.SUPPRESS)
+    return made
