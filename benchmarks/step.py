@@ -58,10 +58,10 @@ def contend(spec: dict[str, Any]) -> None:
 
 def contender(spec: dict[str, Any], kind: str, allocator: bool = True) -> Callable[[], race.Contender]:
     def start():
-        environment = {'KD_JAX_CACHE': spec['cache']} if kind in ('kd_jax', 'one_device', 'again') else {'KD_JAX_CACHE': 'off'}
+        environment = {'KD_JAX_CACHE': spec['cache']} if kind in ('kd_jax', 'one_device') else {'KD_JAX_CACHE': 'off'}
         if kind in PEERS or kind == 'plain_flax':
             environment |= ALLOCATOR if allocator else {}
-        return race.Contender('step', spec | {'kind': 'kd_jax' if kind == 'again' else kind}, environment)
+        return race.Contender('step', spec | {'kind': kind}, environment)
 
     return start
 

@@ -1,11 +1,29 @@
-"""The one exception for mistakes in the user's input, and the sentence for a name that is not in a table."""
+"""The one exception for mistakes in the user's input, how a command tells it, and the sentence for an unknown name."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from typing import NoReturn
 
 
 class UserError(Exception):
     """A mistake in the user's input. `str(error)` is one sentence: the value, what is allowed, the fix."""
+
+
+def fail(message: object) -> NoReturn:
+    """One line on stderr, exit status 2."""
+    print(f'error: {" ".join(str(message).split())}', file=sys.stderr, flush=True)
+    sys.exit(2)
+
+
+@contextlib.contextmanager
+def told_to_the_user() -> Iterator[None]:
+    """A `UserError` inside ends the program with its sentence."""
+    try:
+        yield
+    except UserError as error:
+        fail(error)
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:

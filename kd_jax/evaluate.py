@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ from ml_collections import ConfigDict
 from kd_jax import data as data_lib
 from kd_jax import metrics, step, teachers
 from kd_jax.data import Split, batches
-from kd_jax.errors import UserError
+from kd_jax.errors import UserError, told_to_the_user
 from kd_jax.parallel import Parallel
 from kd_jax.workdir import find_run
 
@@ -100,11 +99,8 @@ def main() -> None:
     parser.add_argument('workdir', type=Path, help='<workdir>/<run>/seed<k>, or <workdir>/<run> for its first seed')
     parser.add_argument('--split', default='test', choices=('train', 'val', 'test'))
     arguments = parser.parse_args()
-    try:
+    with told_to_the_user():
         print(json.dumps(evaluate_run(arguments.workdir, arguments.split), indent=1))
-    except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == '__main__':

@@ -3,25 +3,13 @@
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from kd_jax import evaluate, parallel, pretrained, step, teachers
 from kd_jax.data import Splits
 from kd_jax.errors import UserError
 from kd_jax.monitor import say, warn
 from kd_jax.workdir import RunDirectory
-
-
-class Weights(NamedTuple):
-    """A `teachers.Trained` whose weights were just read, and what is needed to keep them."""
-
-    source: str
-    network: step.Network
-    facts: dict[str, Any]
-    learning_rate: None
-    variables: dict[str, Any]
-    imported: pretrained.Imported
-
 
 FIELDS = {'torch': '', 'model': '', 'size': 0, 'mean': (), 'std': ()}
 
@@ -64,7 +52,7 @@ def load(name: str, spec: Mapping[str, Any], directory: RunDirectory, data: Spli
     facts = {'name': data.name, 'num_classes': imported.num_classes, 'class_names': data.class_names}
     facts |= _input(f'teachers.{name}', spec, imported.channels, data)
     network = teachers.build_network(imported.model, facts, resize=True)
-    return Weights(spec['torch'], network, facts, None, imported.variables, imported)
+    return teachers.Trained(spec['torch'], network, facts, None, imported.variables, imported)
 
 
 def _input(field: str, spec: Mapping[str, Any], channels: int, data: Splits) -> dict[str, Any]:
@@ -84,7 +72,7 @@ def _input(field: str, spec: Mapping[str, Any], channels: int, data: Splits) -> 
     return {'image_shape': (*shape, channels), 'mean': mean, 'std': std}
 
 
-def make_run(name: str, directory: RunDirectory, trained: Weights, data: Splits, par: parallel.Parallel) -> None:
+def make_run(name: str, directory: RunDirectory, trained: teachers.Trained, data: Splits, par: parallel.Parallel) -> None:
     """Writes the teacher as a finished run, measured on the study's validation and test splits."""
     begin = time.perf_counter()
     teachers.check_teacher(trained, data)

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict, config_flags
 
 from kd_jax import parallel, runtime
 from kd_jax.checkpoint import system_reason
-from kd_jax.errors import UserError
+from kd_jax.errors import UserError, fail
 from kd_jax.monitor import say
 from kd_jax.study import Study
 from kd_jax.train import Stopped
@@ -24,12 +24,6 @@ _ONLY = flags.DEFINE_list('only', [], 'Train these runs of the study only')
 _COORDINATOR = flags.DEFINE_string('coordinator', '', "host:port of process 0; 'auto' on Cloud TPU and SLURM; '' = one process")
 _PROCESSES = flags.DEFINE_integer('processes', None, 'How many processes there are, with --coordinator=host:port')
 _PROCESS = flags.DEFINE_integer('process', None, 'Which of them this is')
-
-
-def fail(message: object) -> None:
-    """One sentence on stderr, exit status 2."""
-    print(f'error: {" ".join(str(message).split())}', file=sys.stderr, flush=True)
-    sys.exit(2)
 
 
 def parse(argv: list[str]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from kd_jax.errors import UserError
+from kd_jax.errors import UserError, told_to_the_user
 from kd_jax.workdir import read_json, to_json
 
 # (heading, path in result.json, factor, digits)
@@ -167,7 +167,7 @@ def main() -> None:
     parser.add_argument('workdir', type=Path)
     parser.add_argument('--plot', action='store_true', help='also draw the validation curves to curves.png')
     arguments = parser.parse_args()
-    try:
+    with told_to_the_user():
         path = arguments.workdir / 'results.json'
         if not path.exists():
             raise UserError(f'{arguments.workdir} holds no results.json; run its study first')
@@ -175,9 +175,6 @@ def main() -> None:
         show(results['table'], results['gains'])
         if arguments.plot:
             print(plot(arguments.workdir))
-    except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == '__main__':

@@ -176,7 +176,7 @@ class Study:
         """Gives the study an imported teacher as a finished run, if a run that is still to train needs it."""
         directory = self.directory(name, 0)
         trained = self._trained.get(directory.path)
-        if isinstance(trained, imported.Weights):
+        if trained is not None and trained.imported is not None:
             imported.make_run(name, directory, trained, self.splits(self.config), self.parallel)
 
     def _train(self, name: str, should_stop: Callable[[], bool]) -> None:
@@ -206,6 +206,7 @@ class Study:
                 wandb=self.config.wandb,
                 profile=tuple(self.config.profile),
             )
+        self._trained.clear()  # large teachers are read again rather than kept
 
 
 def describe(shared: program.Program) -> str:

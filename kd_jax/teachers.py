@@ -28,6 +28,7 @@ class Trained(NamedTuple):
     facts: dict[str, Any]  # of its data, as in config.json
     learning_rate: float | None  # None: unknown
     variables: dict[str, Any] | None  # numpy arrays
+    imported: pretrained.Imported | None = None  # if the weights were just read from a file: what is needed to keep them
 
 
 def build_network(model: Mapping[str, Any], facts: Mapping[str, Any], *, resize: bool = False) -> Network:

@@ -5,7 +5,6 @@ Nothing is trained, compiled or put on a device: parameters and multiply-accumul
 
 import argparse
 import math
-import sys
 from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 
 from kd_jax import models, pretrained
-from kd_jax.errors import UserError
+from kd_jax.errors import UserError, told_to_the_user
 
 BEGIN, END = '<!-- zoo -->', '<!-- /zoo -->'
 HEAD = ('name', 'form', 'parameters', 'MACs (M)', 'weights import from')
@@ -94,14 +93,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog='python -m kd_jax.zoo', description='Print the model zoo as a Markdown table.')
     parser.add_argument('--write', type=Path, metavar='FILE', help=f'renew the table between {BEGIN} and {END} there instead')
     path = parser.parse_args(arguments).write
-    try:
+    with told_to_the_user():
         if path:
             write(path)
         else:
             print(table())
-    except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == '__main__':

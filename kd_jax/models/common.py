@@ -107,10 +107,14 @@ class Classifier(nn.Module, kw_only=True):
         return Output(logits, features, heads)
 
 
-def mean_probabilities(logits: Sequence[jax.Array]) -> jax.Array:
-    """Log of the mean of softmax(logits) over several predictions, each `[B, K]`, in log space."""
-    log_p = jnp.stack([jax.nn.log_softmax(z, axis=-1) for z in logits])
-    return jax.nn.logsumexp(log_p, axis=0) - math.log(len(logits))
+def mean_probabilities(logits: Sequence[jax.Array], shares: Sequence[float] | None = None) -> jax.Array:
+    """Log of the mean of softmax(logits) over several predictions, each `[B, K]`, in float32 and in log space.
+
+    shares: of each in the mean, 1 in total; None: equal.
+    """
+    log_p = jnp.stack([jax.nn.log_softmax(z.astype(jnp.float32), axis=-1) for z in logits])  # [members, B, K]
+    share = jnp.asarray(shares or (1 / len(logits),) * len(logits), jnp.float32)
+    return jax.nn.logsumexp(log_p, axis=0, b=share[:, None, None])
 
 
 def scaled(channels: int, width: float) -> int:

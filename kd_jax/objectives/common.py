@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from kd_jax.models.common import Output
+from kd_jax.models.common import Output, mean_probabilities
 
 Batch = dict[str, Any]
 
@@ -126,8 +126,6 @@ def ensemble_logits(logits: Sequence[jax.Array], weights: Sequence[float]) -> ja
     """The ensemble's log-probabilities `[B, K]`: log of the weighted average of softmax(logits), one `[B, K]` a member.
 
     Probabilities are averaged, not logits (an average of logits is a geometric mean, in which one confident member
-    outvotes all others). Computed in float32 log space; `weights` need not sum to 1.
+    outvotes all others). `weights` need not sum to 1.
     """
-    log_p = jnp.stack([jax.nn.log_softmax(z.astype(jnp.float32), axis=-1) for z in logits])  # [members, B, K]
-    share = jnp.asarray(normalised(weights), jnp.float32)
-    return jax.nn.logsumexp(log_p, axis=0, b=share[:, None, None])
+    return mean_probabilities(logits, normalised(weights))

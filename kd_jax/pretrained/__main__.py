@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_jax import models, pretrained
-from kd_jax.errors import UserError
+from kd_jax.errors import UserError, told_to_the_user
 from kd_jax.workdir import RunDirectory
 
 SMALL = 32  # the size of images of models that have no published one
@@ -100,11 +100,8 @@ def class_names(path: Path) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    try:
+    with told_to_the_user():
         print(run(parse(arguments)))
-    except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == '__main__':
