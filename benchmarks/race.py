@@ -51,9 +51,9 @@ class Contender:
         facts = self._read()
         return {'start_s': time.perf_counter() - self._begin, **facts}
 
-    def run(self, units: int) -> float:
-        """Seconds for `units` units of work."""
-        self._write({'units': units})
+    def run(self, units: int, *item: Any) -> float:
+        """Seconds for `units` units of work; on `item`, where a contender knows several kinds of it."""
+        self._write({'units': units, 'item': item})
         return self._read()['seconds']
 
     def stop(self) -> float:
@@ -102,10 +102,10 @@ def ratio(base: Lap, other: Lap) -> tuple[float, float, float]:
     return middle, low, high
 
 
-def serve(build: Callable[[], tuple[Callable[[int], None], dict[str, Any]]]) -> None:
+def serve(build: Callable[[], tuple[Callable[..., None], dict[str, Any]]]) -> None:
     """A contender's side: `build` returns `work(units)`, which has already done one unit, and its facts.
 
-    Whatever libraries print goes to stderr.
+    It is `work(units, *item)` where `Contender.run` is given an item. Whatever libraries print goes to stderr.
     """
     answers = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)
@@ -117,13 +117,14 @@ def serve(build: Callable[[], tuple[Callable[[int], None], dict[str, Any]]]) -> 
     work, facts = build()
     answer(facts)
     for line in sys.stdin:
-        units = json.loads(line)['units']
+        message = json.loads(line)
+        units = message['units']
         if not units:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             answer({'peak_mb': peak / (1024 if platform.system() == 'Linux' else 1024**2)})
             return
         begin = time.perf_counter()
-        work(units)
+        work(units, *message['item'])
         answer({'seconds': time.perf_counter() - begin})
 
 

@@ -1,0 +1,190 @@
+"""Where the images of a training step come from, and how much of the step that is:
+
+    python -m benchmarks.input [--images=10000] [--size=32] [--batch=64] [--student=resnet8]
+
+First the pipelines alone: crop with 4 pixels of padding, flip, normalise, float32 batches of which only the sum is used.
+`loader` is a PyTorch DataLoader that augments image by image, `numpy` whole batches on the host, `kd_jax` the part of its
+train step that does this on the device. Then training steps of a small student without a teacher, with their pipelines;
+PyTorch's `eager` has its batches from memory for free.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from benchmarks import race, step
+
+PIPELINES = {'loader': 0, 'loader, 2 workers': 2, 'numpy': None, 'kd_jax': None}  # with the number of the DataLoader's workers
+STEPS = ('loader', 'eager', 'kd_jax')
+CROP, MEAN, STD = 4, 0.5, 0.25
+
+
+def torch_loader(images: np.ndarray, labels: np.ndarray, batch: int, workers: int) -> Callable[[], float]:
+    """One pass over the images; what it returns is the sum of all batches."""
+    import torch
+
+    from benchmarks import torch_side
+
+    # A new pass throws away what the workers fetched ahead, so that nothing is made between two turns.
+    loader = torch.utils.data.DataLoader(
+        torch_side.Images(images, labels), batch, shuffle=True, drop_last=True, num_workers=workers,
+        persistent_workers=workers > 0,
+    )  # fmt: skip
+    return lambda: sum(x.sum().item() for x, _ in loader)
+
+
+def host(images: np.ndarray, batch: int) -> Callable[[], float]:
+    rng = np.random.default_rng(0)
+    size = images.shape[1]
+    padded = np.pad(images, ((0, 0), (CROP, CROP), (CROP, CROP), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (size, size), axis=(1, 2))
+    windows = np.moveaxis(windows, 3, -1)  # [N, 2 * CROP + 1, 2 * CROP + 1, H, W, C]
+
+    def work() -> float:
+        total, order = 0.0, rng.permutation(len(images))
+        for start in range(0, len(images) - batch + 1, batch):
+            y, x = rng.integers(0, 2 * CROP + 1, (2, batch))
+            seen = windows[order[start : start + batch], y, x]
+            flip = rng.random(batch) < 0.5
+            seen[flip] = seen[flip, :, ::-1]
+            seen = seen.astype(np.float32)
+            seen *= np.float32(1 / (255 * STD))
+            seen -= np.float32(MEAN / STD)
+            total += float(seen.sum())
+        return total
+
+    return work
+
+
+def device(images: np.ndarray, labels: np.ndarray, batch: int) -> Callable[[], float]:
+    """As in `kd_jax.step`: the images stay on the device, and the program of several steps makes a view of each batch."""
+    import jax
+
+    from kd_jax import evaluate, parallel, program, runtime
+    from kd_jax.data import Split, batches
+    from kd_jax.step import Network, make_view, several
+
+    runtime.prepare()
+    par = parallel.Parallel().for_batch(batch)
+    network = Network(None, (MEAN,) * 3, (STD,) * 3, images.shape[1:])
+    view = make_view(crop=CROP, flip=True, rotate=0.0, cutout=0, fill=(0.0,) * 3)
+
+    def one(state, seed, teacher_variables, data, batch):
+        pixels = view(jax.random.key(seed), data, batch['index'], batch['view'])
+        # Else the sum would be fused with the normalisation, and there would never be a batch.
+        total = jax.lax.optimization_barrier(network.normalize(pixels)).sum()
+        return state, {'sum': jax.lax.psum(total, par.axis_name) if par.axis_name else total}
+
+    steps = program.CPU_STEPS if par.devices[0].platform == 'cpu' else program.STEPS
+    run = par.compile(several(one), arguments=6, axis=1)
+    data = evaluate.on_device(par, Split(images, labels))
+    order = batches.TrainOrder(np.arange(len(images)), len(images), batch, 0)
+    done = 0
+
+    def work() -> float:
+        nonlocal done
+        total, goal = 0.0, done + len(images) // batch
+        while done < goal:
+            count = min(steps, goal - done)
+            draws = [order.at(done + min(k, count - 1)) for k in range(steps)]
+            stacked = par.divide({name: np.stack([draw[name] for draw in draws]) for name in draws[0]}, axis=1)
+            sums = run(np.int32(0), np.int32(0), (), data, np.int32(count), stacked)[1]['sum']
+            total += float(np.asarray(sums)[:count].sum())
+            done += count
+        return total
+
+    return work
+
+
+def contend(spec: dict[str, Any]) -> None:
+    """A contender's process. A unit of work is a pass over the images."""
+
+    def build():
+        rng = np.random.default_rng(0)
+        images = rng.integers(0, 256, (spec['images'], spec['size'], spec['size'], 3), np.uint8)
+        labels = rng.integers(0, 100, len(images)).astype(np.int32)
+        if spec['kind'] == 'kd_jax':
+            run = device(images, labels, spec['batch'])
+        elif spec['kind'] == 'numpy':
+            run = host(images, spec['batch'])
+        else:
+            run = torch_loader(images, labels, spec['batch'], PIPELINES[spec['kind']])
+
+        def work(units: int) -> None:
+            for _ in range(units):
+                run()
+
+        # The mean of the normalised images is the same for all, but for what their random places cut off.
+        return work, {'mean': run() / (len(images) // spec['batch'] * spec['batch'] * images[0].size)}
+
+    race.serve(build)
+
+
+def contender(spec: dict[str, Any], kind: str) -> Callable[[], race.Contender]:
+    environment = {'KD_JAX_CACHE': 'off'} | ({} if kind == 'kd_jax' else step.ALLOCATOR)
+    return lambda: race.Contender('input', spec | {'kind': kind}, environment)
+
+
+def main() -> None:
+    parser = race.parser('Data pipelines side by side, alone and in a training step.')
+    parser.add_argument('--images', type=int, default=10000)
+    parser.add_argument('--size', type=int, default=32, help='of the images, in pixels')
+    parser.add_argument('--batch', type=int, default=64)
+    parser.add_argument('--student', default='resnet8', help='of the training step')
+    parser.add_argument('--steps', type=int, default=8, help='training steps in one turn')
+    arguments = parser.parse_args()
+    if arguments.work:
+        contend(arguments.work)
+        return
+    if not 0 < arguments.batch <= arguments.images:
+        parser.error(f'--images={arguments.images} must hold at least one batch of {arguments.batch}')
+    spec = {name: getattr(arguments, name) for name in ('images', 'size', 'batch')}
+    alone = race.race({kind: contender(spec, kind) for kind in PIPELINES}, rounds=arguments.rounds, units=1)
+    whole = {'teacher': '', 'student': arguments.student, 'batch': arguments.batch, 'size': arguments.size}
+    whole |= {'classes': 100, 'precision': 'float32', 'cache': 'off', 'steps': 0}
+    training = race.race({kind: step.contender(whole, kind) for kind in STEPS}, rounds=arguments.rounds, units=arguments.steps)
+    passes = arguments.images // arguments.batch
+    figures = {'spec': spec, 'student': arguments.student, 'hardware': race.hardware(), 'pipelines': {}, 'steps': {}}
+
+    rows = [('pipeline', 'ms a batch', 'images/s', 'times as fast', 'quartiles')]
+    for name, lap in alone.items():
+        middle, low, high = race.ratio(alone['loader'], lap)
+        seconds = lap.median / passes
+        rows.append(
+            (name, f'{1e3 * seconds:.2f}', f'{arguments.batch / seconds:,.0f}', f'{middle:.2f}', f'{low:.2f} – {high:.2f}')
+        )
+        figures['pipelines'][name] = {
+            'seconds_a_batch': [s / passes for s in lap.seconds], 'ratio': [middle, low, high], **lap.facts
+        }  # fmt: skip
+    print(f'{arguments.images} images of {arguments.size} px, batch {arguments.batch}; medians of {arguments.rounds} rounds')
+    print(race.table(rows))
+
+    rows = [('training step', 'ms', 'images/s', 'times as fast', 'quartiles', 'its pipeline alone ms', 'share of the step')]
+    for name, lap in training.items():
+        middle, low, high = race.ratio(training['loader'], lap)
+        pipeline = alone[name].median / passes if name in alone else 0.0  # eager's batches are there already
+        rows.append(
+            (
+                name,
+                f'{1e3 * lap.median:.2f}',
+                f'{arguments.batch / lap.median:,.0f}',
+                f'{middle:.2f}',
+                f'{low:.2f} – {high:.2f}',
+                f'{1e3 * pipeline:.2f}' if pipeline else '–',
+                f'{100 * pipeline / lap.median:.0f} %' if pipeline else '–',
+            )
+        )
+        figures['steps'][name] = {
+            'seconds': lap.seconds, 'ratio': [middle, low, high], 'pipeline_share': pipeline / lap.median, **lap.facts
+        }  # fmt: skip
+    print(f'\n{arguments.student} alone, batch {arguments.batch}, {arguments.size} px, float32')
+    print(race.table(rows))
+    print(race.hardware())
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=1) + '\n')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,82 @@
+"""The benchmarks' arithmetic, and that each command runs and writes what it says."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from helpers import REPOSITORY
+
+from benchmarks import check, race, step
+
+
+def lap(*seconds):
+    return race.Lap({}, list(seconds), 0.0)
+
+
+def test_a_ratio_is_the_median_of_the_rounds_ratios():
+    middle, low, high = race.ratio(lap(2.0, 4.0, 3.0), lap(1.0, 4.0, 1.0))
+    assert middle == 2.0  # of 2, 1, 3; the ratio of the medians would be 3
+    assert low <= middle <= high
+    assert race.ratio(lap(3.0), lap(2.0)) == (1.5, 1.5, 1.5)
+
+
+def test_a_table_is_markdown_that_can_be_read_as_it_is():
+    assert race.table([('', 'ms'), ('eager', '1.5')]).splitlines() == ['|       | ms  |', '|-------|-----|', '| eager | 1.5 |']
+
+
+def test_the_stored_ratios_are_of_the_races_that_are_checked():
+    stored = json.loads(check.STORED.read_text())
+    assert set(stored['ratios']) == set(check.RACES)
+    assert all(0.1 < value < 100 for value in stored['ratios'].values())
+
+
+def test_the_images_are_the_same_for_every_contender():
+    spec = {'size': 8, 'classes': 5, 'batch': 4}
+    (images, labels), (again, _) = step.data(spec), step.data(spec)
+    assert (images == again).all() and images.shape[1:] == (8, 8, 3) and set(labels) == set(range(5))
+
+
+def command(*arguments):
+    done = subprocess.run(
+        [sys.executable, '-m', *arguments], capture_output=True, text=True, cwd=REPOSITORY, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_steps_side_by_side(tmp_path):
+    """A tiny network in two forms; FLOPs of its two convolutions and dense layers, forward and backward."""
+    out = command(
+        'benchmarks.step', '--pair=cnn,cnn', '--teacher=none', '--peers=', '--ours=kd_jax,plain_flax', '--size=8', '--batch=32',
+        '--classes=10', '--rounds=2', '--steps=2', f'--json={tmp_path / "f.json"}',
+    )  # fmt: skip
+    assert 'student alone cnn, batch 32, 8 px' in out and '| plain_flax |' in out
+    figures = json.loads((tmp_path / 'f.json').read_text())
+    forward = 32 * 2 * (8 * 8 * 9 * 3 * 32 + 4 * 4 * 9 * 32 * 64 + 256 * 128 + 1280)
+    assert 2 * forward < figures['flops'] < 3.5 * forward
+    for contender in figures['contenders'].values():
+        assert len(contender['seconds']) == 2 and contender['peak_mb'] > 100
+    assert figures['contenders']['kd_jax']['ratio'][0] == 1.0
+
+
+def test_an_unknown_contender_is_refused():
+    done = subprocess.run(
+        [sys.executable, '-m', 'benchmarks.step', '--peers=lightning'],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert "unknown contender 'lightning'; known: eager, channels_last" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_regression_check_runs(tmp_path):
+    done = subprocess.run(
+        [sys.executable, '-m', 'benchmarks.check', '--rounds=2', f'--json={tmp_path / "f.json"}'],
+        capture_output=True, text=True, cwd=REPOSITORY, check=False,
+    )  # fmt: skip
+    assert done.returncode in (0, 1), done.stderr  # 1: slower, which a busy machine can be
+    assert json.loads((tmp_path / 'f.json').read_text())['ratios']['resnet56 alone against plain Flax'] > 0.5
