@@ -33,7 +33,8 @@ def prepare(*, fast: bool = True, single_process: bool = True) -> None:
     directory = cache_directory()
     if directory is not None and not jax.config.jax_compilation_cache_dir:
         jax.config.update('jax_compilation_cache_dir', str(directory))
-        jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+        if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
+            jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
     if not fast:
         return
     if platform.libc_ver()[0] == 'glibc':

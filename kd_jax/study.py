@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+import jax
 from ml_collections import ConfigDict
 
 from kd_jax import data, imported, parallel, program, report, teachers, train
@@ -47,14 +48,15 @@ def order(runs: ConfigDict) -> list[str]:
     return done
 
 
-def check(config: ConfigDict, par: parallel.Parallel) -> None:
+def check(config: ConfigDict) -> None:
     """Raises `UserError` for a value of the study that makes no sense."""
     if config.steps_per_dispatch < 0:
         raise UserError(f'steps_per_dispatch is {config.steps_per_dispatch}; it must be 0 (the usual number) or more')
-    if not 0 <= config.devices <= len(par):
-        raise UserError(f'devices is {config.devices}; it must be 0 (all) or at most {len(par)}, which is how many there are')
+    there = jax.device_count()
+    if not 0 <= config.devices <= there:
+        raise UserError(f'devices is {config.devices}; it must be 0 (all) or at most {there}, which is how many there are')
     profile = tuple(config.profile)
-    if profile and not (len(profile) == 2 and all(isinstance(n, int) for n in profile) and 0 <= profile[0] < profile[1]):
+    if profile and not (len(profile) == 2 and all(type(n) is int for n in profile) and 0 <= profile[0] < profile[1]):
         raise UserError(f'profile is {profile}; it must be two step numbers, such as --config.profile="(10,20)", or "()"')
 
 
@@ -71,11 +73,11 @@ class Study:
                 raise unknown('run', name, self.runs)
         self.imports = {name: imported.check(name, spec, self.runs) for name, spec in config.teachers.items()}
         self.chosen = [name for name in self.runs if not only or name in only]
+        check(config)
         self.parallel = parallel.Parallel(config.parallel, config.devices or None, fast=config.fast)
         self._splits: dict[str, data.Splits] = {}
         self._programs: dict[str, program.Program] = {}  # of the runs to train
         self._trained: dict[Path, teachers.Trained] = {}  # models read from disk
-        check(config, self.parallel)
         for name, run in self.runs.items():
             program.check(name, run)
 
