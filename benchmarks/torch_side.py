@@ -42,7 +42,7 @@ def augment(image: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
     image = padded[y : y + side, x : x + side]
     if rng.random() < 0.5:
         image = image[:, ::-1]
-    return (torch.from_numpy(image.copy()).permute(2, 0, 1).float() / 255 - 0.5) / 0.25
+    return (torch.from_numpy(image.copy()).permute(2, 0, 1).contiguous().float() / 255 - 0.5) / 0.25
 
 
 class Images(torch.utils.data.Dataset):
@@ -66,7 +66,7 @@ def batches(peer: str, images: np.ndarray, labels: np.ndarray, batch: int, devic
         while True:
             for x, y in loader:
                 yield x.to(device), y.to(device)
-    x = ((torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.25).to(device)
+    x = ((torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().float() / 255 - 0.5) / 0.25).to(device)
     y = torch.from_numpy(labels).long().to(device)
     if peer != 'eager':
         x = x.contiguous(memory_format=torch.channels_last)
