@@ -83,7 +83,8 @@ class BatchNorm(nn.Module):
             inverse = jax.lax.rsqrt(var.value + setting.epsilon)
             return normalization.affine(x, mean.value, scale * inverse, bias).astype(setting.dtype)
         normalize = normalization.fast if setting.fast else normalization.plain
-        y, batch_mean, batch_var = normalize(x, scale, bias, setting.epsilon, setting.axis_name)
+        axis_name = None if self.is_initializing() else setting.axis_name  # initialisation runs outside the device axis
+        y, batch_mean, batch_var = normalize(x, scale, bias, setting.epsilon, axis_name)
         if not self.is_initializing():
             for running, value in ((mean, batch_mean), (var, batch_var)):
                 running.value = (1 - setting.momentum) * running.value + setting.momentum * value
