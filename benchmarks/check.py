@@ -56,9 +56,8 @@ def main() -> None:
     for name, value in found.items():
         rows.append((name, f'{stored["ratios"][name]:.2f}', f'{value:.2f}', 'slower' if name in slower else ''))
     print(race.table(rows))
-    print(f'stored on {stored["hardware"]}; now {race.hardware()}')
-    if arguments.json:
-        arguments.json.write_text(json.dumps({'hardware': race.hardware(), 'ratios': found}, indent=1) + '\n')
+    print(f'stored on {stored["hardware"]}; now on')
+    race.conclude({'ratios': found}, arguments.json)
     if slower:
         sys.exit(f'slower: {", ".join(slower)}')
 

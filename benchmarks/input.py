@@ -8,7 +8,6 @@ train step that does this on the device. Then training steps of a small student 
 PyTorch's `eager` has its batches from memory for free.
 """
 
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -88,9 +87,8 @@ def device(images: np.ndarray, labels: np.ndarray, batch: int) -> Callable[[], f
         total, goal = 0.0, done + len(images) // batch
         while done < goal:
             count = min(steps, goal - done)
-            draws = [order.at(done + min(k, count - 1)) for k in range(steps)]
-            stacked = par.divide({name: np.stack([draw[name] for draw in draws]) for name in draws[0]}, axis=1)
-            sums = run(np.int32(0), np.int32(0), (), data, np.int32(count), stacked)[1]['sum']
+            several_batches = par.divide(order.several(done, count, steps), axis=1)
+            sums = run(np.int32(0), np.int32(0), (), data, np.int32(count), several_batches)[1]['sum']
             total += float(np.asarray(sums)[:count].sum())
             done += count
         return total
@@ -146,7 +144,7 @@ def main() -> None:
     whole |= {'classes': 100, 'precision': 'float32', 'cache': 'off', 'steps': 0}
     training = race.race({kind: step.contender(whole, kind) for kind in STEPS}, rounds=arguments.rounds, units=arguments.steps)
     passes = arguments.images // arguments.batch
-    figures = {'spec': spec, 'student': arguments.student, 'hardware': race.hardware(), 'pipelines': {}, 'steps': {}}
+    figures = {'spec': spec, 'student': arguments.student, 'pipelines': {}, 'steps': {}}
 
     rows = [('pipeline', 'ms a batch', 'images/s', 'times as fast', 'quartiles')]
     for name, lap in alone.items():
@@ -181,9 +179,7 @@ def main() -> None:
         }  # fmt: skip
     print(f'\n{arguments.student} alone, batch {arguments.batch}, {arguments.size} px, float32')
     print(race.table(rows))
-    print(race.hardware())
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1) + '\n')
+    race.conclude(figures, arguments.json)
 
 
 if __name__ == '__main__':

@@ -9,7 +9,6 @@ Everything runs on the CPU, by default on one core, as kd_jax gives each core a 
 
 import dataclasses
 import functools
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -226,7 +225,7 @@ def main() -> None:
     found = measure(spec, layers, arguments.rounds, arguments.turn)
 
     rows = [('layer', 'pass', *(f'{name} ms' for name in OURS + PEERS), 'kd_jax', 'quartiles', 'lax', 'NCHW')]
-    figures = {'spec': spec, 'hardware': race.hardware(), 'base': PEERS[0], 'layers': []}
+    figures = {'spec': spec, 'base': PEERS[0], 'layers': []}
     for (layer, number), laps in found.items():
         ratios = {name: ratio(laps, name) for name in laps}
         middle, low, high = ratios['kd_jax']
@@ -249,9 +248,7 @@ def main() -> None:
         f'medians of {arguments.rounds} rounds; the last four columns: how many times as fast as {PEERS[0]}'
     )
     print(race.table(rows))
-    print(race.hardware())
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1) + '\n')
+    race.conclude(figures, arguments.json)
 
 
 if __name__ == '__main__':

@@ -13,8 +13,6 @@ from kd_jax import models, parallel, program, runtime, teachers, train
 from kd_jax.data import Split, Splits, batches
 from kd_jax.models import initial
 
-VARIANTS = ('kd_jax', 'one_device', 'plain_flax')
-
 
 def make_splits(images: np.ndarray, labels: np.ndarray, classes: int) -> Splits:
     few = Split(images[:64], labels[:64])

@@ -150,6 +150,14 @@ def hardware() -> str:
     return f'{cores} cores of {name}, Python {platform.python_version()}, {", ".join(versions)}, {time.strftime("%Y-%m-%d")}'
 
 
+def conclude(figures: dict[str, Any], path: Path | None) -> None:
+    """Prints the line under the tables, and writes the figures with it to `path`, if one is given."""
+    line = hardware()
+    print(line)
+    if path:
+        path.write_text(json.dumps({'hardware': line, **figures}, indent=1) + '\n')
+
+
 def parser(description: str) -> argparse.ArgumentParser:
     """What all benchmarks understand."""
     made = argparse.ArgumentParser(description=description)

@@ -8,7 +8,6 @@ matrix product's. Give both sides the same allocator or neither: --allocator (th
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +18,7 @@ from benchmarks import race
 
 PEERS = ('eager', 'channels_last', 'compile', 'loader')
 OURS = ('kd_jax', 'one_device', 'plain_flax')
-# What `kd_jax.runtime` sets for itself, in glibc's own words.
+# What `kd_jax.runtime` sets for itself, in glibc's own words; not imported, for the peers would load JAX with it.
 ALLOCATOR = {
     'MALLOC_MMAP_MAX_': '0',
     'MALLOC_TRIM_THRESHOLD_': str(2**31 - 1),
@@ -102,7 +101,7 @@ def main() -> None:
     laps = race.race(contenders, rounds=arguments.rounds, units=arguments.steps)
     rows = [('', 'ms a step', 'images/s', 'times as fast', 'quartiles', 'first step s', 'peak MB', 'share of peak')]
     first = laps[next(iter(laps))]
-    figures = {'spec': spec, 'hardware': race.hardware(), **counted, 'contenders': {}}
+    figures = {'spec': spec, **counted, 'contenders': {}}
     for name, lap in laps.items():
         middle, low, high = race.ratio(first, lap)
         share = counted['flops'] / lap.median / counted['peak']
@@ -125,9 +124,7 @@ def main() -> None:
           f'{arguments.size} px, {arguments.precision}; {counted["flops"] / 1e9:.1f} GFLOP a step; '
           f'largest product {counted["peak"] / 1e9:.0f} GFLOP/s; medians of {arguments.rounds} rounds')  # fmt: skip
     print(race.table(rows))
-    print(race.hardware())
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1) + '\n')
+    race.conclude(figures, arguments.json)
 
 
 if __name__ == '__main__':

@@ -17,8 +17,6 @@ import torch.nn.functional as F
 
 from benchmarks import torch_models
 
-PEERS = ('eager', 'channels_last', 'compile', 'loader')
-
 
 def network(name: str, classes: int):
     """One of `torch_models`, or torchvision's."""

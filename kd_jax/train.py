@@ -157,10 +157,9 @@ def stacked(order: batches.TrainOrder, step: int, count: int, program: Program) 
 
     With mixup also each example's partner, its neighbour in the batch.
     """
-    steps = [order.at(step + min(k, count - 1)) for k in range(program.steps_per_dispatch)]
-    stacked = {name: np.stack([batch[name] for batch in steps]) for name in steps[0]}
-    partners = {f'partner_{name}': np.roll(value, 1, axis=1) for name, value in stacked.items()} if program.mixup else {}
-    return stacked | partners
+    several = order.several(step, count, program.steps_per_dispatch)
+    partners = {f'partner_{name}': np.roll(value, 1, axis=1) for name, value in several.items()} if program.mixup else {}
+    return several | partners
 
 
 def _start_evaluation(program: Program, variables: Any, teacher_variables: tuple, split: str) -> list:

@@ -8,6 +8,7 @@ import pytest
 from helpers import REPOSITORY
 
 from benchmarks import check, race, step
+from kd_jax import runtime
 
 
 def lap(*seconds):
@@ -35,6 +36,10 @@ def test_the_images_are_the_same_for_every_contender():
     spec = {'size': 8, 'classes': 5, 'batch': 4}
     (images, labels), (again, _) = step.data(spec), step.data(spec)
     assert (images == again).all() and images.shape[1:] == (8, 8, 3) and set(labels) == set(range(5))
+
+
+def test_the_peers_get_the_allocator_setting_that_kd_jax_gives_itself():
+    assert list(step.ALLOCATOR.values()) == [str(value) for value in runtime._KEEP_MEMORY.values()]
 
 
 def command(*arguments):
