@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from kd_jax import data as data_lib
-from kd_jax import metrics, step, teachers
+from kd_jax import metrics, runtime, step, teachers
 from kd_jax.data import Split, batches
 from kd_jax.errors import UserError, told_to_the_user
 from kd_jax.parallel import Parallel
@@ -61,12 +61,12 @@ def evaluate(
 
 
 def forward_cost(network: step.Network, variables: Any, image_shape: tuple[int, ...]) -> dict[str, float]:
-    """{'flops': of one image's forward pass as XLA counts them, 'latency_ms': median of a batch of one}."""
-    forward = jax.jit(lambda v, x: network.predict(v, x).logits)
+    """{'flops': of one image's forward pass as XLA counts them for plain layers, 'latency_ms': median of a batch of one}."""
+    plain = network._replace(model=network.model.clone(fast=False))
     variables, pixels = jax.device_put((variables, jnp.zeros((1, *image_shape))), jax.local_devices()[0])
-    lowered = forward.lower(variables, pixels)
-    flops = float((lowered.cost_analysis() or {}).get('flops', float('nan')))
-    run = lowered.compile()
+    lowered = [jax.jit(lambda v, x, n=n: n.predict(v, x).logits).lower(variables, pixels) for n in (plain, network)]
+    flops = float((lowered[0].cost_analysis() or {}).get('flops', float('nan')))
+    run = lowered[1].compile()
     jax.block_until_ready(run(variables, pixels))
     times = []
     for _ in range(50):
@@ -100,6 +100,7 @@ def main() -> None:
     parser.add_argument('--split', default='test', choices=('train', 'val', 'test'))
     arguments = parser.parse_args()
     with told_to_the_user():
+        runtime.prepare()
         print(json.dumps(evaluate_run(arguments.workdir, arguments.split), indent=1))
 
 

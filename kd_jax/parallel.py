@@ -8,6 +8,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from kd_jax import runtime
 from kd_jax.errors import UserError, unknown
 
 AXIS = 'batch'
@@ -96,15 +97,14 @@ class Parallel:
         must not be read afterwards. `axis` is that of `divide`.
         """
         donate = (0,) if donate_first else ()
-        options = self._options()
         if self.mode == 'pmap':
             axes = (None,) * (arguments - 1) + (0,)
-            mapped = jax.pmap(step, AXIS, in_axes=axes, out_axes=None, donate_argnums=donate, devices=self._pmap_devices())
-            return _with_options(mapped, options) if options else mapped
-        shardings = (self.replicated,) * (arguments - 1) + (self._divided(axis),)
-        return jax.jit(
-            step, in_shardings=shardings, out_shardings=self.replicated, donate_argnums=donate, compiler_options=options
-        )
+            made = jax.pmap(step, AXIS, in_axes=axes, out_axes=None, donate_argnums=donate, devices=self._pmap_devices())
+        else:
+            shardings = (self.replicated,) * (arguments - 1) + (self._divided(axis),)
+            made = jax.jit(step, in_shardings=shardings, out_shardings=self.replicated, donate_argnums=donate)
+        options = self._options()
+        return _with_options(made, options) if options else made
 
     def _options(self) -> dict[str, str] | None:
         if not self.fast or self.devices[0].platform != 'cpu' or jax.process_count() > 1:
@@ -121,10 +121,11 @@ class Parallel:
         return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
 
 
-def _with_options(mapped: Callable, options: dict[str, str]) -> Callable:
-    """What `jax.jit` can do and `jax.pmap` cannot: `mapped` compiled with options, once for each set of shapes.
+def _with_options(made: Callable, options: dict[str, str]) -> Callable:
+    """A jit- or pmapped function compiled with options (which pmap does not take), once for each set of shapes.
 
-    For one process: a compiled function wants the shapes of all processes' shares together.
+    The compiler's memory, often more than a step's, is given back before the first step needs its own. For one process:
+    a compiled function wants the shapes of all processes' shares together.
     """
     compiled: dict[Any, Callable] = {}
 
@@ -132,9 +133,11 @@ def _with_options(mapped: Callable, options: dict[str, str]) -> Callable:
         leaves, structure = jax.tree.flatten(arguments)
         key = structure, tuple(map(jax.typeof, leaves))
         if key not in compiled:
-            compiled[key] = mapped.lower(*arguments).compile(compiler_options=options)
+            compiled[key] = made.lower(*arguments).compile(compiler_options=options)
+            runtime.trim()
         return compiled[key](*arguments)
 
+    call.lower = made.lower
     return call
 
 

@@ -1,6 +1,8 @@
 """What is set once for the whole process, before JAX starts its devices: memory, CPU devices, compilation cache, profile."""
 
 import ctypes
+import functools
+import gc
 import hashlib
 import os
 import platform
@@ -27,8 +29,9 @@ def prepare(*, fast: bool = True, single_process: bool = True) -> None:
     """Sets up this process; to be called before anything asks JAX for its devices.
 
     Programs that XLA compiled are kept on disk (see `cache_directory`) unless JAX was given a cache already. With `fast`,
-    on Linux with glibc, freed memory stays with the process; and where there is no accelerator and the process is alone,
-    the processor's cores become devices, up to `MOST_CPU_DEVICES`, unless XLA_FLAGS or JAX say how many there are.
+    Python looks for garbage less often; on Linux with glibc, freed memory stays with the process; and where there is no
+    accelerator and the process is alone, the processor's cores become devices, up to `MOST_CPU_DEVICES`, unless XLA_FLAGS
+    or JAX say how many there are.
     """
     directory = cache_directory()
     if directory is not None and not jax.config.jax_compilation_cache_dir:
@@ -37,13 +40,27 @@ def prepare(*, fast: bool = True, single_process: bool = True) -> None:
             jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
     if not fast:
         return
-    if platform.libc_ver()[0] == 'glibc':
+    # Tracing makes millions of small objects that live on: Python would search them for cycles every 700, a tenth of a start.
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
+    if _has_glibc():
         library = ctypes.CDLL(None)
         for parameter, value in _KEEP_MEMORY.items():
             library.mallopt(parameter, value)
     chosen = 'xla_force_host_platform_device_count' in os.environ.get('XLA_FLAGS', '') or jax.config.jax_num_cpu_devices > 0
     if single_process and not chosen:
         jax.config.update('jax_num_cpu_devices', min(cores(), MOST_CPU_DEVICES))
+
+
+def trim() -> None:
+    """Gives freed memory back to the system, with glibc; what was freed and is needed at every step is better kept."""
+    if _has_glibc():
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+@functools.cache
+def _has_glibc() -> bool:
+    return platform.libc_ver()[0] == 'glibc'
 
 
 def cores() -> int:

@@ -10,6 +10,7 @@ from model_reference import conv_reference
 from test_models import FAST_COMPILE, narrow, side_of
 from zoo import EXPECTED
 
+from kd_jax import evaluate, step
 from kd_jax.models import MODELS, build, convolution
 
 
@@ -162,3 +163,14 @@ def test_a_model_gives_the_same_with_fast_convolutions_and_without(name):
     assert relative(fast.logits, plain.logits) <= 2e-5
     shapes = jax.eval_shape(partial(model.clone(fast=False).init, train=False), jax.random.key(0), image)
     assert jax.tree.map(lambda x: x.shape, shapes) == jax.tree.map(lambda x: x.shape, variables)
+
+
+def test_the_flops_of_a_report_are_the_models_not_those_of_its_fast_forms():
+    model = build('resnet8', 10)
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)
+    found = [
+        evaluate.forward_cost(step.Network(model.clone(fast=fast), (0.5,) * 3, (0.5,) * 3), variables, (8, 8, 3))['flops']
+        for fast in (True, False)
+    ]
+    # Multiplications and additions of the stem and of the first stage's convolutions alone, without those with padding.
+    assert found[0] == found[1] > 2 * 9 * 6 * 6 * 16 * (3 + 2 * 16)

@@ -14,9 +14,9 @@ from jax import lax
 
 Pair = tuple[int, int]
 LAYOUT = ('NHWC', 'HWIO', 'NHWC')
-_PART = (
-    8  # examples at once in the gradient of a kernel: more of them fall out of the cache, and take up to three times as long
-)
+# Examples at once in the gradient of a kernel: many fall out of the cache, and take up to three times as long; few are many
+# operations to compile.
+_PART = 16
 
 
 def plain(x: jax.Array, kernel: jax.Array, stride: Pair, padding: Pair, groups: int) -> jax.Array:
