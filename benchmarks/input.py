@@ -63,15 +63,16 @@ def device(images: np.ndarray, labels: np.ndarray, batch: int) -> Callable[[], f
 
     from kd_jax import evaluate, parallel, program, runtime
     from kd_jax.data import Split, batches
-    from kd_jax.step import Network, make_view, several
+    from kd_jax.data.views import Views
+    from kd_jax.step import Network, several
 
     runtime.prepare()
     par = parallel.Parallel().for_batch(batch)
     network = Network(None, (MEAN,) * 3, (STD,) * 3, images.shape[1:])
-    view = make_view(crop=CROP, flip=True, rotate=0.0, cutout=0, fill=(0.0,) * 3)
+    views = Views(crop=CROP, flip=True)
 
     def one(state, seed, teacher_variables, data, batch):
-        pixels = view(jax.random.key(seed), data, batch['index'], batch['view'])
+        pixels = views.pixels(jax.random.key(seed), data, batch['index'], batch['view'])
         # Else the sum would be fused with the normalisation, and there would never be a batch.
         total = jax.lax.optimization_barrier(network.normalize(pixels)).sum()
         return state, {'sum': jax.lax.psum(total, par.axis_name) if par.axis_name else total}

@@ -58,7 +58,7 @@ def build(spec: Mapping[str, Any], images: np.ndarray, labels: np.ndarray) -> tu
         image = jnp.zeros((1, *splits.train.image.shape[1:]))
         jax.block_until_ready(made.student.model.init(jax.random.key(0), image, train=False))
     state = par.replicate(made.fresh_state(0, None))
-    variables = tuple(par.replicate(t.variables) for t in trained)
+    taught = made.taught(trained)
     order = batches.TrainOrder(made.pool, made.train_count, spec['batch'], 0)
     done = 0
 
@@ -67,8 +67,8 @@ def build(spec: Mapping[str, Any], images: np.ndarray, labels: np.ndarray) -> tu
         goal = done + steps
         while done < goal:
             count = min(made.steps_per_dispatch, goal - done)
-            batch = par.divide(train.stacked(order, done, count, made), axis=1)
-            state, metrics = made.train_steps(state, np.int32(0), variables, data, np.int32(count), batch)
+            batch = par.divide(train.stacked(order, done, count, made, 0, taught), axis=1)
+            state, metrics = made.train_steps(state, np.int32(0), taught.variables['train'], data, np.int32(count), batch)
             done += count
         jax.block_until_ready(metrics)
 

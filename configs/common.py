@@ -59,6 +59,9 @@ def run(of: ConfigDict, model: str, objective: ConfigDict | None = None) -> Conf
     c.objective = labels() if objective is None else objective  # one entry a term
     c.teachers = ()  # names of runs ('teacher', 'teacher/seed0') or of imported teachers, or workdirs of other studies' runs
     c.teacher_weights = ()  # one a teacher; () = equal
+    c.soft_targets = 'live'  # 'live': the teachers run in every step; 'exact' or '8': their logits for all (8) views are kept
+    c.soft_targets_dtype = 'float16'  # in which those are kept: 'float16' or 'float32'
+    c.soft_targets_top_k = 0  # keep so many classes only; 0 = all
     c.init = ''  # start from this run, workdir or file of PyTorch weights instead of at random
     c.batch_size = 64  # over all devices
     c.epochs = 30.0  # passes over the training images; fractions count

@@ -73,9 +73,9 @@ class Parallel:
             return jax.device_put(x, self.replicated)
         return jax.make_array_from_process_local_data(self.replicated, x, x.shape)
 
-    def divide(self, batch: dict[str, np.ndarray], *, axis: int = 0) -> dict[str, Any]:
+    def divide(self, batch: dict[str, Any], *, axis: int = 0) -> dict[str, Any]:
         """This process's share of a global batch, host arrays with B on `axis`, laid out for `compile`d steps."""
-        return {name: self._divide(x, axis) for name, x in batch.items()}
+        return jax.tree.map(lambda x: self._divide(x, axis), batch)
 
     def _divide(self, x: np.ndarray, axis: int):
         if len(self) == 1 and self.mode == 'jit':

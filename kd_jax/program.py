@@ -3,19 +3,20 @@
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from kd_jax import evaluate, objectives, optim, parallel, teachers
+from kd_jax import evaluate, objectives, optim, parallel, soft_targets, teachers
 from kd_jax.data import Splits
+from kd_jax.data.views import Views
 from kd_jax.errors import UserError, unknown
 from kd_jax.models import Output, initial
 from kd_jax.monitor import warn
-from kd_jax.step import Network, TrainState, make_eval_step, make_train_step, make_view, several, variables_of
+from kd_jax.step import PRECISIONS, Stored, TrainState, exactly, make_eval_step, make_train_step, several, variables_of
 from kd_jax.teachers import Trained
 
 # What the fields of a run allow that no later check names.
@@ -35,12 +36,6 @@ LIMITS = {
     'augment.mixup': (lambda v: 0 <= v < math.inf, '0 (off) or more'),
 }
 
-# (the compute type of the networks, the least precision of float32 products: 'highest' means float32 on every backend)
-PRECISIONS = {
-    'float32': (jnp.float32, 'highest'),
-    'tf32': (jnp.float32, 'tensorfloat32'),
-    'bfloat16': (jnp.bfloat16, 'highest'),
-}
 CPU_STEPS, STEPS = 4, 32  # in one dispatch
 
 
@@ -61,6 +56,13 @@ def check(name: str, run: ConfigDict) -> None:
     if len(set(run.seeds)) < len(run.seeds):
         raise UserError(f'runs.{name}.seeds {tuple(run.seeds)} names a seed twice; each seed is one training')
     optim.check_ema_decay(run.optim.ema_decay)
+
+
+class Taught(NamedTuple):
+    """What the teachers give to the steps."""
+
+    variables: dict[str, tuple]  # split -> the argument `teacher_variables` of the steps on it
+    streamed: tuple[np.ndarray, ...] = ()  # rows `[N, V]` of the training images, one a teacher, that come with each batch
 
 
 class Program:
@@ -84,8 +86,16 @@ class Program:
         for teacher in trained:
             teachers.check_teacher(teacher, splits)
         facts = {'num_classes': splits.num_classes, 'image_shape': splits.train.image.shape[1:]}
-        self.student = self._as_asked(teachers.build_network(run.model, facts | {'mean': splits.mean, 'std': splits.std}))
-        self.teachers = tuple(self._as_asked(t.network) for t in trained)
+        facts |= {'mean': splits.mean, 'std': splits.std}
+        self.student = teachers.build_network(run.model, facts).computing(run.precision, par.fast)
+        self.networks = tuple(t.network.computing(run.precision, par.fast) for t in trained)
+        augment = dict(run.augment)
+        self.mixup = augment.pop('mixup')
+        self.views = Views(**augment, fill=splits.mean_pixel)
+        self.stored = self._stored(len(trained))  # what is kept of the teachers, instead of running them
+        self.teachers = self.networks
+        if self.stored is not None:
+            self.views, self.teachers = self.stored.views, (Stored(splits.num_classes),) * len(trained)
         weights = tuple(run.teacher_weights) or (1.0,) * len(trained)
         if len(weights) != len(trained):
             raise UserError(f'teacher_weights {weights} has {len(weights)} entries for {len(trained)} teachers; give one each')
@@ -132,15 +142,12 @@ class Program:
         frozen = optim.frozen_mask(shapes['student'], settings['freeze'])
         kept = jax.tree.map(lambda f, x: 0 if f else math.prod(x.shape), frozen, shapes['student'])
         self.trainable = sum(jax.tree.leaves(kept))
-        mean_pixel = tuple(255 * m for m in splits.mean)
-        augment = dict(run.augment)
-        self.mixup = augment.pop('mixup')
         train_step = make_train_step(
             student=self.student,
             teachers=self.teachers,
             objective=self.objective,
             tx=self.tx,
-            view=make_view(**augment, fill=mean_pixel),
+            views=self.views,
             steps_per_epoch=self.steps_per_epoch,
             mixup=self.mixup,
             accumulate=accumulate,
@@ -153,24 +160,20 @@ class Program:
         )
         usual = STEPS if not self.on_cpu else CPU_STEPS if par.fast else 1  # plain gradients are very slow in a loop on a CPU
         self.steps_per_dispatch = min(steps_per_dispatch or usual, self.total_steps)
-        self.train_steps = par.compile(self._exactly(several(train_step)), arguments=6, donate_first=True, axis=1)
-        self.eval_step = par.compile(self._exactly(eval_step), arguments=4)
+        self.train_steps = par.compile(exactly(several(train_step), run.precision), arguments=6, donate_first=True, axis=1)
+        self.eval_step = par.compile(exactly(eval_step, run.precision), arguments=4)
         self._data: dict[str, Any] = {}
         self._cost: dict[str, float] | None = None
+        self._slots: Callable | None = None
 
-    def _as_asked(self, network: Network) -> Network:
-        """The network in the run's compute type, and in the forms that are fast on a CPU if that is wanted."""
-        model = network.model.clone(dtype=PRECISIONS[self.run.precision][0], fast=self.parallel.fast)
-        return network._replace(model=model)
-
-    def _exactly(self, function: Callable) -> Callable:
-        """`function` traced with the run's precision of products."""
-
-        def traced(*arguments):
-            with jax.default_matmul_precision(PRECISIONS[self.run.precision][1]):
-                return function(*arguments)
-
-        return traced
+    def _stored(self, count_teachers: int) -> soft_targets.Kind | None:
+        run, field = self.run, f'runs.{self.name}.soft_targets'
+        if run.soft_targets == 'live':
+            return None
+        if not count_teachers:
+            raise UserError(f"{field} is {run.soft_targets!r}, but the run has no teacher; name one in teachers, or set 'live'")
+        wanted = run.soft_targets, run.soft_targets_dtype, run.soft_targets_top_k
+        return soft_targets.kind(field, *wanted, self.views, self.mixup, self.splits.num_classes)
 
     def _plan(self) -> tuple[initial.Plan, initial.Plan]:
         """How the variables of student and objective start."""
@@ -181,7 +184,11 @@ class Program:
         def teacher_output(net):
             return jax.eval_shape(lambda: net.model.init_with_output(jax.random.key(0), net.normalize(image), train=False)[0])
 
-        outputs = [student.output, *(teacher_output(net) for net in self.teachers)]
+        if self.stored is None:
+            taught = [teacher_output(net) for net in self.networks]
+        else:
+            taught = [Output(jnp.zeros((2, self.splits.num_classes)), {})] * len(self.teachers)
+        outputs = [student.output, *taught]
         outputs = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), outputs)
         zeros = jnp.zeros(2, jnp.int32)
         batch = {'image': image, 'label': zeros, 'index': zeros, 'mask': jnp.ones(2)}
@@ -216,6 +223,25 @@ class Program:
         if split not in self._data:
             self._data[split] = evaluate.on_device(self.parallel, getattr(self.splits, split))
         return self._data[split]
+
+    def taught(self, trained: Sequence[Trained], rows: Sequence[dict[str, np.ndarray]] | None = None) -> 'Taught':
+        """What the steps need of the teachers: their variables, or the soft targets that `soft_targets.obtain` gave."""
+        put = self.parallel.replicate
+        if self.stored is None:
+            variables = tuple(put(t.variables) for t in trained)
+            return Taught(dict.fromkeys(('train', 'val', 'test'), variables))
+        tables = {split: tuple(soft_targets.columns(r[split]) for r in rows) for split in ('val', 'test')}
+        if soft_targets.fits(self.stored, len(rows) * self.train_count, self.splits.num_classes, self.parallel):
+            tables['train'] = tuple(soft_targets.columns(r['train']) for r in rows)
+            return Taught(put(tables))
+        return Taught(put(tables) | {'train': ()}, tuple(r['train'] for r in rows))
+
+    def slots(self, seed: int, index: np.ndarray, view: np.ndarray) -> np.ndarray:
+        """`views.slot` on the host, of arrays of any shape."""
+        if self._slots is None:
+            self._slots = jax.jit(lambda s, i, v: self.views.slot(jax.random.key(s), i, v))
+        with jax.default_device(jax.local_devices(backend='cpu')[0]):
+            return np.asarray(self._slots(seed, index.ravel(), view.ravel())).reshape(index.shape)
 
     def cost(self, variables) -> dict[str, float]:
         if self._cost is None:

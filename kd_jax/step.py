@@ -11,9 +11,17 @@ import optax
 
 from kd_jax import metrics, optim
 from kd_jax.data import augment
+from kd_jax.data.views import Views, look_up
 from kd_jax.models import Output
 from kd_jax.models.common import mean_probabilities
 from kd_jax.objectives import WeightedSum, ensemble_logits
+
+# (the compute type of the networks, the least precision of float32 products: 'highest' means float32 on every backend)
+PRECISIONS = {
+    'float32': (jnp.float32, 'highest'),
+    'tf32': (jnp.float32, 'tensorfloat32'),
+    'bfloat16': (jnp.bfloat16, 'highest'),
+}
 
 
 @flax.struct.dataclass
@@ -35,6 +43,10 @@ class Network(NamedTuple):
     std: tuple[float, ...]
     image_shape: tuple[int, int, int] | None = None  # (H, W, C) of its input; None: that of what it gets
 
+    def computing(self, precision: str, fast: bool) -> 'Network':
+        """This with the compute type of a precision, and with `fast` in the forms that are fast on a CPU."""
+        return self._replace(model=self.model.clone(dtype=PRECISIONS[precision][0], fast=fast))
+
     def normalize(self, pixels: jax.Array) -> jax.Array:
         """`[B, H, W, C]` pixels in 0..255 -> the model's input: resized (bilinear, antialiased), grey as three channels."""
         if self.image_shape is not None:
@@ -51,42 +63,45 @@ class Network(NamedTuple):
         return jax.lax.stop_gradient(self.model.apply(variables, self.normalize(pixels), train=False))
 
 
+class Stored(NamedTuple):
+    """A teacher whose logits were computed beforehand, in place of its network; see `kd_jax.soft_targets`."""
+
+    num_classes: int
+
+    def output(self, rows: dict[str, jax.Array]) -> Output:
+        """What the teacher said. rows: {'logits' [B, K]}, or of the k likeliest classes {'index', 'log' [B, k], 'rest' [B]}:
+        their log-probabilities, and the logarithm of what remains, which the other classes share equally.
+        """
+        if 'logits' in rows:
+            return Output(rows['logits'].astype(jnp.float32), {})
+        index, log, rest = rows['index'].astype(jnp.int32), rows['log'].astype(jnp.float32), rows['rest'].astype(jnp.float32)
+        others = max(self.num_classes - index.shape[1], 1)
+        logits = jnp.broadcast_to(rest[:, None] - jnp.log(jnp.float32(others)), (len(index), self.num_classes))
+        return Output(logits.at[jnp.arange(len(index))[:, None], index].set(log), {})
+
+
+def exactly(function: Callable, precision: str) -> Callable:
+    """`function` traced with the products of a precision."""
+
+    def traced(*arguments):
+        with jax.default_matmul_precision(PRECISIONS[precision][1]):
+            return function(*arguments)
+
+    return traced
+
+
 def variables_of(params: dict, model_state: dict) -> dict:
     """The student's Flax variables."""
     return {'params': params, **model_state}
 
 
-def look_up(data: dict[str, jax.Array], index: jax.Array, name: str) -> jax.Array:
-    return jnp.take(data[name], index, axis=0)
-
-
-def make_view(
-    *, crop: int, flip: bool, rotate: float, cutout: int, fill: tuple[float, ...]
-) -> Callable[[jax.Array, dict, jax.Array, jax.Array], jax.Array]:
-    """`view(key, data, index, number) -> [B, H, W, C]` float32 pixels.
-
-    The view of an image is a function of (key, index, view number) alone: batch size, order, the number of devices
-    and a restart change nothing.
-    """
-
-    def one(key, image, index, number):
-        key = jax.random.fold_in(jax.random.fold_in(key, index), number)
-        return augment.augment(key, image, crop=crop, flip=flip, rotate=rotate, cutout=cutout, fill=fill)
-
-    def view(key, data, index, number):
-        images = look_up(data, index, 'image').astype(jnp.float32)
-        return jax.vmap(one, in_axes=(None, 0, 0, 0))(key, images, index, number)
-
-    return view
-
-
 def make_train_step(
     *,
     student: Network,
-    teachers: Sequence[Network],
+    teachers: Sequence[Network | Stored],
     objective: WeightedSum,
     tx: optax.GradientTransformation,
-    view: Callable,
+    views: Views,
     steps_per_epoch: float,
     mixup: float = 0.0,
     accumulate: int = 1,
@@ -98,9 +113,11 @@ def make_train_step(
 
     state: `TrainState`; its buffers may be donated.
     seed: int32 scalar; all randomness derives from it, the step number and each example's (index, view).
-    teacher_variables: tuple of variables, one a teacher; read only.
+    teacher_variables: tuple of variables, one a teacher; read only. Of a `Stored` teacher its table: rows `[N, V, ...]` for
+      each image and each of the `views.count` views; not read if the batch brings the rows.
     data: {'image' [N, H, W, C] uint8, 'label' [N] int32}.
-    batch: {'index', 'view' [B] int32} and, with mixup, {'partner_index', 'partner_view'}.
+    batch: {'index', 'view' [B] int32} and, with mixup, {'partner_index', 'partner_view'}; 'stored': rows `[B, ...]` for each
+      teacher, where they do not lie on the device.
     metrics: float32 scalars: `loss`, `top1` of the training batch (labelled examples), and each term unweighted.
 
     `freeze`: see `optim.frozen_mask`; a frozen BatchNorm uses its running statistics, as in evaluation.
@@ -114,10 +131,20 @@ def make_train_step(
         return jax.lax.psum(x, axis_name) if axis_name else x
 
     def see(key, share, data, part):
-        pixels = view(key, data, part['index'], part['view'])
+        pixels = views.pixels(key, data, part['index'], part['view'])
         if mixup:
-            pixels = share * pixels + (1 - share) * view(key, data, part['partner_index'], part['partner_view'])
+            pixels = share * pixels + (1 - share) * views.pixels(key, data, part['partner_index'], part['partner_view'])
         return pixels
+
+    def taught(key, teacher_variables, pixels, part):
+        """The teachers' outputs."""
+        if not any(isinstance(teacher, Stored) for teacher in teachers):
+            return tuple(net.predict(v, pixels) for net, v in zip(teachers, teacher_variables, strict=True))
+        rows = part.get('stored')
+        if rows is None:
+            slot = views.slot(key, part['index'], part['view'])
+            rows = jax.tree.map(lambda table: table[part['index'], slot], teacher_variables)
+        return tuple(teacher.output(row) for teacher, row in zip(teachers, rows, strict=True))
 
     def train_step(state, seed, teacher_variables, data, batch):
         key = jax.random.key(seed)
@@ -135,7 +162,7 @@ def make_train_step(
 
         def loss_of(params, model_state, number, part, part_masks):
             pixels = see(key, share, data, part)
-            outputs = tuple(net.predict(v, pixels) for net, v in zip(teachers, teacher_variables, strict=True))
+            outputs = taught(key, teacher_variables, pixels, part)
             part = dict(part, image=student.normalize(pixels))
             if mixup:
                 part['mix'] = share
@@ -162,7 +189,7 @@ def make_train_step(
 
         model_state, grads, sums, right = state.model_state, None, None, jnp.float32(0)
         for number in range(accumulate):  # unrolled: convolution gradients in a loop body are slow on CPU
-            part = {name: x[number::accumulate] for name, x in batch.items()}
+            part = jax.tree.map(lambda x: x[number::accumulate], batch)  # noqa: B023  (used at once)
             part_masks = {name: x[number::accumulate] for name, x in masks.items()}
             (_, (model_state, part_sums, part_right)), part_grads = jax.value_and_grad(loss_of, has_aux=True)(
                 state.params, model_state, number, part, part_masks
@@ -216,12 +243,18 @@ def several(train_step: Callable) -> Callable:
 
 
 def make_eval_step(
-    *, student: Network, teachers: Sequence[Network], teacher_weights: Sequence[float], axis_name: str | None = None
+    *, student: Network, teachers: Sequence[Network | Stored], teacher_weights: Sequence[float], axis_name: str | None = None
 ) -> Callable:
     """The step `(variables, teacher_variables, data, batch) -> sums` of `kd_jax.metrics` over the global batch.
 
-    batch: {'index' [B] int32, 'mask' [B] float32}; examples with mask 0 count nowhere.
+    batch: {'index' [B] int32, 'mask' [B] float32}; examples with mask 0 count nowhere. Of a `Stored` teacher the first view
+    counts.
     """
+
+    def logits_of(teacher, variables, pixels, index):
+        if isinstance(teacher, Stored):
+            return teacher.output(jax.tree.map(lambda table: table[index, 0], variables)).logits
+        return teacher.predict(variables, pixels).logits
 
     def eval_step(variables, teacher_variables, data, batch):
         pixels = look_up(data, batch['index'], 'image').astype(jnp.float32)
@@ -230,7 +263,8 @@ def make_eval_step(
         heads = {name: head.logits for name, head in output.heads.items()}
         if heads:
             heads['average'] = mean_probabilities(list(heads.values()))
-        outputs = tuple(net.predict(v, pixels).logits for net, v in zip(teachers, teacher_variables, strict=True))
+        pairs = zip(teachers, teacher_variables, strict=True)
+        outputs = tuple(logits_of(teacher, v, pixels, batch['index']) for teacher, v in pairs)
         teacher_logits = ensemble_logits(outputs, teacher_weights) if outputs else None
         sums = metrics.sums(output.logits, batch, teacher_logits, heads)
         return jax.lax.psum(sums, axis_name) if axis_name else sums

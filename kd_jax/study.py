@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from kd_jax import data, imported, parallel, program, report, teachers, train
+from kd_jax import data, imported, parallel, program, report, soft_targets, teachers, train
 from kd_jax.errors import UserError, unknown
 from kd_jax.monitor import import_wandb, say
 from kd_jax.workdir import RunDirectory, find_run, make_directory, to_json, write_json
@@ -201,7 +201,7 @@ class Study:
                 shared,
                 self.directory(name, seed),
                 seed,
-                trained=[self._load(reference, seed) for reference in run.teachers],
+                taught=self._taught(shared, seed, should_stop),
                 start=self._start(name, seed, self._load),
                 should_stop=should_stop,
                 tensorboard=self.config.tensorboard,
@@ -209,6 +209,26 @@ class Study:
                 profile=tuple(self.config.profile),
             )
         self._trained.clear()  # large teachers are read again rather than kept
+
+    def _taught(self, shared: program.Program, seed: int, should_stop: Callable[[], bool]) -> program.Taught:
+        """What the teachers of a seed give to its training."""
+        run = shared.run
+        trained = [self._load(reference, seed) for reference in run.teachers]
+        if shared.stored is None:
+            return shared.taught(trained)
+        rows = soft_targets.obtain(
+            trained,
+            [self.find(reference, seed).path for reference in run.teachers],
+            shared.stored,
+            shared.splits,
+            shared.parallel,
+            precision=run.precision,
+            title=' and '.join(run.teachers),
+            should_stop=should_stop,
+        )
+        if rows is None:
+            raise train.Stopped
+        return shared.taught(trained, rows)
 
 
 def describe(shared: program.Program) -> str:

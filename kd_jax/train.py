@@ -1,7 +1,7 @@
 """One run with one seed: train from the latest checkpoint (or from nothing) to result.json."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import flax
@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax import evaluate, parallel
+from kd_jax import evaluate, parallel, soft_targets
 from kd_jax.checkpoint import Checkpoints
 from kd_jax.data import batches
 from kd_jax.monitor import Monitor, say, warn
-from kd_jax.program import Program
+from kd_jax.program import Program, Taught
 from kd_jax.record import Dispatch, Due, Progress, Recorder
 from kd_jax.runtime import Trace
 from kd_jax.step import TrainState, variables_of
@@ -30,7 +30,7 @@ def train(
     directory: RunDirectory,
     seed: int,
     *,
-    trained: Sequence[Trained],
+    taught: Taught,
     start: Trained | None,
     should_stop: Callable[[], bool],
     tensorboard: bool = True,
@@ -39,8 +39,8 @@ def train(
 ) -> dict[str, Any]:
     """Trains `seed` of a run to the end and returns what went into its result.json.
 
-    trained: the teachers of this seed. start: the run whose weights it starts from, if any. profile: (first, last) step of
-    which a trace is written.
+    taught: what the teachers of this seed give. start: the run whose weights it starts from, if any. profile: (first, last)
+    step of which a trace is written.
 
     Raises:
       Stopped: when `should_stop()`; the state is saved.
@@ -54,7 +54,6 @@ def train(
         directory.start(to_json(facts | {'config': config}))
     parallel.barrier(f'{title} directory')
     order = batches.TrainOrder(program.pool, program.train_count, run.batch_size, seed)
-    teacher_variables = tuple(par.replicate(t.variables) for t in trained)
     fresh = program.fresh_state(seed, start)
 
     with Checkpoints(directory.checkpoints) as checkpoints:
@@ -92,9 +91,9 @@ def train(
             while step < program.total_steps and not (run.patience and progress.since_best >= run.patience):
                 trace.at(step)
                 count = program.steps_at_once(step)
-                batch = par.divide(stacked(order, step, count, program), axis=1)
+                batch = par.divide(stacked(order, step, count, program, seed, taught), axis=1)
                 state, metrics = program.train_steps(
-                    state, np.int32(seed), teacher_variables, program.data('train'), np.int32(count), batch
+                    state, np.int32(seed), taught.variables['train'], program.data('train'), np.int32(count), batch
                 )
                 step += count
                 waited = recorder.dispatched(Dispatch(step, count, metrics))
@@ -107,7 +106,7 @@ def train(
                     if not (program.overlap and evaluated):  # evaluating, and compiling that, is no training
                         recorder.collect()
                     evaluated = True
-                    sums = _start_evaluation(program, selected(state), teacher_variables, 'val') if due else None
+                    sums = _start_evaluation(program, selected(state), taught, 'val') if due else None
                     saved = jax.tree.map(jnp.copy, state) if program.overlap else state  # the next steps reuse its buffers
                     recorder.due(Due(step, sums, saved))
                     if stopping or run.patience or not program.overlap:
@@ -121,7 +120,7 @@ def train(
             state = par.replicate(flax.serialization.from_state_dict(fresh, checkpoints.read(chosen)[0]))
 
     variables = selected(state)
-    val, test = (evaluate.finish(_start_evaluation(program, variables, teacher_variables, split)) for split in ('val', 'test'))
+    val, test = (evaluate.finish(_start_evaluation(program, variables, taught, split)) for split in ('val', 'test'))
     val.pop('teacher', None)
     result = {
         'run': program.name,
@@ -152,15 +151,19 @@ def selected(state: TrainState) -> dict[str, Any]:
     return variables_of(state.params['student'], state.model_state['student'])
 
 
-def stacked(order: batches.TrainOrder, step: int, count: int, program: Program) -> dict[str, np.ndarray]:
+def stacked(order: batches.TrainOrder, step: int, count: int, program: Program, seed: int, taught: Taught) -> dict[str, Any]:
     """Indices and view numbers `[S, B]` of `count` steps from `step` on; what comes after those is not used.
 
-    With mixup also each example's partner, its neighbour in the batch.
+    With mixup also each example's partner, its neighbour in the batch; and the soft targets, unless the devices hold them.
     """
     several = order.several(step, count, program.steps_per_dispatch)
     partners = {f'partner_{name}': np.roll(value, 1, axis=1) for name, value in several.items()} if program.mixup else {}
+    if taught.streamed:
+        slot = program.slots(np.int32(seed), several['index'], several['view'])
+        rows = tuple(soft_targets.columns(table[several['index'], slot]) for table in taught.streamed)
+        return several | partners | {'stored': rows}
     return several | partners
 
 
-def _start_evaluation(program: Program, variables: Any, teacher_variables: tuple, split: str) -> list:
-    return evaluate.start(program.eval_step, program.parallel, variables, teacher_variables, program.data(split))
+def _start_evaluation(program: Program, variables: Any, taught: Taught, split: str) -> list:
+    return evaluate.start(program.eval_step, program.parallel, variables, taught.variables[split], program.data(split))

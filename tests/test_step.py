@@ -10,9 +10,10 @@ from helpers import random_splits
 
 from kd_jax import evaluate, models, objectives, optim
 from kd_jax.data import batches
+from kd_jax.data.views import Views
 from kd_jax.errors import UserError
 from kd_jax.parallel import Parallel
-from kd_jax.step import Network, TrainState, make_eval_step, make_train_step, make_view, variables_of
+from kd_jax.step import Network, TrainState, make_eval_step, make_train_step, variables_of
 
 MODES = {'jit on 1': ('jit', 1), 'jit on 4': ('jit', 4), 'pmap on 4': ('pmap', 4)}
 BATCH = 16
@@ -48,7 +49,7 @@ def run(splits, mode, devices, *, steps=10, model='resnet8', dropout=0.1, mixup=
         teachers=teachers,
         objective=loss,
         tx=tx,
-        view=make_view(crop=1, flip=True, rotate=10.0, cutout=2, fill=(127.5,)),
+        views=Views(crop=1, flip=True, rotate=10.0, cutout=2, fill=(127.5,)),
         steps_per_epoch=60 / BATCH,
         mixup=mixup,
         accumulate=accumulate,
@@ -166,7 +167,7 @@ def test_several_teachers_give_the_same_on_any_devices():
 
 def test_views_depend_on_index_and_view_number_only():
     splits = random_splits()
-    view = make_view(crop=1, flip=True, rotate=15.0, cutout=3, fill=(0.0,))
+    view = Views(crop=1, flip=True, rotate=15.0, cutout=3).pixels
     data = {'image': jnp.asarray(splits.train.image)}
     key = jax.random.key(5)
     together = view(key, data, jnp.arange(12), jnp.full(12, 4))

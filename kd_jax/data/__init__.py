@@ -36,6 +36,11 @@ class Splits:
     std: tuple[float, ...]
     name: str
 
+    @property
+    def mean_pixel(self) -> tuple[float, ...]:
+        """In 0..255."""
+        return tuple(255 * m for m in self.mean)
+
 
 def _tfds(config) -> Raw:
     from kd_jax.data import tfds  # here, so that `python -m kd_jax.data.tfds` does not find itself imported already

@@ -26,15 +26,38 @@ def augment(key, image, *, crop: int = 0, flip: bool = False, rotate: float = 0.
     Returns:
       float32 `[H, W, C]`.
     """
-    if crop:
-        image = _crop(jax.random.fold_in(key, 0), image, crop)
-    if flip:
-        image = jnp.where(jax.random.bernoulli(jax.random.fold_in(key, 1)), image[:, ::-1], image)
+    image = window(image, draw_window(key, crop=crop, flip=flip), crop=crop, flip=flip)
     if rotate:
         image = rotate_image(image, jax.random.uniform(jax.random.fold_in(key, 2), minval=-rotate, maxval=rotate))
     if cutout:
         image = _cutout(jax.random.fold_in(key, 3), image, cutout, fill)
     return image
+
+
+def windows(*, crop: int, flip: bool) -> int:
+    """How many different views cropping and flipping can make of an image."""
+    return (2 * crop + 1) ** 2 * (2 if flip else 1)
+
+
+def draw_window(key, *, crop: int, flip: bool):
+    """The number of the crop and flip that `augment` makes with `key`: int32 scalar in 0 ... `windows(...) - 1`."""
+    number = jnp.int32(0)
+    if crop:
+        top, left = jax.random.randint(jax.random.fold_in(key, 0), (2,), 0, 2 * crop + 1)
+        number = top * (2 * crop + 1) + left
+    if flip:
+        number = 2 * number + jax.random.bernoulli(jax.random.fold_in(key, 1))
+    return number
+
+
+def window(image, number, *, crop: int, flip: bool):
+    """The crop and flip of that number."""
+    if flip:
+        number, mirrored = number // 2, number % 2
+    if crop:
+        padded = jnp.pad(image, ((crop, crop), (crop, crop), (0, 0)))
+        image = jax.lax.dynamic_slice(padded, (number // (2 * crop + 1), number % (2 * crop + 1), 0), image.shape)
+    return jnp.where(mirrored == 1, image[:, ::-1], image) if flip else image
 
 
 def rotate_image(image, degrees):
@@ -57,12 +80,6 @@ def mixup_share(key, alpha: float):
     """
     share = jax.random.beta(key, alpha, alpha)
     return jnp.maximum(share, 1.0 - share)
-
-
-def _crop(key, image, pad: int):
-    place = jax.random.randint(key, (2,), 0, 2 * pad + 1)
-    padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
-    return jax.lax.dynamic_slice(padded, (place[0], place[1], 0), image.shape)
 
 
 def _cutout(key, image, side: int, fill):
