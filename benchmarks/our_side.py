@@ -67,7 +67,7 @@ def build(spec: Mapping[str, Any], images: np.ndarray, labels: np.ndarray) -> tu
         goal = done + steps
         while done < goal:
             count = min(made.steps_per_dispatch, goal - done)
-            batch = par.divide(train.stacked(order, done, count, made, 0, taught), axis=1)
+            batch = par.divide(train.stacked(order, done, count, made, taught), axis=1)
             state, metrics = made.train_steps(state, np.int32(0), taught.variables['train'], data, np.int32(count), batch)
             done += count
         jax.block_until_ready(metrics)

@@ -44,8 +44,9 @@ class Monitor:
         tensorboard: bool = True,
         wandb: str = '',
         config: dict[str, Any] | None = None,
+        bar: bool = True,
     ):
-        self.title, self.active = title, active
+        self.title, self.active, self._wants_bar = title, active, bar
         self.total_steps, self.steps_per_epoch, self.batch_size = total_steps, steps_per_epoch, batch_size
         self._bar = self._events = self._wandb = self._file = None
         self._last = (time.perf_counter(), None)
@@ -62,7 +63,7 @@ class Monitor:
         self._file = open(directory / 'metrics.jsonl', 'a')  # noqa: SIM115  (closed in __exit__)
 
     def __enter__(self):
-        if self.active and sys.stdout.isatty():
+        if self.active and self._wants_bar and sys.stdout.isatty():
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
             columns = TextColumn('{task.description}'), BarColumn(), TextColumn('{task.fields[text]}'), TimeRemainingColumn()

@@ -123,6 +123,7 @@ def build(
     decay_norm_and_bias: bool = True,
     clip_norm: float = 0.0,
     freeze: Sequence[str] = (),
+    traced: Mapping[str, jax.Array] | None = None,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The optimiser of `params` and its learning-rate schedule (see `make_schedule`).
 
@@ -147,6 +148,7 @@ def build(
       clip_norm: the gradient of all parameters that train is scaled down to this global norm; 0: it is not.
       freeze: regular expressions for paths in the student, see `frozen_mask`. What they match does not change, has no
         optimiser state and does not count in the global norm.
+      traced: `learning_rate` or `weight_decay`, or both, as numbers that only a running step knows, in place of those above.
 
     Raises:
       UserError: for an unknown name, a number out of its range, or a pattern that is not valid or matches nothing.
@@ -171,7 +173,11 @@ def build(
         step_factor=step_factor,
         final_factor=final_factor,
     )
-    decay = optax.add_decayed_weights(weight_decay, mask=None if decay_norm_and_bias else _kernels)
+    traced = traced or {}
+    if 'learning_rate' in traced:
+        usual, factor = rate, traced['learning_rate'] / learning_rate
+        rate = lambda step: factor * usual(step)  # noqa: E731
+    decay = optax.add_decayed_weights(traced.get('weight_decay', weight_decay), mask=None if decay_norm_and_bias else _kernels)
     tx = OPTIMISERS[name](rate, decay, momentum=momentum, nesterov=nesterov, b1=b1, b2=b2, eps=eps)
     if clip_norm > 0:
         tx = optax.chain(optax.clip_by_global_norm(clip_norm), tx)

@@ -106,6 +106,17 @@ class Parallel:
         options = self._options()
         return _with_options(made, options) if options else made
 
+    def compile_each(self, step: Callable, *, own: int, shared: int, donate_first: bool = False) -> Callable:
+        """`step` on each device by itself: the first `own` arguments and all outputs have a device axis `[D, ...]`.
+
+        The other arguments, `shared` of them, are the same for all. For one process.
+        """
+        axes = (0,) * own + (None,) * shared
+        donate = (0,) if donate_first else ()
+        made = jax.pmap(step, in_axes=axes, out_axes=0, donate_argnums=donate, devices=self._pmap_devices())
+        options = self._options()
+        return _with_options(made, options) if options else made
+
     def _options(self) -> dict[str, str] | None:
         if not self.fast or self.devices[0].platform != 'cpu' or jax.process_count() > 1:
             return None

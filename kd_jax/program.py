@@ -1,9 +1,10 @@
 """What the seeds of a run share: the networks, the objective, the durations, the compiled steps, the data on the devices."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -58,11 +59,22 @@ def check(name: str, run: ConfigDict) -> None:
     optim.check_ema_decay(run.optim.ema_decay)
 
 
-class Taught(NamedTuple):
+@dataclasses.dataclass
+class Taught:
     """What the teachers give to the steps."""
 
-    variables: dict[str, tuple]  # split -> the argument `teacher_variables` of the steps on it
+    variables: dict[str, Any]  # 'train' -> the argument `teacher_variables` of the train step
     streamed: tuple[np.ndarray, ...] = ()  # rows `[N, V]` of the training images, one a teacher, that come with each batch
+    judge: Callable[[str], tuple] = lambda split: ()
+
+    def judged(self, split: str) -> tuple:
+        """Tables `{'logits' [N, 1, K]}` of the teachers' logits for a split's images, for the evaluation; each is made once."""
+        if split not in self._judged:
+            self._judged[split] = self.judge(split)
+        return self._judged[split]
+
+    def __post_init__(self):
+        self._judged: dict[str, tuple] = {}
 
 
 class Program:
@@ -93,10 +105,11 @@ class Program:
         self.mixup = augment.pop('mixup')
         self.views = Views(**augment, fill=splits.mean_pixel)
         self.stored = self._stored(len(trained))  # what is kept of the teachers, instead of running them
+        self.judges = (Stored(splits.num_classes),) * len(trained)  # in evaluations: they run once over each split
         self.teachers = self.networks
         if self.stored is not None:
-            self.views, self.teachers = self.stored.views, (Stored(splits.num_classes),) * len(trained)
-        weights = tuple(run.teacher_weights) or (1.0,) * len(trained)
+            self.views, self.teachers = self.stored.views, self.judges
+        weights = self.weights = tuple(run.teacher_weights) or (1.0,) * len(trained)
         if len(weights) != len(trained):
             raise UserError(f'teacher_weights {weights} has {len(weights)} entries for {len(trained)} teachers; give one each')
         self.objective = objectives.build(
@@ -135,9 +148,10 @@ class Program:
         self.shapes = student
         shapes = {'student': student['params'], 'objective': objective.get('params', {})}
         settings['freeze'] = tuple(run.optim.freeze) + optim.all_but(shapes['student'], tuple(settings.pop('train')))
-        self.tx, self.schedule = optim.build(
-            shapes, total_steps=self.total_steps, steps_per_epoch=self.steps_per_epoch, **settings
-        )
+        built = {'total_steps': self.total_steps, 'steps_per_epoch': self.steps_per_epoch, **settings}
+        self.tx, self.schedule = optim.build(shapes, **built)
+        self.optimiser = lambda traced=None, **changed: optim.build(shapes, **built | changed, traced=traced)[0]
+        self.settings = {'accumulate': accumulate, 'ema_decay': self.ema_decay, 'freeze': settings['freeze']}
         self.params = teachers.param_count(self.shapes)
         frozen = optim.frozen_mask(shapes['student'], settings['freeze'])
         kept = jax.tree.map(lambda f, x: 0 if f else math.prod(x.shape), frozen, shapes['student'])
@@ -150,14 +164,10 @@ class Program:
             views=self.views,
             steps_per_epoch=self.steps_per_epoch,
             mixup=self.mixup,
-            accumulate=accumulate,
-            ema_decay=self.ema_decay,
-            freeze=settings['freeze'],
+            **self.settings,
             axis_name=par.axis_name,
         )
-        eval_step = make_eval_step(
-            student=self.student, teachers=self.teachers, teacher_weights=weights, axis_name=par.axis_name
-        )
+        eval_step = make_eval_step(student=self.student, teachers=self.judges, teacher_weights=weights, axis_name=par.axis_name)
         usual = STEPS if not self.on_cpu else CPU_STEPS if par.fast else 1  # plain gradients are very slow in a loop on a CPU
         self.steps_per_dispatch = min(steps_per_dispatch or usual, self.total_steps)
         self.train_steps = par.compile(exactly(several(train_step), run.precision), arguments=6, donate_first=True, axis=1)
@@ -210,6 +220,15 @@ class Program:
                 'add deep_supervision or self_distillation'
             )
 
+    def check_numbers(self, run: ConfigDict) -> None:
+        """Raises `UserError` for a number of `run`, which differs in nothing else, that makes no sense."""
+        objectives.build(run.objective, teacher_weights=self.weights, num_classes=self.splits.num_classes)
+        self.optimiser(learning_rate=self.learning_rate_of(run), weight_decay=run.optim.weight_decay)
+
+    def learning_rate_of(self, run: ConfigDict) -> float:
+        """The peak learning rate of a run that may differ from this program's in that number."""
+        return self.learning_rate if run.optim.teacher_factor else run.optim.learning_rate
+
     def steps_at_once(self, step: int) -> int:
         """How many steps are dispatched after `step`: never past a validation."""
         return min(self.steps_per_dispatch, min(s for s in self.eval_steps if s > step) - step)
@@ -224,17 +243,22 @@ class Program:
             self._data[split] = evaluate.on_device(self.parallel, getattr(self.splits, split))
         return self._data[split]
 
-    def taught(self, trained: Sequence[Trained], rows: Sequence[dict[str, np.ndarray]] | None = None) -> 'Taught':
+    def taught(self, trained: Sequence[Trained], rows: Sequence[dict[str, np.ndarray]] | None = None) -> Taught:
         """What the steps need of the teachers: their variables, or the soft targets that `soft_targets.obtain` gave."""
         put = self.parallel.replicate
         if self.stored is None:
             variables = tuple(put(t.variables) for t in trained)
-            return Taught(dict.fromkeys(('train', 'val', 'test'), variables))
-        tables = {split: tuple(soft_targets.columns(r[split]) for r in rows) for split in ('val', 'test')}
+
+            def judge(split):
+                asked = self.data(split), self.parallel, self.run.precision
+                logits = soft_targets.judged(self.networks, variables, *asked) if self.networks else ()
+                return put(tuple({'logits': x[:, None]} for x in logits))
+
+            return Taught({'train': variables}, (), judge)
+        kept = lambda split: tuple(soft_targets.columns(r[split]) for r in rows)  # noqa: E731
         if soft_targets.fits(self.stored, len(rows) * self.train_count, self.splits.num_classes, self.parallel):
-            tables['train'] = tuple(soft_targets.columns(r['train']) for r in rows)
-            return Taught(put(tables))
-        return Taught(put(tables) | {'train': ()}, tuple(r['train'] for r in rows))
+            return Taught({'train': put(kept('train'))}, (), lambda split: put(kept(split)))
+        return Taught({'train': ()}, tuple(r['train'] for r in rows), lambda split: put(kept(split)))
 
     def slots(self, seed: int, index: np.ndarray, view: np.ndarray) -> np.ndarray:
         """`views.slot` on the host, of arrays of any shape."""

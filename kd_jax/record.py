@@ -57,7 +57,8 @@ class Dispatch(NamedTuple):
 
     step: int
     count: int
-    metrics: dict[str, jax.Array]  # `[S]`, of which the first `count` mean something
+    metrics: dict[str, jax.Array]  # `[S]`, of which the first `count` mean something; of several runs `[D, S]`
+    place: int | None = None  # which of them is meant
 
 
 class Due(NamedTuple):
@@ -136,7 +137,10 @@ class Recorder:
         if not done:
             return
         for dispatch in done:
-            metrics = {name: x[: dispatch.count] for name, x in jax.device_get(dispatch.metrics).items()}
+            metrics = jax.device_get(dispatch.metrics)
+            if dispatch.place is not None:
+                metrics = {name: x[dispatch.place] for name, x in metrics.items()}
+            metrics = {name: x[: dispatch.count] for name, x in metrics.items()}
             self._refuse_infinite(dispatch.step - dispatch.count, metrics['loss'])
             self.progress.add(metrics)
         seconds = self.monitor.advance(done[-1].step, float(metrics['loss'][-1]))

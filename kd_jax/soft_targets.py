@@ -147,7 +147,6 @@ def extract(
         return True
     networks = [network.computing(precision, par.fast) for network in networks]
     placed = par.replicate(tuple(variables))
-    batch = -(-_BATCH // len(par)) * len(par)
     begin = said = time.perf_counter()
     current = run = data = None
     if is_main():
@@ -162,22 +161,36 @@ def extract(
             run = par.compile(exactly(_make_step(networks, views, par.axis_name), precision), arguments=3)
         count, width, _ = tables[0].splits[split]
         rows = np.arange(chunk * CHUNK, min((chunk + 1) * CHUNK, count * width))
-        pending = []
-        for first in range(0, len(rows), batch):
-            some = rows[first : first + batch]
-            padded = np.concatenate([some, np.zeros(batch - len(some), some.dtype)])
-            where = {'index': (padded // width).astype(np.int32), 'slot': (padded % width).astype(np.int32)}
-            pending.append((run(placed, data, par.divide(where)), len(some)))
+        logits = _logits(run, placed, data, rows, width, par)
         for k, table in enumerate(tables):
             if (split, chunk) in missing[k] and is_main():
-                logits = np.concatenate([np.asarray(outputs[k])[:length] for outputs, length in pending])
-                table.write(split, chunk, rows_of(logits, table.splits[split][2]))
+                table.write(split, chunk, rows_of(logits[k], table.splits[split][2]))
         if is_main() and time.perf_counter() - said > 30:
             said = time.perf_counter()
             left = (said - begin) / (number + 1) * (len(work) - number - 1)
             say(f'{title} · soft targets {100 * (number + 1) / len(work):.0f} % · {clock(left)} left')
     barrier(f'{title} written')
     return True
+
+
+def judged(
+    networks: Sequence[Network], placed: Any, data: dict[str, jax.Array], par: Parallel, precision: str
+) -> list[np.ndarray]:
+    """The teachers' logits `[N, K]` for images as they are. placed: their variables; data: a split's, both on the devices."""
+    run = par.compile(exactly(_make_step(networks, Views(), par.axis_name), precision), arguments=3)
+    return _logits(run, placed, data, np.arange(len(data['label'])), 1, par)
+
+
+def _logits(run: Callable, placed: Any, data: Any, rows: np.ndarray, width: int, par: Parallel) -> list[np.ndarray]:
+    """The teachers' logits for the rows of a table with `width` views an image; `run`: `_make_step`'s function."""
+    batch, pending = evaluate.batch_size_for(par, len(rows), _BATCH), []
+    for first in range(0, len(rows), batch):
+        some = rows[first : first + batch]
+        padded = np.concatenate([some, np.zeros(batch - len(some), some.dtype)])
+        where = {'index': (padded // width).astype(np.int32), 'slot': (padded % width).astype(np.int32)}
+        pending.append((run(placed, data, par.divide(where)), len(some)))
+    teachers_ = range(len(pending[0][0]))
+    return [np.concatenate([np.asarray(outputs[k])[:length] for outputs, length in pending]) for k in teachers_]
 
 
 def _make_step(networks: Sequence[Network], views: Views, axis_name: str | None) -> Callable:

@@ -1,13 +1,13 @@
 """A study: its runs in the order of what they depend on, each trained, resumed or skipped; then the closing table."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
 
-from kd_jax import data, imported, parallel, program, report, soft_targets, teachers, train
+from kd_jax import data, imported, parallel, population, program, report, soft_targets, teachers, train
 from kd_jax.errors import UserError, unknown
 from kd_jax.monitor import import_wandb, say
 from kd_jax.workdir import RunDirectory, find_run, make_directory, to_json, write_json
@@ -60,23 +60,52 @@ def check(config: ConfigDict) -> None:
         raise UserError(f'profile is {profile}; it must be two step numbers, such as --config.profile="(10,20)", or "()"')
 
 
+def _expanded(runs: Mapping[str, ConfigDict]) -> tuple[dict[str, ConfigDict], dict[str, tuple[str, ...]]]:
+    """The runs, each population as its members; and population -> names of its members.
+
+    Raises:
+      UserError: for a name that is taken, or a run that names a population.
+    """
+    found, members = {}, {}
+    for name in runs:
+        run = runs[name].copy_and_resolve_references()
+        made = population.expand(name, run) if run.population else {name: run}
+        if run.population:
+            members[name] = tuple(made)
+        for member in made:
+            if member in found:
+                raise UserError(
+                    f'the population of runs.{name} would name a run {member!r}, which there is; rename one of them'
+                )
+        found |= made
+    for name, run in found.items():
+        for reference in references(run):
+            if reference.partition('/')[0] in members:
+                one = members[reference.partition('/')[0]][0]
+                raise UserError(f'runs.{name} names the population {reference!r}; name one of its members, such as {one!r}')
+    return found, members
+
+
 class Study:
     """The runs of `config` in `workdir`."""
 
     def __init__(self, config: ConfigDict, workdir: Path, only: Sequence[str] = ()):
         self.config, self.workdir = config, Path(workdir)
-        self.runs = {name: config.runs[name].copy_and_resolve_references() for name in order(config.runs)}
+        runs, self._members = _expanded(config.runs)
+        self.runs = {name: runs[name] for name in order(runs)}
         if not self.runs:
             raise UserError('the config has no runs; add one to config.runs')
         for name in only:
-            if name not in self.runs:
-                raise unknown('run', name, self.runs)
+            if name not in self.runs and name not in self._members:
+                raise unknown('run', name, [*self.runs, *self._members])
+        only = [member for name in only for member in self._members.get(name, (name,))]
         self.imports = {name: imported.check(name, spec, self.runs) for name, spec in config.teachers.items()}
         self.chosen = [name for name in self.runs if not only or name in only]
         check(config)
         self.parallel = parallel.Parallel(config.parallel, config.devices or None, fast=config.fast)
         self._splits: dict[str, data.Splits] = {}
-        self._programs: dict[str, program.Program] = {}  # of the runs to train
+        self._programs: dict[str, program.Program] = {}  # of the runs to train; a population's under its own name
+        self._failures: list[str] = []
         self._trained: dict[Path, teachers.Trained] = {}  # models read from disk
         for name, run in self.runs.items():
             program.check(name, run)
@@ -106,6 +135,7 @@ class Study:
     def _promise(self, reference: str, seed: int) -> teachers.Trained:
         """The model that `reference` will be once the runs before this one are trained."""
         owner = _owner(reference, self.runs)
+        owner = self._population_of(owner) or owner
         return self._programs[owner].promise() if owner in self._programs else self._load(reference, seed)
 
     def _load(self, reference: str, seed: int) -> teachers.Trained:
@@ -145,14 +175,16 @@ class Study:
                 self.directory(name, seed).check_same(run.to_dict())
             for seed in reversed(self.unfinished(name)):
                 trained = [self._promise(reference, seed) for reference in run.teachers]
-                if name not in self._programs:
-                    par = self.parallel.for_batch(run.batch_size, run.optim.accumulate)
-                    self._programs[name] = program.Program(
-                        name, run, self.splits(run), trained, par, self.config.steps_per_dispatch
+                par = self.parallel.for_batch(run.batch_size, run.optim.accumulate)
+                owner = self._population_of(name) or name
+                if owner not in self._programs:
+                    self._programs[owner] = program.Program(
+                        owner, run, self.splits(run), trained, par, self.config.steps_per_dispatch
                     )
+                self._programs[owner].check_numbers(run)
                 start = self._start(name, seed, self._promise)
                 if start is not None:
-                    teachers.check_start(start, self._programs[name].shapes)
+                    teachers.check_start(start, self._programs[owner].shapes)
 
     def run(self, should_stop: Callable[[], bool]) -> list[dict]:
         """Trains what is not finished and returns all results; writes results.json and report.md."""
@@ -162,7 +194,11 @@ class Study:
         for name in self.imports:
             self._import(name)
         for name in self.chosen:
-            self._train(name, should_stop)
+            owner = self._population_of(name)
+            if owner is None:
+                self._train(name, should_stop)
+            elif owner in self._programs:
+                self._train_population(owner, should_stop)
         directories = [self.directory(name, 0) for name in self.imports]
         directories += [self.directory(name, seed) for name, run in self.runs.items() for seed in run.seeds]
         results = [directory.result() for directory in directories if directory.finished()]
@@ -172,7 +208,35 @@ class Study:
             write_json(self.workdir / 'results.json', {'results': results, 'table': rows, 'gains': gains})
             (self.workdir / 'report.md').write_text(report.markdown(rows, gains))
             report.show(rows, gains)
+        if self._failures:
+            raise UserError(' '.join(self._failures))
         return results
+
+    def _population_of(self, name: str) -> str | None:
+        return next((owner for owner, members in self._members.items() if name in members), None)
+
+    def _train_population(self, owner: str, should_stop: Callable[[], bool]) -> None:
+        """Trains what is not finished of a population; members whose seeds have teachers of their own in turn."""
+        shared = self._programs.pop(owner)
+        names = [name for name in self._members[owner] if name in self.chosen]
+        fields = population.parse(owner, self.config.runs[owner]).keys() - {'seed'}
+        together = population.Population(shared, sorted(fields))
+        groups: dict[tuple[Path, ...], list[population.Member]] = {}
+        for name in names:
+            for seed in self.unfinished(name):
+                run = self.runs[name]
+                start = self._start(name, seed, self._load)
+                member = population.Member(name, run, seed, self.directory(name, seed), start)
+                groups.setdefault(tuple(self.find(reference, seed).path for reference in run.teachers), []).append(member)
+        say(f'{owner} · {describe(shared)}; {sum(map(len, groups.values()))} students')
+        for members in groups.values():
+            if should_stop():
+                raise train.Stopped
+            taught = self._taught(shared, members[0].seed, should_stop)
+            self._failures += population.train(
+                together, members, taught=taught, should_stop=should_stop, tensorboard=self.config.tensorboard
+            )
+        self._trained.clear()
 
     def _import(self, name: str) -> None:
         """Gives the study an imported teacher as a finished run, if a run that is still to train needs it."""

@@ -52,7 +52,7 @@ def dispatched(made, counts):
     state = par.replicate(made.fresh_state(0, None))
     order = batches.TrainOrder(made.pool, made.train_count, made.run.batch_size, 0)
     for count in counts:
-        batch = stacked(order, step, count, made, 0, program.Taught({}))
+        batch = stacked(order, step, count, made, program.Taught({}))
         for value in batch.values():
             assert len(value) == made.steps_per_dispatch
             value[count:] = 59
@@ -199,7 +199,7 @@ def test_products_have_the_precision_that_was_asked(precision, found, fast):
     variables = {'params': state.params['student'], **state.model_state['student']}
     evaluated = {'index': np.zeros(4, np.int32), 'mask': np.ones(4, np.float32)}
     step = made.train_steps.lower(
-        state, np.int32(0), (), made.data('train'), np.int32(2), stacked(order, 0, 2, made, 0, program.Taught({}))
+        state, np.int32(0), (), made.data('train'), np.int32(2), stacked(order, 0, 2, made, program.Taught({}))
     )
     for lowered, least in ((step, 29), (made.eval_step.lower(variables, (), made.data('val'), evaluated), 10)):
         lines = re.findall(r'stablehlo\.(?:dot_general|convolution).*', lowered.as_text())

@@ -34,6 +34,7 @@ LEVELS = {
     'imported': 4,
     'record': 4,
     'train': 4,
+    'population': 4,
     'study': 5,
     'report': 5,
     'zoo': 5,
@@ -55,6 +56,8 @@ SAME_LEVEL = {
     ('tables', 'workdir'),
     ('parallel', 'runtime'),
     ('train', 'record'),
+    ('population', 'record'),
+    ('population', 'train'),
     ('study', 'report'),
     ('main', 'study'),
 }

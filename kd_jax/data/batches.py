@@ -33,7 +33,7 @@ class TrainOrder:
         _check_batch_size(batch_size)
         self.steps_per_epoch: float = epoch_size / batch_size
         self._batch_size = int(batch_size)
-        self._seed = int(seed)
+        self.seed = int(seed)
         self._passes: dict[int, np.ndarray] = {}
 
     def at(self, step: int) -> dict[str, np.ndarray]:
@@ -61,7 +61,7 @@ class TrainOrder:
         if number not in self._passes:
             while len(self._passes) >= _KEPT:
                 del self._passes[next(iter(self._passes))]
-            rng = np.random.Generator(np.random.PCG64([self._seed, number]))
+            rng = np.random.Generator(np.random.PCG64([self.seed, number]))
             self._passes[number] = rng.permutation(self._pool)
         return self._passes[number]
 

@@ -39,6 +39,8 @@ LIMITS = {
     ),
 }
 
+TRACED = ('weight', 'tau', 'lam', 'beta')  # fields that may be numbers that only a running step knows
+
 _OWN = ('axis_name', 'parent', 'name')  # set by the program, not by the user
 
 
@@ -139,4 +141,4 @@ def _typed(path: str, value: Any, default: Any) -> Any:
     return value
 
 
-__all__ = ['LIMITS', 'OBJECTIVES', 'Term', 'WeightedSum', 'build', 'defaults', 'ensemble_logits']
+__all__ = ['LIMITS', 'OBJECTIVES', 'TRACED', 'Term', 'WeightedSum', 'build', 'defaults', 'ensemble_logits']

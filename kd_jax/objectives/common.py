@@ -28,6 +28,7 @@ class Term(nn.Module):
     needs_teacher: ClassVar[bool] = True
     needs_label: ClassVar[bool] = False
     needs_heads: ClassVar[bool] = False  # auxiliary heads of the student
+    needs_features: ClassVar[bool] = False  # of the teacher, not its logits alone
 
     @nn.nowrap
     def weight_at(self, epoch) -> jax.Array:

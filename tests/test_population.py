@@ -1,0 +1,237 @@
+"""Populations: every member is what it would have been alone, and none depends on the others."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import random_splits, save_npz
+from test_soft_targets import CHANGES
+from test_study import config_of, final_params, train
+
+from configs import common
+from kd_jax import objectives, population, soft_targets
+from kd_jax.errors import UserError
+from kd_jax.models import Output
+from kd_jax.models.common import Exit
+from kd_jax.objectives import OBJECTIVES, TRACED
+from kd_jax.train import Stopped
+from kd_jax.workdir import RunDirectory
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    return save_npz(tmp_path_factory.mktemp('data') / 'three.npz', random_splits(train=200))
+
+
+LONG = CHANGES | {'epochs': 5.0, 'eval_every': 2.5}  # 50 steps
+
+
+def study_of(data, text, changes=None, **fields):
+    config = config_of(
+        data, teacher=(None, {'epochs': 3.0}), student=(common.distillation(), LONG | {'population': text} | (changes or {}))
+    )
+    with config.unlocked():
+        config.augment.crop, config.augment.flip = 1, True
+        config.update_from_flattened_dict(fields)
+    return config
+
+
+def alone(workdir, config, name):
+    """A study of that member only, with the same teacher, as an ordinary run called student."""
+    (run,) = (member for member_name, member in population.expand('student', config.runs.student).items() if member_name == name)
+    with config.unlocked():
+        del config.runs['student']
+        del config.runs['teacher']
+        run.teachers = (str(workdir / 'teacher'),)
+        config.runs.student = run
+    return config
+
+
+def largest_difference(one, other):
+    return max(float(np.abs(one[name] - other[name]).max()) for name in one)
+
+
+CASES = {
+    'tau and seed': ('objective.kl.tau=1,4; seed=0,3', {}, {}),
+    'weights': ('objective.kl.weight=0.5,0.9; objective.cross_entropy.weight=0.1,0.5', {}, {}),
+    'optimiser': ('optim.learning_rate=0.02,0.05; optim.weight_decay=0.,0.01', {'optim.schedule': 'cosine'}, {}),
+    'dropout, average, mixup': (
+        'seed=2,5; objective.kl.tau=2',
+        {'model.dropout': 0.2, 'optim.ema_decay': 0.9, 'optim.warmup_epochs': 1.0},
+        {'augment.mixup': 0.3},
+    ),
+    'stored and in parts': ('objective.kl.tau=1,4,8', {'soft_targets': 'exact', 'optim.accumulate': 2, 'batch_size': 16}, {}),
+}
+
+
+@pytest.mark.parametrize(('mode', 'devices'), [('jit', 1), ('pmap', 4)], ids=str)
+@pytest.mark.parametrize('case', CASES)
+def test_a_member_is_what_it_would_be_alone(data, tmp_path, case, mode, devices):
+    """50 steps: parameters to 1e-4, and the files of a run: the same validations, result and table."""
+    text, changes, fields = CASES[case]
+    config = study_of(data, text, changes, parallel=mode, devices=devices, **fields)
+    results = train(config, tmp_path / 'all')
+    members = population.expand('student', config.runs.student)
+    assert {(name, seed) for name, run in members.items() for seed in run.seeds} == results.keys() - {('teacher', 0)}
+    for name, seed in (min(results.keys() - {('teacher', 0)}), max(results.keys() - {('teacher', 0)})):
+        own = train(alone(tmp_path / 'all', config.copy_and_resolve_references(), name), tmp_path / name)['student', seed]
+        together = results[name, seed]
+        one, other = final_params(tmp_path / name, 'student', seed), final_params(tmp_path / 'all', name, seed)
+        assert one.keys() == other.keys()
+        assert largest_difference(one, other) <= 1e-4
+        assert together['test'] == pytest.approx(own['test'], abs=1e-3)
+        assert together['teacher'] == pytest.approx(own['teacher'], abs=1e-3)
+        lines = [
+            [json.loads(line) for line in (run / f'seed{seed}/metrics.jsonl').read_text().splitlines()]
+            for run in (tmp_path / name / 'student', tmp_path / 'all' / name)
+        ]
+        assert [(line['step'], line['split']) for line in lines[0]] == [(line['step'], line['split']) for line in lines[1]]
+        for mine, theirs in zip(*lines, strict=True):
+            assert mine == pytest.approx(theirs, abs=2e-3)
+    distinct = [final_params(tmp_path / 'all', name, seed)['params/head/kernel'] for name, seed in results if name != 'teacher']
+    for k, one in enumerate(distinct):
+        assert all(np.abs(one - other).max() > 1e-4 for other in distinct[:k])
+
+
+def test_a_member_that_diverges_leaves_the_others_alone(data, tmp_path):
+    with pytest.raises(UserError, match=r'the loss of student-learning_rate=1e\+30 seed 0 became (nan|inf) at step'):
+        train(study_of(data, 'optim.learning_rate=0.05,1e30,0.02'), tmp_path / 'three')
+    two = train(study_of(data, 'optim.learning_rate=0.05,0.02'), tmp_path / 'two')
+    results = json.loads((tmp_path / 'three/results.json').read_text())['results']
+    assert sorted(r['run'] for r in results) == ['student-learning_rate=0.02', 'student-learning_rate=0.05', 'teacher']
+    for result in results:
+        assert result['test'] == pytest.approx(two[result['run'], 0]['test'], abs=1e-4)
+    assert not RunDirectory(tmp_path / 'three/student-learning_rate=1e+30/seed0').finished()
+
+
+@pytest.mark.parametrize('devices', [1, 4])
+def test_a_population_that_is_stopped_goes_on_bit_for_bit(data, tmp_path, devices):
+    def config():
+        return study_of(data, 'objective.kl.tau=1,2,4; seed=0,1', devices=devices, parallel='pmap')
+
+    train(config(), tmp_path / 'whole')
+    asked = iter(range(1000))
+    with pytest.raises(Stopped):
+        train(config(), tmp_path / 'cut', should_stop=lambda: next(asked) == 20)
+    assert not list((tmp_path / 'cut').glob('student*/*/result.json'))
+    # A member that has lost its last checkpoint starts again, and ends where the others do.
+    results = train(config(), tmp_path / 'cut')
+    assert len(results) == 7
+    for name, seed in results:
+        one, other = (final_params(tmp_path / folder, name, seed) for folder in ('whole', 'cut'))
+        for path in one:
+            np.testing.assert_array_equal(one[path], other[path])
+
+
+def test_members_saved_at_different_steps_all_get_to_the_end(data, tmp_path):
+    import shutil
+
+    config = study_of(data, 'objective.kl.tau=1,2,4')
+    whole = train(config, tmp_path / 'whole')
+    shutil.copytree(tmp_path / 'whole', tmp_path / 'part')
+    lost = tmp_path / 'part/student-kl.tau=1/seed0'
+    shutil.rmtree(lost)
+    cut = tmp_path / 'part/student-kl.tau=2/seed0'
+    (cut / 'result.json').unlink()
+    shutil.rmtree(cut / 'checkpoints/50')
+    results = train(config, tmp_path / 'part')
+    for key in whole:
+        assert results[key]['test'] == pytest.approx(whole[key]['test'], abs=1e-4)
+
+
+def test_seeds_with_teachers_of_their_own_learn_from_those(data, tmp_path):
+    config = study_of(data, 'objective.kl.tau=1,4')
+    with config.unlocked():
+        config.seeds = (0, 1)
+    results = train(config, tmp_path)
+    assert len(results) == 6
+    made = population.expand('student', config.runs.student)['student-kl.tau=4']
+    assert (made.seeds, made.order_seed, made.population) == ((0, 1), 0, '')
+    own = train(alone(tmp_path, config.copy_and_resolve_references(), 'student-kl.tau=4'), tmp_path / 'own')
+    for seed in (0, 1):
+        found = final_params(tmp_path, 'student-kl.tau=4', seed), final_params(tmp_path / 'own', 'student', seed)
+        assert largest_difference(*found) <= 1e-4
+        assert own['student', seed]['teacher'] == pytest.approx(results['student-kl.tau=4', seed]['teacher'], abs=1e-3)
+
+
+def test_streamed_targets_serve_a_population(data, tmp_path, monkeypatch):
+    config = study_of(data, 'objective.kl.tau=1,4', {'soft_targets': '4'})
+    one = train(config, tmp_path / 'one')
+    monkeypatch.setattr(soft_targets, 'fits', lambda *_: False)
+    two = train(config, tmp_path / 'two')
+    assert {key: r['test'] for key, r in one.items()} == {key: r['test'] for key, r in two.items()}
+
+
+@pytest.mark.parametrize(
+    ('text', 'changes', 'words'),
+    [
+        ('objective.kl.tua=1,2', {}, "has 'objective.kl.tua=1,2'; write it as 'objective.kl.tau=1,2,4; seed=0,1'"),
+        ('objective.kl.tau', {}, 'write it as'),
+        ('objective.kl.tau=1; objective.kl.tau=2', {}, 'each field once'),
+        ('epochs=1,2', {}, 'each field once, of: seed, objective.cross_entropy.weight'),
+        ('objective.kl.tau=1,warm', {}, 'not all values are numbers'),
+        ('seed=0.5', {}, 'not all values are numbers'),
+        ('objective.kl.tau=2,2', {}, 'names a value twice'),
+        ('objective.kl.tau=2,inf', {}, 'must be finite'),
+        ('objective.kl.weight=0,1', {}, 'a weight of 0 takes the term away'),
+        ('objective.kl.tau=2,-1', {}, 'objective.kl.tau is -1.0; it must be a finite number greater than 0'),
+        ('optim.learning_rate=0.1,0', {}, 'optim.learning_rate is 0.0; it must be'),
+        ('seed=-1', {}, 'has a negative one'),
+        ('objective.kl.tau=2,4', {'patience': 2}, 'patience is 2; the members of a population train equally long'),
+        ('optim.learning_rate=2,4', {'optim.teacher_factor': 0.1}, 'which optim.teacher_factor sets'),
+    ],
+    ids=str,
+)
+def test_bad_populations_are_refused_in_one_sentence(data, tmp_path, text, changes, words):
+    with pytest.raises(UserError, match=words) as caught:
+        train(study_of(data, text, changes), tmp_path)
+    assert '\n' not in str(caught.value)
+
+
+def test_a_population_cannot_teach_but_its_members_can(data, tmp_path):
+    config = study_of(data, 'objective.kl.tau=1,4')
+    with config.unlocked():
+        config.runs.small = config.runs.student.copy_and_resolve_references()
+        config.runs.small.update_from_flattened_dict({'population': '', 'teachers': ('student',), 'epochs': 1.0})
+    with pytest.raises(UserError, match="names the population 'student'; name one of its members, such as 'student-kl.tau=1'"):
+        train(config, tmp_path)
+    with config.unlocked():
+        config.runs.small.teachers = ('student-kl.tau=4',)
+    assert ('small', 0) in train(config, tmp_path)
+
+
+@pytest.mark.parametrize('name', OBJECTIVES)
+def test_every_objective_takes_its_numbers_when_the_step_runs(name):
+    """The fields in `TRACED`: value and gradient as with the same number written down."""
+    term = OBJECTIVES[name]
+    rng = np.random.default_rng(0)
+    shapes = {'stem': (4, 4, 4, 3), 'stage1': (4, 4, 4, 5), 'stage2': (4, 2, 2, 6), 'pooled': (4, 6)}
+
+    def output(seed):
+        features = {key: jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32) for key, shape in shapes.items()}
+        heads = {}
+        if term.needs_heads:
+            numbers = lambda width: jnp.asarray(rng.normal(size=(4, width)), jnp.float32)  # noqa: E731
+            heads = {head: Exit(numbers(3), numbers(6)) for head in ('head1', 'head')}
+        return Output(jnp.asarray(rng.normal(size=(4, 3)), jnp.float32), features, heads)
+
+    student, teacher = output(1), output(2)
+    batch = {'label': jnp.array([0, 1, 2, 1]), 'index': jnp.arange(4), 'mask': jnp.ones(4)}
+    fields = [field for field in TRACED if field in objectives.defaults(name)]
+    assert 'weight' in fields
+    made = term()
+    taught = teacher if term.needs_teacher else None
+    variables = made.init(jax.random.key(0), student, taught, batch)
+    for field in fields:
+        value = 0.7
+
+        def loss(logits, number, field=field):
+            changed = made.clone(**{field: number})
+            values = changed.apply(variables, student.replace(logits=logits), taught, batch)
+            return changed.weight_at(0.0) * values.sum()
+
+        written = jax.value_and_grad(lambda x, v=value, f=loss: f(x, v))(student.logits)
+        traced = jax.jit(jax.value_and_grad(loss))(student.logits, jnp.float32(value))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), written, traced)
