@@ -25,6 +25,7 @@ def make_program(spec: Mapping[str, Any], splits: Splits, fast: bool) -> tuple[p
     config.augment.crop, config.augment.flip, config.precision = 4, splits.train.image.shape[1] <= 64, spec['precision']
     run = common.run(config, spec['student'], common.distillation() if spec['teacher'] else common.labels())
     run.batch_size = spec['batch']
+    run.update_from_flattened_dict(spec.get('run', {}))
     trained = []
     if spec['teacher']:
         run.teachers = ('teacher',)

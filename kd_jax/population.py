@@ -86,6 +86,11 @@ def expand(name: str, run: ConfigDict) -> dict[str, ConfigDict]:
     return members
 
 
+def differing(runs: Sequence[ConfigDict]) -> list[str]:
+    """The fields in which runs that differ in numbers only differ."""
+    return [field for field in fields_of(runs[0]) if len({value_of(run, field) for run in runs}) > 1]
+
+
 class Member(NamedTuple):
     """One student of a population: a seed of one of its runs."""
 
@@ -152,6 +157,9 @@ def value_of(run: ConfigDict, field: str) -> float:
     return node
 
 
+Judge = Callable[[int, dict[tuple[str, int], dict[str, Any]]], set[tuple[str, int]]]
+
+
 def train(
     population: Population,
     members: Sequence[Member],
@@ -159,10 +167,13 @@ def train(
     taught: Taught,
     should_stop: Callable[[], bool],
     tensorboard: bool = True,
+    judge: Judge | None = None,
+    test: bool = True,
 ) -> list[str]:
     """Trains the members to the end; returns what is to say of those that did not get there.
 
-    Members that were saved at different steps, which a kill can do, are trained in groups of the same step.
+    Members that were saved at different steps, which a kill can do, are trained in groups of the same step. judge(step,
+    {(run, seed): validation}) names the members that are to end there, unfinished. Without `test` the test split is not read.
 
     Raises:
       Stopped: when `should_stop()`; everything is saved.
@@ -176,42 +187,53 @@ def train(
         failures = []
         for step in sorted({one.step for one in trainees}):
             level = [one for one in trainees if one.step == step]
-            failures += _Training(population, level, taught, should_stop).run()
+            failures += _Training(population, level, taught, should_stop, judge).run(test)
     return failures
 
 
 class _Training:
     """Members at the same step, on their way to the end; as many of them as there are devices are a group."""
 
-    def __init__(self, population: Population, trainees: list[Trainee], taught: Taught, should_stop: Callable[[], bool]):
-        self.population, self.trainees, self.taught, self.should_stop = population, trainees, taught, should_stop
+    def __init__(
+        self,
+        population: Population,
+        trainees: list[Trainee],
+        taught: Taught,
+        should_stop: Callable[[], bool],
+        judge: Judge | None,
+    ):
+        self.population, self.taught, self.should_stop, self.judge = population, taught, should_stop, judge
         self.failures: dict[str, str] = {}  # title -> why it goes no further
-        wide = len(population.program.parallel)
+        self._arrange(trainees, {one.title: one.state for one in trainees})
+
+    def _arrange(self, trainees: list[Trainee], states: Mapping[str, Any]) -> None:
+        """From now on these members are trained."""
+        wide = len(self.population.program.parallel)
         groups = [trainees[k : k + wide] for k in range(0, len(trainees), wide)]
+        self.trainees = trainees
         self.places = {one.title: (k, n) for k, group in enumerate(groups) for n, one in enumerate(group)}
         self.groups = [group + group[:1] * (wide - len(group)) for group in groups]  # the last may repeat its first member
-        self.states = [_stack([one.state for one in group]) for group in self.groups]
+        self.states = [_stack([states[one.title] for one in group]) for group in self.groups]
+        self.seeds = [np.array([one.seed for one in group], np.int32) for group in self.groups]
+        self.hyper = [self.population.hyper([one.run for one in group]) for group in self.groups]
 
-    def run(self) -> list[str]:
-        step = self._train(self.trainees[0].step)
-        alive = self._alive()
-        chosen = {one.title: one.chosen(step) for one in alive}
-        own = [jax.device_get(state) for state in self.states]
-        saved = {
-            one.title: state if (state := chosen[one.title][1]) is not None else self._of(own, one)
-            for one in alive
-        }  # fmt: skip
-        for one in self.trainees:
-            saved.setdefault(one.title, self._of(own, one))
-        variables = [selected(_stack([saved[one.title] for one in group])) for group in self.groups]
-        val, test = (jax.device_get(self.population.evaluate(variables, self.taught, split)) for split in ('val', 'test'))
-        for one in alive:
-            found = (evaluate.finish(self._of(sums, one)) for sums in (val, test))
-            one.conclude(step, chosen[one.title][0], self._of(variables, one), *found)
+    def run(self, test: bool) -> list[str]:
+        step = self._train()
+        if self.trainees:
+            self._conclude(step, test)
         return list(self.failures.values())
 
-    def _alive(self) -> list[Trainee]:
-        return [one for one in self.trainees if one.title not in self.failures]
+    def _conclude(self, step: int, test: bool) -> None:
+        chosen = {one.title: one.chosen(step) for one in self.trainees}
+        last = [jax.device_get(state) for state in self.states]
+        saved = {title: found for title, (_, found) in chosen.items() if found is not None}
+        whole = [[saved.get(one.title, self._of(last, one)) for one in group] for group in self.groups]
+        variables = [selected(_stack(group)) for group in whole]
+        splits = ('val', 'test') if test else ('val',)
+        sums = {split: jax.device_get(self.population.evaluate(variables, self.taught, split)) for split in splits}
+        for one in self.trainees:
+            found = {split: evaluate.finish(self._of(groups, one)) for split, groups in sums.items()}
+            one.conclude(step, chosen[one.title][0], self._of(variables, one), found['val'], found.get('test'))
 
     def _of(self, groups: Sequence[Any], one: Trainee) -> Any:
         """A member's part of what the groups have, host arrays `[D, ...]`."""
@@ -229,26 +251,20 @@ class _Training:
             warn(f'{error} (the others of its population go on)')
             return None
 
-    def _train(self, step: int) -> int:
+    def _train(self) -> int:
         program, taught, leader = self.population.program, self.taught, self.trainees[0]
         order = batches.TrainOrder(program.pool, program.train_count, program.run.batch_size, leader.order_seed)
-        seeds = [np.array([one.seed for one in group], np.int32) for group in self.groups]
-        hyper = [self.population.hyper([one.run for one in group]) for group in self.groups]
-        while not leader.has_enough(step) and self._alive():
+        step = leader.step
+        while self.trainees and not leader.has_enough(step):
             count = program.steps_at_once(step)
             batch = program.parallel.divide(stacked(order, step, count, program, taught), axis=1)
-            drawn = (
-                np.int32(step),
-                np.int32(leader.order_seed),
-                taught.variables['train'],
-                program.data('train'),
-                np.int32(count),
-            )
-            _, seen = self.population.look(*drawn, batch)
+            given = taught.variables['train'], program.data('train'), np.int32(count), batch
+            _, seen = self.population.look(np.int32(step), np.int32(leader.order_seed), *given)
             step += count
             metrics = []
             for k in range(len(self.groups)):
-                self.states[k], found = self.population.steps(self.states[k], seeds[k], hyper[k], (), np.int32(count), seen)
+                own = self.states[k], self.seeds[k], self.hyper[k]
+                self.states[k], found = self.population.steps(*own, (), np.int32(count), seen)
                 metrics.append(found)
             for one in self.trainees:
                 k, place = self.places[one.title]
@@ -264,17 +280,24 @@ class _Training:
         return step
 
     def _save(self, step: int, validate: bool) -> None:
-        """Validates the members, if asked, and saves them."""
-        for one in self._alive():
+        """Validates the members, if asked, and saves them; those that diverged or are judged to end leave."""
+        for one in self.trainees:
             self._guard(one, one.recorder.collect)
         sums = None
         if validate:
             variables = [selected(state) for state in self.states]
             sums = jax.device_get(self.population.evaluate(variables, self.taught, 'val'))
         states = [jax.device_get(state) for state in self.states]
-        for one in self._alive():
-            one.recorder.due(Due(step, sums and self._of(sums, one), self._of(states, one)))
-            self._guard(one, one.recorder.settle)
+        for one in self.trainees:
+            if one.title not in self.failures:
+                one.recorder.due(Due(step, sums and self._of(sums, one), self._of(states, one)))
+                self._guard(one, one.recorder.settle)
+        staying = [one for one in self.trainees if one.title not in self.failures]
+        if validate and self.judge is not None:
+            ending = self.judge(step, {(one.name, one.seed): one.recorder.val for one in staying})
+            staying = [one for one in staying if (one.name, one.seed) not in ending]
+        if len(staying) < len(self.trainees):
+            self._arrange(staying, {one.title: self._of(states, one) for one in staying})
 
 
 def _stack(trees: Sequence[Any]) -> Any:

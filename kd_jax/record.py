@@ -90,6 +90,7 @@ class Recorder:
         self.title, self.progress, self.monitor, self.checkpoints = title, progress, monitor, checkpoints
         self.batch_size, self.learning_rate, self.peak = batch_size, learning_rate, peak
         self._begin, self._before = begin, progress.seconds
+        self.val: dict[str, Any] = {}  # the last validation
         self._pending: list[Dispatch] = []
         self._due: Due | None = None
         self._first = True
@@ -122,7 +123,7 @@ class Recorder:
         self.collect()
         if sums is not None:
             self.monitor.write(step, 'train', self.progress.close_interval() | {'learning_rate': self.learning_rate(step - 1)})
-            val = evaluate.finish(sums)
+            val = self.val = evaluate.finish(sums)
             self.monitor.write(step, 'val', _flat(val))
             self.monitor.evaluated(step, val)
             self.progress.judge(step, val)

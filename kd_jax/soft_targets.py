@@ -158,7 +158,7 @@ def extract(
         if split != current:
             current, data = split, evaluate.on_device(par, getattr(splits, split))
             views = kept.views if split == 'train' else Views()
-            run = par.compile(exactly(_make_step(networks, views, par.axis_name), precision), arguments=3)
+            run = par.compile(exactly(make_step(networks, views, par.axis_name), precision), arguments=3)
         count, width, _ = tables[0].splits[split]
         rows = np.arange(chunk * CHUNK, min((chunk + 1) * CHUNK, count * width))
         logits = _logits(run, placed, data, rows, width, par)
@@ -177,7 +177,7 @@ def judged(
     networks: Sequence[Network], placed: Any, data: dict[str, jax.Array], par: Parallel, precision: str
 ) -> list[np.ndarray]:
     """The teachers' logits `[N, K]` for images as they are. placed: their variables; data: a split's, both on the devices."""
-    run = par.compile(exactly(_make_step(networks, Views(), par.axis_name), precision), arguments=3)
+    run = par.compile(exactly(make_step(networks, Views(), par.axis_name), precision), arguments=3)
     return _logits(run, placed, data, np.arange(len(data['label'])), 1, par)
 
 
@@ -193,7 +193,7 @@ def _logits(run: Callable, placed: Any, data: Any, rows: np.ndarray, width: int,
     return [np.concatenate([np.asarray(outputs[k])[:length] for outputs, length in pending]) for k in teachers_]
 
 
-def _make_step(networks: Sequence[Network], views: Views, axis_name: str | None) -> Callable:
+def make_step(networks: Sequence[Network], views: Views, axis_name: str | None) -> Callable:
     """`(teacher_variables, data, {'index', 'slot' [B]}) -> logits [B, K]` float32, one a teacher."""
 
     def step(teacher_variables, data, batch):

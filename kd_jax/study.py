@@ -87,11 +87,14 @@ def _expanded(runs: Mapping[str, ConfigDict]) -> tuple[dict[str, ConfigDict], di
 
 
 class Study:
-    """The runs of `config` in `workdir`."""
+    """The runs of `config` in `workdir`. together: name -> runs that differ in numbers only, and train as a population."""
 
-    def __init__(self, config: ConfigDict, workdir: Path, only: Sequence[str] = ()):
+    def __init__(
+        self, config: ConfigDict, workdir: Path, only: Sequence[str] = (), together: Mapping[str, Sequence[str]] | None = None
+    ):
         self.config, self.workdir = config, Path(workdir)
         runs, self._members = _expanded(config.runs)
+        self._members |= together or {}
         self.runs = {name: runs[name] for name in order(runs)}
         if not self.runs:
             raise UserError('the config has no runs; add one to config.runs')
@@ -105,7 +108,7 @@ class Study:
         self.parallel = parallel.Parallel(config.parallel, config.devices or None, fast=config.fast)
         self._splits: dict[str, data.Splits] = {}
         self._programs: dict[str, program.Program] = {}  # of the runs to train; a population's under its own name
-        self._failures: list[str] = []
+        self.failures: list[str] = []
         self._trained: dict[Path, teachers.Trained] = {}  # models read from disk
         for name, run in self.runs.items():
             program.check(name, run)
@@ -198,7 +201,7 @@ class Study:
             if owner is None:
                 self._train(name, should_stop)
             elif owner in self._programs:
-                self._train_population(owner, should_stop)
+                self.train_population(owner, should_stop)
         directories = [self.directory(name, 0) for name in self.imports]
         directories += [self.directory(name, seed) for name, run in self.runs.items() for seed in run.seeds]
         results = [directory.result() for directory in directories if directory.finished()]
@@ -208,19 +211,27 @@ class Study:
             write_json(self.workdir / 'results.json', {'results': results, 'table': rows, 'gains': gains})
             (self.workdir / 'report.md').write_text(report.markdown(rows, gains))
             report.show(rows, gains)
-        if self._failures:
-            raise UserError(' '.join(self._failures))
+        if self.failures:
+            raise UserError(' '.join(self.failures))
         return results
+
+    def waiting(self) -> list[str]:
+        """What `check` found to train: runs, and populations by their own names."""
+        return list(self._programs)
 
     def _population_of(self, name: str) -> str | None:
         return next((owner for owner, members in self._members.items() if name in members), None)
 
-    def _train_population(self, owner: str, should_stop: Callable[[], bool]) -> None:
-        """Trains what is not finished of a population; members whose seeds have teachers of their own in turn."""
+    def train_population(
+        self, owner: str, should_stop: Callable[[], bool], *, judge: population.Judge | None = None, test: bool = True
+    ) -> None:
+        """Trains what is not finished of a population; members whose seeds have teachers of their own in turn.
+
+        judge, test: see `population.train`.
+        """
         shared = self._programs.pop(owner)
         names = [name for name in self._members[owner] if name in self.chosen]
-        fields = population.parse(owner, self.config.runs[owner]).keys() - {'seed'}
-        together = population.Population(shared, sorted(fields))
+        together = population.Population(shared, population.differing([self.runs[name] for name in names]))
         groups: dict[tuple[Path, ...], list[population.Member]] = {}
         for name in names:
             for seed in self.unfinished(name):
@@ -233,8 +244,14 @@ class Study:
             if should_stop():
                 raise train.Stopped
             taught = self._taught(shared, members[0].seed, should_stop)
-            self._failures += population.train(
-                together, members, taught=taught, should_stop=should_stop, tensorboard=self.config.tensorboard
+            self.failures += population.train(
+                together,
+                members,
+                taught=taught,
+                should_stop=should_stop,
+                tensorboard=self.config.tensorboard,
+                judge=judge,
+                test=test,
             )
         self._trained.clear()
 

@@ -113,10 +113,13 @@ class Trainee:
             return chosen, None
         return chosen, flax.serialization.from_state_dict(self._fresh, self.checkpoints.read(chosen)[0])
 
-    def conclude(self, step: int, chosen: int, variables: Any, val: dict[str, Any], test: dict[str, Any]) -> dict[str, Any]:
-        """Writes result.json and returns what is in it. variables, val, test: of the weights of the `chosen` step."""
+    def conclude(
+        self, step: int, chosen: int, variables: Any, val: dict[str, Any], test: dict[str, Any] | None
+    ) -> dict[str, Any]:
+        """Writes result.json and returns what is in it, all of the `chosen` step; `test` is None if that split is not read."""
         program = self._program
-        val.pop('teacher', None)
+        taught = (val if test is None else test).get('teacher')
+        val, test = (split and {name: value for name, value in split.items() if name != 'teacher'} for split in (val, test))
         result = {
             'run': self.name,
             'seed': self.seed,
@@ -128,13 +131,14 @@ class Trainee:
             'checkpoint': chosen,
             'seconds': self.recorder.seconds(),
             'images_per_second': self.progress.images / self.progress.train_seconds if self.progress.train_seconds else None,
-            'teacher': test.pop('teacher', None),
+            'teacher': taught,
             'val': val,
             'test': test,
         }
         if parallel.is_main():
             self.directory.finish(to_json(result))
-            say(f'{self.title} · test top-1 {100 * test["top1"]:.2f} % · {result["seconds"]:.0f} s')
+            name, split = ('val', val) if test is None else ('test', test)
+            say(f'{self.title} · {name} top-1 {100 * split["top1"]:.2f} % · {result["seconds"]:.0f} s')
         parallel.barrier(f'{self.title} finished')
         return result
 

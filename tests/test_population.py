@@ -40,7 +40,9 @@ def study_of(data, text, changes=None, **fields):
 
 def alone(workdir, config, name):
     """A study of that member only, with the same teacher, as an ordinary run called student."""
-    (run,) = (member for member_name, member in population.expand('student', config.runs.student).items() if member_name == name)
+    (run,) = (
+        member for member_name, member in population.expand('student', config.runs.student).items() if member_name == name
+    )
     with config.unlocked():
         del config.runs['student']
         del config.runs['teacher']
@@ -210,7 +212,9 @@ def test_every_objective_takes_its_numbers_when_the_step_runs(name):
     shapes = {'stem': (4, 4, 4, 3), 'stage1': (4, 4, 4, 5), 'stage2': (4, 2, 2, 6), 'pooled': (4, 6)}
 
     def output(seed):
-        features = {key: jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32) for key, shape in shapes.items()}
+        features = {
+            key: jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32) for key, shape in shapes.items()
+        }
         heads = {}
         if term.needs_heads:
             numbers = lambda width: jnp.asarray(rng.normal(size=(4, width)), jnp.float32)  # noqa: E731

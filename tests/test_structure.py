@@ -39,6 +39,7 @@ LEVELS = {
     'report': 5,
     'zoo': 5,
     'main': 5,
+    'search': 5,
 }
 SAME_LEVEL = {
     ('objectives', 'models'),
@@ -60,9 +61,11 @@ SAME_LEVEL = {
     ('population', 'train'),
     ('study', 'report'),
     ('main', 'study'),
+    ('search', 'main'),
+    ('search', 'study'),
 }
 LEVEL_0_MAY_IMPORT = {'kd_jax', 'jax', 'flax', 'optax', 'numpy'}
-HEAVY = {'tensorflow', 'tensorflow_datasets', 'torch', 'onnx', 'matplotlib', 'wandb', 'sklearn', 'tensorboardX'}
+HEAVY = {'tensorflow', 'tensorflow_datasets', 'torch', 'onnx', 'matplotlib', 'wandb', 'sklearn', 'tensorboardX', 'optuna'}
 
 SOURCES = sorted(PACKAGE.rglob('*.py'))
 

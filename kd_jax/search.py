@@ -1,0 +1,358 @@
+"""Searches numbers and choices of a run on the validation split, with Optuna, many trials at once as one population:
+
+    python -m kd_jax.search --config=configs/digits.py --space='objective.kl.tau=1..16 log; objective.kl.weight=0.1..1'
+
+Interrupted, the same command continues. Machines may share a search: the same --workdir on a shared disk, or --storage.
+The test split is read for the winner only.
+"""
+
+import pprint
+import re
+import signal
+import socket
+import statistics
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+from ml_collections import ConfigDict
+
+from kd_jax import evaluate, population, runtime
+from kd_jax.errors import UserError, fail, told_to_the_user
+from kd_jax.main import default_workdir, load_config, parse
+from kd_jax.monitor import say
+from kd_jax.study import Study
+from kd_jax.train import Stopped
+from kd_jax.workdir import RunDirectory, make_directory, write_json
+
+_RUN = flags.DEFINE_string('run', 'student', 'The run of the study that is searched')
+_SPACE = flags.DEFINE_string(
+    'space', '', "Such as 'objective.kl.tau=1..16 log; optim.learning_rate=0.02,0.05; model.name=cnn,resnet8'"
+)
+_TRIALS = flags.DEFINE_integer('trials', 24, 'How many there are to be in the end')
+_TOGETHER = flags.DEFINE_integer('together', 8, 'How many train at once')
+_PRUNE = flags.DEFINE_boolean(
+    'prune', True, 'End trials early whose validation is below the median of the others at the same step'
+)
+_STORAGE = flags.DEFINE_string(
+    'storage', '', "A database that Optuna knows, such as 'sqlite:///search.db'; '' = a file in the workdir"
+)
+_WORKER = flags.DEFINE_string('worker', '', "A name for this process, if several share a search; '' = the machine's")
+
+_NUMBER = r'[-+]?[0-9.]+(?:e[-+]?[0-9]+)?'
+_RANGE = re.compile(rf'({_NUMBER})\.\.({_NUMBER})(\s+log)?')
+SHOWN = 12  # trials in the table
+
+
+def optuna() -> Any:
+    """The module; `UserError` where it is not installed."""
+    try:
+        import optuna as module
+    except ImportError as error:
+        raise UserError('a search needs Optuna; pip install -r requirements-extras.txt') from error
+    module.logging.set_verbosity(module.logging.WARNING)
+    return module
+
+
+def read_space(text: str, name: str, run: ConfigDict) -> dict[str, Any]:
+    """Field -> Optuna distribution: `LOW..HIGH [log]`, or values to choose from.
+
+    Raises:
+      UserError: for a field that the run does not have, or what cannot be read.
+    """
+    distributions = optuna().distributions
+    example = "'objective.kl.tau=1..16 log; model.name=cnn,resnet8'"
+    found: dict[str, Any] = {}
+    for part in filter(None, (part.strip() for part in text.split(';'))):
+        field, equals, values = (piece.strip() for piece in part.partition('='))
+        if not equals or not values or field in found:
+            raise UserError(f'--space has {part!r}; write each field once, as {example}')
+        try:
+            default = population.value_of(run, field)
+        except (AttributeError, KeyError, TypeError):
+            raise UserError(f'--space names {field!r}, which runs.{name} does not have; its fields: {", ".join(run)}') from None
+        if isinstance(default, ConfigDict):
+            raise UserError(f'--space names {field!r}, which is a group; name one of its fields: {", ".join(default)}')
+        between = _RANGE.fullmatch(values)
+        try:
+            if between:
+                low, high = float(between[1]), float(between[2])
+                positive = between[3] or field.endswith('.weight')
+                if not (low < high and (low > 0 or not positive)) or isinstance(default, (str, bool, int, tuple)):
+                    raise ValueError
+                found[field] = distributions.FloatDistribution(low, high, log=bool(between[3]))
+            else:
+                choices = [_typed(value.strip(), default) for value in values.split(',')]
+                if len(set(choices)) < len(choices):
+                    raise ValueError
+                found[field] = distributions.CategoricalDistribution(choices)
+        except ValueError:
+            raise UserError(
+                f'--space has {part!r}; write it as {example}: for numbers LOW..HIGH, above 0 for weights and with log, '
+                'or different values'
+            ) from None
+    if not found:
+        raise UserError(f'--space is empty; name what is searched, such as {example}')
+    return found
+
+
+def _typed(text: str, default: Any) -> Any:
+    """A value in the type of the field's; where that has none (None), a number if it is one."""
+    if isinstance(default, bool):
+        return {'True': True, 'False': False}[text] if text in ('True', 'False') else float('not a truth')
+    if isinstance(default, (int, float, str)):
+        return type(default)(text)
+    try:
+        return int(text) if text.lstrip('-').isdigit() else float(text)
+    except ValueError:
+        return text
+
+
+class Search:
+    """A search in `workdir`: trained teachers, the runs `trial<number>`, and what was learnt of them.
+
+    config: the study; name: its run that is searched.
+    """
+
+    def __init__(self, config: ConfigDict, workdir: Path, name: str, space: str, *, together: int, storage: str = '',
+                 worker: str = '', prune: bool = True):  # fmt: skip
+        if name not in config.runs:
+            raise UserError(f'--run={name} is no run of the study; it has {", ".join(config.runs)}')
+        if together < 1:
+            raise UserError(f'--together is {together}; it must be 1 or more')
+        self.config, self.workdir, self.name, self.together = config.copy_and_resolve_references(), workdir, name, together
+        self.config.unlock()
+        self.run = self.config.runs[name]
+        if self.run.population or self.run.patience:
+            raise UserError(f'runs.{name} has a population or patience; a search goes without them')
+        self.space = read_space(space, name, self.run)
+        self.worker = worker or socket.gethostname()
+        make_directory(workdir)
+        module = self.optuna = optuna()
+        where = storage or module.storages.JournalStorage(
+            module.storages.journal.JournalFileBackend(str(workdir / 'search.journal'))
+        )
+        try:
+            self.study = module.create_study(study_name=f'{name} of {workdir.name}', storage=where, direction='maximize',
+                                             load_if_exists=True)  # fmt: skip
+        except Exception as error:
+            raise UserError(f'--storage={storage} cannot be used ({error}); leave it empty, or name a database') from error
+        self._check_same()
+        done = len(self.study.get_trials(deepcopy=False))
+        self.study.sampler = module.samplers.TPESampler(seed=done, n_startup_trials=max(together, 10), constant_liar=True)
+        self.study.pruner = module.pruners.MedianPruner(n_startup_trials=4) if prune else module.pruners.NopPruner()
+
+    def _check_same(self) -> None:
+        """A search goes on with the space and the run that it began with."""
+        mine = {'space': {k: self.optuna.distributions.distribution_to_json(v) for k, v in self.space.items()},
+                'run': repr(self.run.to_dict())}  # fmt: skip
+        begun = self.study.user_attrs
+        for key, value in mine.items():
+            if key not in begun:
+                self.study.set_user_attr(key, value)
+            elif begun[key] != value:
+                raise UserError(
+                    f'{self.workdir} holds a search with another {key}; choose another --workdir, or undo the change'
+                )
+
+    def others(self) -> list[str]:
+        """The runs that the searched one names, with what those name."""
+        from kd_jax.study import order, references
+
+        needed, found = [self.name], []
+        while needed:
+            for reference in references(self.config.runs[needed.pop()]):
+                owner = reference.partition('/')[0]
+                if owner in self.config.runs and owner not in found:
+                    found.append(owner)
+                    needed.append(owner)
+        return [name for name in order(self.config.runs) if name in found]
+
+    def go(self, trials: int, should_stop: Callable[[], bool]) -> dict[str, Any]:
+        """Runs until there are so many trials; returns what `finish` found.
+
+        Raises:
+          Stopped: when `should_stop()`.
+        """
+        others = self.others()
+        if others:
+            Study(self.config, self.workdir, others).run(should_stop)
+        while batch := self._ask(trials):
+            groups: dict[tuple, list[Any]] = {}
+            numbers = set(population.fields_of(self.run))
+            for trial in batch:
+                fixed = tuple((field, value) for field, value in trial.params.items() if field not in numbers)
+                groups.setdefault(fixed, []).append(trial)
+            for group in groups.values():
+                self._train(group, should_stop)
+        return self.finish()
+
+    def _ask(self, trials: int) -> list[Any]:
+        """The next trials: those this worker left unfinished, then new ones."""
+        module = self.optuna
+        there = self.study.get_trials(deepcopy=False)
+        mine = [t for t in there if t.state == module.trial.TrialState.RUNNING and t.user_attrs.get('worker') == self.worker]
+        found = [module.trial.Trial(self.study, t._trial_id) for t in mine[: self.together]]
+        while len(found) < self.together and len(there) < trials:
+            trial = self.study.ask(self.space)
+            trial.set_user_attr('worker', self.worker)
+            found.append(trial)
+            there = self.study.get_trials(deepcopy=False)
+        return found
+
+    def config_of(self, params: Mapping[str, Any]) -> ConfigDict:
+        run = self.run.copy_and_resolve_references()
+        run.update_from_flattened_dict(params)
+        return run
+
+    def _train(self, group: Sequence[Any], should_stop: Callable[[], bool]) -> None:
+        config = self.config.copy_and_resolve_references()
+        names = {f'trial{trial.number:04d}': trial for trial in group}
+        for name in [name for name in config.runs if name not in self.others()]:
+            del config.runs[name]
+        for name, trial in names.items():
+            run = config.runs[name] = self.config_of(trial.params)
+            if run.order_seed is None:
+                run.order_seed = min(run.seeds)
+        study = Study(config, self.workdir, list(names), {'trials': tuple(names)})
+        pruned: set[int] = set()
+        reported: set[tuple[int, int]] = set()
+
+        def judge(step: int, found: Mapping[tuple[str, int], Mapping[str, Any]]) -> set[tuple[str, int]]:
+            for name, trial in names.items():
+                values = [val['top1'] for (own, _), val in found.items() if own == name]
+                if values and (trial.number, step) not in reported:
+                    reported.add((trial.number, step))
+                    trial.report(statistics.mean(values), step)
+                    if trial.should_prune():
+                        pruned.add(trial.number)
+            return {(name, seed) for name, seed in found if names[name].number in pruned}
+
+        study.check()
+        if 'trials' in study.waiting():
+            study.train_population('trials', should_stop, judge=judge, test=False)
+        states = self.optuna.trial.TrialState
+        for name, trial in names.items():
+            runs = [RunDirectory(self.workdir / name / f'seed{seed}') for seed in self.run.seeds]
+            if all(run.finished() for run in runs):
+                values = [run.result()['val']['top1'] for run in runs]
+                trial.set_user_attr('val', values)
+                self.study.tell(trial, statistics.mean(values))
+                say(f'{name} · val top-1 {_percent(values)} · {_words(trial.params)}')
+            else:
+                ended = states.PRUNED if trial.number in pruned else states.FAIL
+                self.study.tell(trial, state=ended)
+                say(f'{name} · {ended.name.lower()} · {_words(trial.params)}')
+
+    def finish(self) -> dict[str, Any]:
+        """Measures the winner on the test split; writes `best.py`, `search.json`, `search.md` and `search.png`."""
+        complete = [t for t in self.study.get_trials(deepcopy=False) if t.state.name == 'COMPLETE']
+        if not complete:
+            raise UserError(f'no trial of {self.workdir} got to its end; search other values in another --workdir')
+        ranked = sorted(complete, key=lambda t: -t.value)
+        best = ranked[0]
+        run = f'trial{best.number:04d}'
+        test = [evaluate.evaluate_run(self.workdir / run / f'seed{seed}', 'test')['top1'] for seed in self.run.seeds]
+        counts = {state: sum(t.state.name == state for t in self.study.get_trials(deepcopy=False))
+                  for state in ('COMPLETE', 'PRUNED', 'FAIL')}  # fmt: skip
+        found = {
+            'best': {'run': run, 'params': best.params, 'val': best.user_attrs['val'], 'test': test},
+            'trials': [{'run': f'trial{t.number:04d}', 'params': t.params, 'val': t.user_attrs['val']} for t in ranked],
+            'counts': counts,
+        }
+        write_json(self.workdir / 'search.json', found)
+        (self.workdir / 'best.py').write_text(self._best_config(best.params))
+        rows = [('trial', *self.space, 'val top-1 %')]
+        rows += [
+            (f'{t.number}', *(_word(t.params[f]) for f in self.space), _percent(t.user_attrs['val'])) for t in ranked[:SHOWN]
+        ]
+        lines = ['| ' + ' | '.join(row) + ' |' for row in rows]
+        lines.insert(1, '|' + '---:|' * len(rows[0]))
+        summary = (
+            f'{counts["COMPLETE"]} trials complete, {counts["PRUNED"]} pruned, {counts["FAIL"]} failed; '
+            f'{len(test)} seed(s) each. The best on validation has {_percent(test)} % on the test split.'
+        )
+        (self.workdir / 'search.md').write_text('\n'.join([*lines, '', summary, '']))
+        say(
+            '\n'
+            + '\n'.join([*lines, '', summary, f'python -m kd_jax.main --config={self.workdir / "best.py"} trains it again'])
+        )
+        self._plot(complete)
+        return found
+
+    def _best_config(self, params: Mapping[str, Any]) -> str:
+        config = self.config.copy_and_resolve_references()
+        config.runs[self.name] = self.config_of(params)
+        text = pprint.pformat(config.to_dict(), width=120, sort_dicts=False)
+        return (
+            f'"""The best found by a search: runs.{self.name} with {_words(params)}.\n\n'
+            f'    python -m kd_jax.main --config={self.workdir / "best.py"}\n"""\n\n'
+            'from ml_collections import ConfigDict\n\n'
+            f'CONFIG = {text}\n\n\ndef get_config():\n    return ConfigDict(CONFIG)\n'
+        )
+
+    def _plot(self, complete: Sequence[Any]) -> None:
+        """Validation accuracy over each number that was searched, in `search.png`."""
+        numbers = [field for field in self.space if all(isinstance(t.params[field], float) for t in complete)]
+        try:
+            import matplotlib
+        except ImportError:
+            return
+        if not numbers:
+            return
+        matplotlib.use('Agg')
+        from matplotlib import pyplot
+
+        figure, axes = pyplot.subplots(
+            1, len(numbers), figsize=(4 * len(numbers), 3.2), layout='constrained', squeeze=False, sharey=True
+        )
+        for ax, field in zip(axes[0], numbers, strict=True):
+            values = [100 * statistics.mean(t.user_attrs['val']) for t in complete]
+            spread = [100 * statistics.stdev(t.user_attrs['val']) if len(t.user_attrs['val']) > 1 else 0.0 for t in complete]
+            ax.errorbar([t.params[field] for t in complete], values, spread, fmt='o', capsize=2)
+            ax.set_xlabel(field)
+            if getattr(self.space[field], 'log', False):
+                ax.set_xscale('log')
+        axes[0][0].set_ylabel('validation top-1 %')
+        figure.savefig(self.workdir / 'search.png', dpi=120)
+        pyplot.close(figure)
+
+
+def _percent(values: Sequence[float]) -> str:
+    mean = f'{100 * statistics.mean(values):.2f}'
+    return mean if len(values) < 2 else f'{mean} ± {100 * statistics.stdev(values):.2f}'
+
+
+def _word(value: Any) -> str:
+    return f'{value:.3g}' if isinstance(value, float) else str(value)
+
+
+def _words(params: Mapping[str, Any]) -> str:
+    return ', '.join(f'{field}={_word(value)}' for field, value in params.items())
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        fail(f'unexpected argument {argv[1]!r}; options look like --config=configs/digits.py')
+    stop: list[int] = []
+    with told_to_the_user():
+        config = load_config()
+        runtime.prepare(fast=config.fast)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda received, _: stop.append(received))
+        given = flags.FLAGS['workdir'].value
+        workdir = Path(given) if given else default_workdir().with_name(f'{default_workdir().name}-search')
+        asked = {'together': _TOGETHER.value, 'storage': _STORAGE.value, 'worker': _WORKER.value, 'prune': _PRUNE.value}
+        search = Search(config, workdir, _RUN.value, _SPACE.value, **asked)
+        try:
+            search.go(_TRIALS.value, lambda: bool(stop))
+        except Stopped:
+            say('stopped; the same command continues')
+            sys.exit(128 + (stop[0] if stop else signal.SIGTERM))
+
+
+if __name__ == '__main__':
+    flags.mark_flag_as_required('config')
+    app.run(main, flags_parser=parse)
