@@ -254,10 +254,12 @@ class _Training:
     def _train(self) -> int:
         program, taught, leader = self.population.program, self.taught, self.trainees[0]
         order = batches.TrainOrder(program.pool, program.train_count, program.run.batch_size, leader.order_seed)
-        step = leader.step
+        step, metrics = leader.step, []
         while self.trainees and not leader.has_enough(step):
             count = program.steps_at_once(step)
             batch = program.parallel.divide(stacked(order, step, count, program, taught), axis=1)
+            # The devices meet here only: without a wait one could get so far ahead of another that XLA takes it for stuck.
+            jax.block_until_ready(metrics)
             given = taught.variables['train'], program.data('train'), np.int32(count), batch
             _, seen = self.population.look(np.int32(step), np.int32(leader.order_seed), *given)
             step += count

@@ -51,6 +51,9 @@ def aggregate(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
+WIDTH = 150  # of the closing table on the terminal, in characters
+
+
 def mean_std(values: Sequence[float]) -> dict[str, float | int | None]:
     """{'mean', 'std': sample standard deviation or None for one value, 'n'}."""
     std = float(np.std(values, ddof=1)) if len(values) > 1 else None
@@ -110,16 +113,20 @@ def markdown(rows: Sequence[Mapping[str, Any]], gain_rows: Sequence[Mapping[str,
 
 
 def show(rows: Sequence[Mapping[str, Any]], gain_rows: Sequence[Mapping[str, Any]]) -> None:
-    """The closing table on the terminal, one column a run so that it fits."""
+    """The closing table on the terminal, one column a run, in several pieces if it would be wider than `WIDTH`."""
     head, body = _cells(rows)
-    table = [head, *body]
-    columns = [max(len(line[i]) for i in range(len(head))) for line in table]
-    print()
-    for i in range(len(head)):
-        cells = [table[0][i].ljust(columns[0])] + [line[i].rjust(w) for line, w in zip(table[1:], columns[1:], strict=True)]
-        print('  '.join(cells).rstrip())
-        if i == 0:
-            print('  '.join('-' * w for w in columns))
+    first, widths = max(map(len, head)), [max(map(len, line)) for line in body]
+    pieces: list[list[int]] = [[]]
+    for k, width in enumerate(widths):
+        if pieces[-1] and first + sum(2 + widths[j] for j in pieces[-1]) + 2 + width > WIDTH:
+            pieces.append([])
+        pieces[-1].append(k)
+    for piece in pieces:
+        print()
+        for i, name in enumerate(head):
+            print('  '.join([name.ljust(first), *(body[k][i].rjust(widths[k]) for k in piece)]).rstrip())
+            if i == 0:
+                print('  '.join('-' * width for width in (first, *(widths[k] for k in piece))))
     print()
     for gain in gain_rows:
         print(gain_line(gain))

@@ -287,3 +287,15 @@ def test_gains_are_paired_by_seed_and_only_against_the_same_model():
     assert gain['top-1 points']['mean'] == pytest.approx(15.0)
     assert gain['top-1 points']['std'] == pytest.approx(math.sqrt(50))
     assert report.gain_line(gain) == 'student against alone: +15.00 ± 7.07 points of test top-1 (n = 2, paired by seed)'
+
+
+def test_a_wide_table_is_shown_in_pieces(capsys):
+    split = {'top1': 0.5, 'top5': None, 'f1_macro': 0.5, 'nll': 1.0, 'ece': 0.1, 'count': 10}
+    names = [f'student-kl.tau={k}-learning_rate=0.05' for k in range(9)]
+    shared = {'model': 'cnn', 'params': 5, 'flops': 1e6, 'latency_ms': 1.0, 'images_per_second': 9.0, 'seconds': 1.0}
+    results = [{'run': name, 'seed': 0, 'test': split, 'val': split, 'teacher': None, **shared} for name in names]
+    report.show(report.aggregate(results), [])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 150
+    heads = [line.split() for line in lines if line.startswith('run ')]
+    assert len(heads) == 3 and [name for head in heads for name in head[1:]] == names
