@@ -75,14 +75,17 @@ def test_all_windows_are_drawn_and_differ():
     assert set(np.asarray(drawn).tolist()) == set(range(50))
 
 
-@pytest.mark.parametrize('seeds', [(0,), (3,)], ids=str)
-def test_training_with_all_views_kept_is_training_with_the_teacher(data, tmp_path, seeds):
-    """The same parameters after two epochs, and the same comparison with the teacher; half precision is near it."""
+@pytest.mark.parametrize(('seeds', 'precision'), [((0,), 'float32'), ((3,), 'float32'), ((0,), 'bfloat16')], ids=str)
+def test_training_with_all_views_kept_is_training_with_the_teacher(data, tmp_path, seeds, precision):
+    """The same parameters after two epochs, and the same comparison with the teacher; half precision is near it.
+
+    In bfloat16 two programs may round the teacher's logits differently.
+    """
     config = study_of(
         data, live={}, kept={'soft_targets': 'exact', 'soft_targets_dtype': 'float32'}, half={'soft_targets': 'exact'}
     )
     with config.unlocked():
-        config.seeds = seeds
+        config.seeds, config.precision = seeds, precision
     results = train(config, tmp_path)
     seed = seeds[0]
     params = {name: final_params(tmp_path, name, seed) for name in ('live', 'kept', 'half')}
@@ -90,6 +93,10 @@ def test_training_with_all_views_kept_is_training_with_the_teacher(data, tmp_pat
         name: max(float(np.abs(params['live'][key] - params[name][key]).max()) for key in params['live'])
         for name in ('kept', 'half')
     }
+    if precision == 'bfloat16':
+        assert difference['kept'] <= 0.3
+        assert results['kept', seed]['test']['nll'] == pytest.approx(results['live', seed]['test']['nll'], abs=0.01)
+        return
     assert difference['kept'] <= 1e-5 < difference['half']  # some ten steps make a thousandth of a logit visible
     live, kept, half = (results[name, seed] for name in ('live', 'kept', 'half'))
     assert half['test']['nll'] == pytest.approx(live['test']['nll'], abs=0.01)
