@@ -63,7 +63,7 @@ def run(of: ConfigDict, model: str, objective: ConfigDict | None = None) -> Conf
     c.soft_targets_dtype = 'float16'  # in which those are kept: 'float16' or 'float32'
     c.soft_targets_top_k = 0  # keep so many classes only; 0 = all
     c.init = ''  # start from this run, workdir or file of PyTorch weights instead of at random
-    c.population = ''  # 'objective.kl.tau=1,4; seed=0,1': a run for each combination, trained together; see population()
+    c.population = ''  # 'objective.kl.tau=1,4; seed=0,1': a run for each combination, trained together; '' = one run
     c.order_seed = placeholder(int)  # of the order and the views of the images; None = the seed
     c.batch_size = 64  # over all devices
     c.epochs = 30.0  # passes over the training images; fractions count

@@ -59,7 +59,7 @@ def kind(field: str, wanted: str, dtype: str, top_k: int, views: Views, mixup: f
     """
     if mixup:
         raise UserError(
-            f'{field} is {wanted!r}, but with augment.mixup={mixup} every image is mixed with ever other ones; '
+            f'{field} is {wanted!r}, but with augment.mixup={mixup} every image is mixed with another one every time; '
             "set augment.mixup=0. or soft_targets='live'"
         )
     if dtype not in DTYPES:

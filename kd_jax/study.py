@@ -1,6 +1,7 @@
 """A study: its runs in the order of what they depend on, each trained, resumed or skipped; then the closing table."""
 
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -291,6 +292,12 @@ class Study:
             )
         self._trained.clear()  # large teachers are read again rather than kept
 
+    def _keeping(self, teacher: RunDirectory) -> Path:
+        """Where a teacher's soft targets are kept: beside it, or in this workdir if nothing can be written there."""
+        return (
+            teacher.path if os.access(teacher.path, os.W_OK) else self.workdir / 'teachers' / '-'.join(teacher.path.parts[-3:])
+        )
+
     def _taught(self, shared: program.Program, seed: int, should_stop: Callable[[], bool]) -> program.Taught:
         """What the teachers of a seed give to its training."""
         run = shared.run
@@ -299,7 +306,7 @@ class Study:
             return shared.taught(trained)
         rows = soft_targets.obtain(
             trained,
-            [self.find(reference, seed).path for reference in run.teachers],
+            [self._keeping(self.find(reference, seed)) for reference in run.teachers],
             shared.stored,
             shared.splits,
             shared.parallel,

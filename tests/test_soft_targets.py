@@ -13,7 +13,7 @@ from helpers import REPOSITORY, environment, random_splits, save_npz
 from test_study import config_of, final_params, train
 
 from configs import common
-from kd_jax import checkpoint, soft_targets, tables, teachers
+from kd_jax import checkpoint, soft_targets, study, tables, teachers
 from kd_jax.data import augment
 from kd_jax.data.views import Views
 from kd_jax.errors import UserError
@@ -295,6 +295,16 @@ def test_targets_of_anything_else_are_refused_in_one_sentence(teacher, tmp_path,
     # Where the directory is not named, such a run gets targets of its own.
     obtain(other, used, tmp_path, changes.get('kept'), changes.get('precision', 'float32'))
     assert len(list((tmp_path / 'soft_targets').iterdir())) == 2
+
+
+def test_targets_of_a_teacher_that_cannot_be_written_to_are_kept_in_the_studys_workdir(data, tmp_path, monkeypatch):
+    train(study_of(data), tmp_path / 'theirs')
+    monkeypatch.setattr(study.os, 'access', lambda path, _: 'theirs' not in str(path))
+    before = contents(tmp_path / 'theirs')
+    config = study_of(data, teachers=(), student={'teachers': (str(tmp_path / 'theirs/teacher'),), 'soft_targets': '2'})
+    train(config, tmp_path / 'mine')
+    assert contents(tmp_path / 'theirs') == before
+    assert len(list((tmp_path / 'mine/teachers/theirs-teacher-seed0/soft_targets').iterdir())) == 1
 
 
 def test_a_teacher_of_other_classes_is_refused(data, tmp_path):
