@@ -298,6 +298,8 @@ class _Training:
         if validate and self.judge is not None:
             ending = self.judge(step, {(one.name, one.seed): one.recorder.val for one in staying})
             staying = [one for one in staying if (one.name, one.seed) not in ending]
+        for one in staying:
+            one.recorder.monitor.pause()  # saving the others was no training either
         if len(staying) < len(self.trainees):
             self._arrange(staying, {one.title: self._of(states, one) for one in staying})
 
