@@ -315,7 +315,16 @@ class Search:
             ax.set_xlabel(field)
             if getattr(self.space[field], 'log', False):
                 ax.set_xscale('log')
-        axes[0][0].set_ylabel('validation top-1 %')
+                low, high = ax.get_xlim()
+                ticks = [low * (high / low) ** (k / 4) for k in range(5)]
+                ax.set_xticks(ticks, [f'{tick:.2g}' for tick in ticks])
+                ax.set_xticks([], minor=True)
+        # A trial that went wrong would press all others into a line at the top.
+        best, middle = max(values), statistics.median(values)
+        floor = best - max(4 * (best - middle), 1.0)
+        below = sum(value < floor for value in values)
+        axes[0][0].set_ylim(bottom=floor if below else None, top=best + 0.15 * (best - floor))
+        axes[0][0].set_ylabel('validation top-1 %' + (f' ({below} below)' if below else ''))
         figure.savefig(self.workdir / 'search.png', dpi=120)
         pyplot.close(figure)
 
