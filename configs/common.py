@@ -100,6 +100,19 @@ def run(of: ConfigDict, model: str, objective: ConfigDict | None = None) -> Conf
     return c
 
 
+def follow(study: ConfigDict) -> ConfigDict:
+    """`study`, in which what the runs have in common with it follows it from now on, as in those that `run` makes."""
+    for run in study.runs.values():
+        for shared in ('data', 'augment'):
+            for field in study[shared]:
+                if run[shared][field] == study[shared][field]:
+                    run[shared][field] = study[shared].get_oneway_ref(field)
+        for shared in ('seeds', 'precision'):
+            if run[shared] == study[shared]:
+                run[shared] = study.get_oneway_ref(shared)
+    return study
+
+
 def imported(torch: str, model: str) -> ConfigDict:
     """A teacher whose weights are a file of PyTorch's; name it in `study().teachers`."""
     c = ConfigDict()

@@ -29,7 +29,7 @@ def clock(seconds: float) -> str:
 class Monitor:
     """Follows one run; a context manager. Only the main process (`active`) writes anything.
 
-    A progress bar where stdout is a terminal, otherwise a plain line at every evaluation.
+    A progress bar where stdout is a terminal, otherwise a plain line at every evaluation; neither unless it is `shown`.
     """
 
     def __init__(
@@ -44,9 +44,9 @@ class Monitor:
         tensorboard: bool = True,
         wandb: str = '',
         config: dict[str, Any] | None = None,
-        bar: bool = True,
+        shown: bool = True,
     ):
-        self.title, self.active, self._wants_bar = title, active, bar
+        self.title, self.active, self._shown = title, active, shown
         self.total_steps, self.steps_per_epoch, self.batch_size = total_steps, steps_per_epoch, batch_size
         self._bar = self._events = self._wandb = self._file = None
         self._last = (time.perf_counter(), None)
@@ -63,7 +63,7 @@ class Monitor:
         self._file = open(directory / 'metrics.jsonl', 'a')  # noqa: SIM115  (closed in __exit__)
 
     def __enter__(self):
-        if self.active and self._wants_bar and sys.stdout.isatty():
+        if self.active and self._shown and sys.stdout.isatty():
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
             columns = TextColumn('{task.description}'), BarColumn(), TextColumn('{task.fields[text]}'), TimeRemainingColumn()
@@ -88,9 +88,11 @@ class Monitor:
         """
         now, (then, before) = time.perf_counter(), self._last
         seconds = 0.0
-        if before is not None:
+        if before is None:
+            self._mark = (now, step)
+        else:
             seconds = now - then
-            self._rate = (step - before) * self.batch_size / seconds
+            self._rate = (step - self._mark[1]) * self.batch_size / (now - self._mark[0])  # metrics come in bursts
         self._last = (now, step)
         self._text['loss'] = f'loss {loss:.4g}'
         if self._bar:
@@ -107,13 +109,13 @@ class Monitor:
         self._text['val'] = f'val top-1 {100 * val["top1"]:.2f} %'
         if self._bar:
             self._bar.update(self._task, completed=step, text=self._line(step))
-        elif self.active:
+        elif self.active and self._shown:
             left = (self.total_steps - step) * self.batch_size / self._rate if self._rate else None
             say(f'{self.title} · {self._line(step)}' + (f' · {clock(left)} left' if left is not None else ''))
 
     def pause(self) -> None:
         """Until now it was not training: it does not count in images/s."""
-        self._last = (time.perf_counter(), self._last[1])
+        self._last = self._mark = (time.perf_counter(), self._last[1])
 
     def write(self, step: int, split: str, scalars: dict[str, float]) -> None:
         """One line of metrics.jsonl, and the same to TensorBoard and Weights & Biases."""

@@ -4,6 +4,7 @@ then every student takes its step, the students side by side on the devices."""
 import contextlib
 import itertools
 import math
+import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from ml_collections import ConfigDict
 
 from kd_jax import evaluate, objectives
 from kd_jax.data import batches
-from kd_jax.errors import UserError
+from kd_jax.errors import UserError, unknown
 from kd_jax.monitor import say, warn
 from kd_jax.program import Program, Taught
 from kd_jax.record import Dispatch, Due
@@ -43,8 +44,10 @@ def parse(name: str, run: ConfigDict) -> dict[str, tuple]:
     found: dict[str, tuple] = {}
     for part in filter(None, (part.strip() for part in run.population.split(';'))):
         field, equals, text = (piece.strip() for piece in part.partition('='))
-        if not equals or field not in known or field in found:
+        if not equals or field in found:
             raise UserError(f'{path} has {part!r}; write it as {EXAMPLE}, each field once, of: {", ".join(known)}')
+        if field not in known:
+            raise unknown(f'field in {path}', field, known)
         try:
             values = tuple((int if field == 'seed' else float)(value) for value in text.strip('()').rstrip(',').split(','))
         except ValueError:
@@ -182,7 +185,7 @@ def train(
         trainees = []
         for m in members:
             rate = population.program.learning_rate_of(m.run)
-            one = Trainee(population.program, *m, learning_rate=rate, tensorboard=tensorboard, bar=False)
+            one = Trainee(population.program, *m, learning_rate=rate, tensorboard=tensorboard, shown=False)
             trainees.append(stack.enter_context(one))
         failures = []
         for step in sorted({one.step for one in trainees}):
@@ -295,13 +298,25 @@ class _Training:
                 one.recorder.due(Due(step, sums and self._of(sums, one), self._of(states, one)))
                 self._guard(one, one.recorder.settle)
         staying = [one for one in self.trainees if one.title not in self.failures]
-        if validate and self.judge is not None:
+        if validate and staying:
+            self._say(step, staying)
+        if validate and self.judge is not None and step < self.population.program.total_steps:
             ending = self.judge(step, {(one.name, one.seed): one.recorder.val for one in staying})
             staying = [one for one in staying if (one.name, one.seed) not in ending]
         for one in staying:
             one.recorder.monitor.pause()  # saving the others was no training either
         if len(staying) < len(self.trainees):
             self._arrange(staying, {one.title: self._of(states, one) for one in staying})
+
+    def _say(self, step: int, alive: Sequence[Trainee]) -> None:
+        """One line for all members."""
+        program = self.population.program
+        top1 = {one.title: one.recorder.val['top1'] for one in alive}
+        best, middle = max(top1, key=top1.get), statistics.median(top1.values())
+        say(
+            f'epoch {step / program.steps_per_epoch:.1f}/{program.total_steps / program.steps_per_epoch:.1f} · val top-1 of '
+            f'{len(alive)} students: median {100 * middle:.2f} %, best {100 * top1[best]:.2f} % ({best})'
+        )
 
 
 def _stack(trees: Sequence[Any]) -> Any:

@@ -94,7 +94,7 @@ class Trace:
 
     def __init__(self, directory: Path, steps: Sequence[int]):
         self.directory, self.steps = directory, tuple(steps)
-        self._active = False
+        self._active = self.begun = False
 
     def at(self, step: int) -> None:
         """To be called before each dispatch with the updates done.
@@ -109,7 +109,7 @@ class Trace:
                 jax.profiler.start_trace(str(self.directory), create_perfetto_trace=True, profiler_options=options)
             except RuntimeError as error:
                 raise UserError(f'the profiler cannot start ({error}); set --config.profile="()"') from error
-            self._active = True
+            self._active = self.begun = True
         elif self._active and step >= self.steps[1]:
             self._stop()
 

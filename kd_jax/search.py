@@ -6,6 +6,7 @@ Interrupted, the same command continues. Machines may share a search: the same -
 The test split is read for the winner only.
 """
 
+import logging
 import pprint
 import re
 import signal
@@ -16,11 +17,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import flax
 from absl import app, flags
 from ml_collections import ConfigDict
 
 from kd_jax import evaluate, population, runtime
-from kd_jax.errors import UserError, fail, told_to_the_user
+from kd_jax.errors import UserError, fail, told_to_the_user, unknown
 from kd_jax.main import default_workdir, load_config, parse
 from kd_jax.monitor import say
 from kd_jax.study import Study
@@ -72,7 +74,8 @@ def read_space(text: str, name: str, run: ConfigDict) -> dict[str, Any]:
         try:
             default = population.value_of(run, field)
         except (AttributeError, KeyError, TypeError):
-            raise UserError(f'--space names {field!r}, which runs.{name} does not have; its fields: {", ".join(run)}') from None
+            known = flax.traverse_util.flatten_dict(run.to_dict(), sep='.')
+            raise unknown(f'field of runs.{name} in --space', field, known) from None
         if isinstance(default, ConfigDict):
             raise UserError(f'--space names {field!r}, which is a group; name one of its fields: {", ".join(default)}')
         between = _RANGE.fullmatch(values)
@@ -90,8 +93,8 @@ def read_space(text: str, name: str, run: ConfigDict) -> dict[str, Any]:
                 found[field] = distributions.CategoricalDistribution(choices)
         except ValueError:
             raise UserError(
-                f'--space has {part!r}; write it as {example}: for numbers LOW..HIGH, above 0 for weights and with log, '
-                'or different values'
+                f'--space has {part!r}; write it as {example}: for numbers LOW..HIGH with LOW < HIGH, above 0 for weights and '
+                'with log, or different values'
             ) from None
     if not found:
         raise UserError(f'--space is empty; name what is searched, such as {example}')
@@ -205,6 +208,8 @@ class Search:
     def config_of(self, params: Mapping[str, Any]) -> ConfigDict:
         run = self.run.copy_and_resolve_references()
         run.update_from_flattened_dict(params)
+        if run.order_seed is None:  # all trials see the same batches, also when one is trained again
+            run.order_seed = min(run.seeds)
         return run
 
     def _train(self, group: Sequence[Any], should_stop: Callable[[], bool]) -> None:
@@ -213,9 +218,7 @@ class Search:
         for name in [name for name in config.runs if name not in self.others()]:
             del config.runs[name]
         for name, trial in names.items():
-            run = config.runs[name] = self.config_of(trial.params)
-            if run.order_seed is None:
-                run.order_seed = min(run.seeds)
+            config.runs[name] = self.config_of(trial.params)
         study = Study(config, self.workdir, list(names), {'trials': tuple(names)})
         pruned: set[int] = set()
         reported: set[tuple[int, int]] = set()
@@ -247,7 +250,7 @@ class Search:
                 say(f'{name} · {ended.name.lower()} · {_words(trial.params)}')
 
     def finish(self) -> dict[str, Any]:
-        """Measures the winner on the test split; writes `best.py`, `search.json`, `search.md` and `search.png`."""
+        """Measures the winner on the test split; writes its config, `search.json`, `search.md` and `search.png`."""
         complete = [t for t in self.study.get_trials(deepcopy=False) if t.state.name == 'COMPLETE']
         if not complete:
             raise UserError(f'no trial of {self.workdir} got to its end; search other values in another --workdir')
@@ -263,7 +266,7 @@ class Search:
             'counts': counts,
         }
         write_json(self.workdir / 'search.json', found)
-        (self.workdir / 'best.py').write_text(self._best_config(best.params))
+        self.best.write_text(self._best_config(best.params))
         rows = [('trial', *self.space, 'val top-1 %')]
         rows += [
             (f'{t.number}', *(_word(t.params[f]) for f in self.space), _percent(t.user_attrs['val'])) for t in ranked[:SHOWN]
@@ -275,22 +278,28 @@ class Search:
             f'{len(test)} seed(s) each. The best on validation has {_percent(test)} % on the test split.'
         )
         (self.workdir / 'search.md').write_text('\n'.join([*lines, '', summary, '']))
-        say(
-            '\n'
-            + '\n'.join([*lines, '', summary, f'python -m kd_jax.main --config={self.workdir / "best.py"} trains it again'])
-        )
+        say('\n' + '\n'.join([*lines, '', summary, f'python -m kd_jax.main --config={self.best} trains it again']))
         self._plot(complete)
         return found
 
+    @property
+    def best(self) -> Path:
+        """The config of the winner; its name is that of the workdir it will train in."""
+        return self.workdir / f'{self.workdir.name}_best.py'
+
     def _best_config(self, params: Mapping[str, Any]) -> str:
-        config = self.config.copy_and_resolve_references()
-        config.runs[self.name] = self.config_of(params)
+        config, others = self.config.copy_and_resolve_references(), self.others()
+        run = self.config_of(params)
+        there = lambda name: str(self.workdir / name) if name.partition('/')[0] in others else name  # noqa: E731
+        run.teachers, run.init = tuple(map(there, run.teachers)), there(run.init)
+        config.runs = ConfigDict({self.name: run})
         text = pprint.pformat(config.to_dict(), width=120, sort_dicts=False)
         return (
-            f'"""The best found by a search: runs.{self.name} with {_words(params)}.\n\n'
-            f'    python -m kd_jax.main --config={self.workdir / "best.py"}\n"""\n\n'
-            'from ml_collections import ConfigDict\n\n'
-            f'CONFIG = {text}\n\n\ndef get_config():\n    return ConfigDict(CONFIG)\n'
+            f'"""The best that a search found: runs.{self.name} with {_words(params)}.\n\n'
+            f'    python -m kd_jax.main --config={self.best}\n\n'
+            'Its teachers are those of the search.\n"""\n\n'
+            'from ml_collections import ConfigDict\n\nfrom configs import common\n\n'
+            f'CONFIG = {text}\n\n\ndef get_config():\n    return common.follow(ConfigDict(CONFIG))\n'
         )
 
     def _plot(self, complete: Sequence[Any]) -> None:
@@ -345,6 +354,7 @@ def _words(params: Mapping[str, Any]) -> str:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         fail(f'unexpected argument {argv[1]!r}; options look like --config=configs/digits.py')
+    logging.getLogger().setLevel(logging.WARNING)  # jax tells which backends it did not find
     stop: list[int] = []
     with told_to_the_user():
         config = load_config()

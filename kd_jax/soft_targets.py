@@ -5,6 +5,7 @@ python -m kd_jax.soft_targets --teacher=runs/digits/teacher --data=configs/digit
 
 import dataclasses
 import hashlib
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +26,7 @@ from kd_jax.monitor import clock, say
 from kd_jax.parallel import Parallel, barrier, is_main
 from kd_jax.step import Network, exactly
 from kd_jax.tables import CHUNK, Tables, description, row_type, rows_of
-from kd_jax.workdir import find_run
+from kd_jax.workdir import RunDirectory, find_run
 
 FORMAT = 1
 DTYPES = ('float16', 'float32')
@@ -77,7 +78,8 @@ def kind(field: str, wanted: str, dtype: str, top_k: int, views: Views, mixup: f
             )
         return Kind(views, dtype, top_k)
     if not (wanted.isascii() and wanted.isdigit() and int(wanted) > 0):
-        raise UserError(f"{field} is {wanted!r}; it must be 'live', 'exact' or a number of views, such as '8'")
+        live = '' if field.startswith('--') else "'live', "
+        raise UserError(f"{field} is {wanted!r}; it must be {live}'exact' or a number of views, such as '8'")
     return Kind(dataclasses.replace(views, repeated=int(wanted)), dtype, top_k)
 
 
@@ -246,23 +248,35 @@ def obtain(
     asked = {'precision': precision, 'title': title, 'should_stop': should_stop}
     if not extract(networks, variables, tables, kept, splits, par, **asked):
         return None
+    if is_main():
+        for table in tables:
+            say(f'soft targets in {table.path}')
     return [table.read() for table in tables]
 
 
-_TEACHER = flags.DEFINE_multi_string('teacher', [], 'Workdir of a trained run; may be given several times')
+_TEACHER = flags.DEFINE_multi_string(
+    'teacher', [], 'Workdir of a trained run, or of one of its seeds; may be given several times'
+)
 _DATA = config_flags.DEFINE_config_file('data', lock_config=True, help_string='The config whose data and augment are used')
 _VIEWS = flags.DEFINE_string('views', 'exact', "How many views of each training image; 'exact': all that there are")
 _DTYPE = flags.DEFINE_enum('dtype', 'float16', DTYPES, 'In which numbers are kept')
 _TOP_K = flags.DEFINE_integer('top_k', 0, 'Keep so many classes of each view only; 0 = all')
 
 
+def _runs(path: Path) -> list[RunDirectory]:
+    """The run of a seed, or all finished seeds of a run."""
+    seeds = sorted(p.parent for p in path.glob('seed*/result.json'))
+    return [RunDirectory(seed) for seed in seeds] or [find_run(path, 0)]
+
+
 def main(argv: list[str]) -> None:
+    logging.getLogger().setLevel(logging.WARNING)  # jax tells which backends it did not find
     with told_to_the_user():
         if len(argv) > 1 or not _TEACHER.value or _DATA.value is None:
             fail('give --teacher=WORKDIR and --data=CONFIG, such as --teacher=runs/digits/teacher --data=configs/digits.py')
         runtime.prepare()
         config = _DATA.value.copy_and_resolve_references()
-        runs = [find_run(Path(path).expanduser(), 0) for path in _TEACHER.value]
+        runs = [run for path in _TEACHER.value for run in _runs(Path(path).expanduser())]
         loaded = [teachers.load(run) for run in runs]
         splits = data_lib.load(config.data)
         for trained in loaded:
@@ -271,7 +285,7 @@ def main(argv: list[str]) -> None:
         mixup = augment.pop('mixup')
         views = Views(**augment, fill=splits.mean_pixel)
         kept = kind('--views', _VIEWS.value, _DTYPE.value, _TOP_K.value, views, mixup, splits.num_classes)
-        title = ', '.join(_TEACHER.value)
+        title = ', '.join(str(run.path) for run in runs)
         par = Parallel(config.parallel, config.devices or None, fast=config.fast)
         obtain(loaded, [run.path for run in runs], kept, splits, par, precision=config.precision, title=title)
 

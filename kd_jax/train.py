@@ -45,13 +45,13 @@ class Trainee:
         learning_rate: float,
         tensorboard: bool = True,
         wandb: str = '',
-        bar: bool = True,
+        shown: bool = True,
     ):
         self.name, self.run, self.seed, self.directory = name, run, seed, directory
         self.title = f'{name} seed {seed}'
         self.learning_rate = learning_rate
         self._program, self._start = program, start
-        self._shown = {'tensorboard': tensorboard, 'wandb': wandb, 'bar': bar}
+        self._shown = {'tensorboard': tensorboard, 'wandb': wandb, 'shown': shown}
         self._stack = contextlib.ExitStack()
         self.order_seed = seed if run.order_seed is None else run.order_seed
 
@@ -137,8 +137,8 @@ class Trainee:
         }
         if parallel.is_main():
             self.directory.finish(to_json(result))
-            name, split = ('val', val) if test is None else ('test', test)
-            say(f'{self.title} · {name} top-1 {100 * split["top1"]:.2f} % · {result["seconds"]:.0f} s')
+            if test is not None:
+                say(f'{self.title} · test top-1 {100 * test["top1"]:.2f} % · {result["seconds"]:.0f} s')
         parallel.barrier(f'{self.title} finished')
         return result
 
@@ -198,6 +198,8 @@ def train(
                 if stopping:
                     raise Stopped
             recorder.settle()
+        if profile and not trace.begun and parallel.is_main():
+            warn(f'no trace of {one.title}: profile={profile} lies outside of what was trained now, up to step {step}')
         chosen, saved = one.chosen(step)
     variables = selected(state if saved is None else par.replicate(saved))
     val, test = (evaluate.finish(_start_evaluation(program, variables, taught, split)) for split in ('val', 'test'))

@@ -169,10 +169,14 @@ def test_streamed_targets_serve_a_population(data, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ('text', 'changes', 'words'),
     [
-        ('objective.kl.tua=1,2', {}, "has 'objective.kl.tua=1,2'; write it as 'objective.kl.tau=1,2,4; seed=0,1'"),
+        (
+            'objective.kl.tua=1,2',
+            {},
+            "unknown field in runs.student.population 'objective.kl.tua'; did you mean 'objective.kl.tau'",
+        ),
         ('objective.kl.tau', {}, 'write it as'),
         ('objective.kl.tau=1; objective.kl.tau=2', {}, 'each field once'),
-        ('epochs=1,2', {}, 'each field once, of: seed, objective.cross_entropy.weight'),
+        ('epochs=1,2', {}, "unknown field in runs.student.population 'epochs'; known: .*objective.cross_entropy.weight"),
         ('objective.kl.tau=1,warm', {}, 'not all values are numbers'),
         ('seed=0.5', {}, 'not all values are numbers'),
         ('objective.kl.tau=2,2', {}, 'names a value twice'),

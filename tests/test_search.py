@@ -72,15 +72,17 @@ def test_a_search_ends_with_the_best_of_its_trials_and_reads_the_test_split_for_
 
 def test_the_best_config_runs_and_gives_the_same(data, tmp_path):
     found = search_of(data, tmp_path / 'search').go(3, never)['best']
-    spec = importlib.util.spec_from_file_location('best', tmp_path / 'search/best.py')
+    spec = importlib.util.spec_from_file_location('best', tmp_path / 'search/search_best.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = module.get_config()
     assert config.runs.student.objective.kl.tau == found['params']['objective.kl.tau']
-    with config.unlocked():
-        config.runs.student.order_seed = 0
     results = train(config, tmp_path / 'again')
+    assert set(results) == {('student', 0), ('student', 1)}  # the teacher is the search's
     assert [results['student', seed]['val']['top1'] for seed in (0, 1)] == pytest.approx(found['val'], abs=0.05)
+    with config.unlocked():
+        config.seeds = (1,)
+    assert config.runs.student.seeds == (1,)
     one, other = final_params(tmp_path / 'again', 'student', 0), final_params(tmp_path / 'search', found['run'], 0)
     assert max(abs(one[name] - other[name]).max() for name in one) <= 1e-3
 
@@ -126,7 +128,10 @@ def test_two_workers_share_a_search(data, tmp_path):
     ('space', 'words'),
     [
         ('', '--space is empty'),
-        ('objective.kl.tua=1..2', "names 'objective.kl.tua', which runs.student does not have"),
+        (
+            'objective.kl.tua=1..2',
+            "unknown field of runs.student in --space 'objective.kl.tua'; did you mean 'objective.kl.tau'",
+        ),
         ('objective.kl=1..2', 'which is a group; name one of its fields: .*tau'),
         ('objective.kl.tau', 'write each field once'),
         ('objective.kl.tau=4..1', 'LOW..HIGH'),
