@@ -81,8 +81,8 @@ def test_the_best_config_runs_and_gives_the_same(data, tmp_path):
     assert set(results) == {('student', 0), ('student', 1)}  # the teacher is the search's
     assert [results['student', seed]['val']['top1'] for seed in (0, 1)] == pytest.approx(found['val'], abs=0.05)
     with config.unlocked():
-        config.seeds = (1,)
-    assert config.runs.student.seeds == (1,)
+        config.precision, config.data.val_seed = 'bfloat16', 7
+    assert (config.runs.student.precision, config.runs.student.data.val_seed) == ('bfloat16', 7)
     one, other = final_params(tmp_path / 'again', 'student', 0), final_params(tmp_path / 'search', found['run'], 0)
     assert max(abs(one[name] - other[name]).max() for name in one) <= 1e-3
 
