@@ -65,23 +65,32 @@ def contender(spec: dict[str, Any], kind: str, allocator: bool = True) -> Callab
     return start
 
 
+TASK = ('batch', 'size', 'classes', 'precision')
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """What the benchmarks of a teacher and a student understand; the fields `TASK` are part of a contender's `spec`."""
+    made = race.parser(description)
+    made.add_argument('--pair', default='resnet56,resnet20', help='teacher,student')
+    made.add_argument('--batch', type=int, default=64)
+    made.add_argument('--size', type=int, default=32, help='of the images, in pixels')
+    made.add_argument('--classes', type=int, default=100)
+    made.add_argument('--precision', default='float32', choices=('float32', 'tf32', 'bfloat16'))
+    made.add_argument('--steps', type=int, default=4, help='in one turn')
+    return made
+
+
 def main() -> None:
-    parser = race.parser('Training steps side by side.')
-    parser.add_argument('--pair', default='resnet56,resnet20', help='teacher,student')
-    parser.add_argument('--teacher', default='live', choices=('live', 'none'))
-    parser.add_argument(
+    asked = parser('Training steps side by side.')
+    asked.add_argument('--teacher', default='live', choices=('live', 'none'))
+    asked.add_argument(
         '--peers', default='eager,channels_last', help=f'some of {", ".join(PEERS)}; the first is what ratios are of'
     )
-    parser.add_argument('--ours', default='kd_jax', help=f'some of {", ".join(OURS)}')
-    parser.add_argument('--batch', type=int, default=64)
-    parser.add_argument('--size', type=int, default=32, help='of the images, in pixels')
-    parser.add_argument('--classes', type=int, default=100)
-    parser.add_argument('--precision', default='float32', choices=('float32', 'tf32', 'bfloat16'))
-    parser.add_argument('--steps', type=int, default=4, help='in one turn')
-    parser.add_argument('--steps-per-dispatch', type=int, default=0, help="kd_jax's; 0: the usual number")
-    parser.add_argument('--allocator', default=True, action=argparse.BooleanOptionalAction)
-    parser.add_argument('--cache', default='off', help="kd_jax's compilation cache: 'off', or a directory")
-    arguments = parser.parse_args()
+    asked.add_argument('--ours', default='kd_jax', help=f'some of {", ".join(OURS)}')
+    asked.add_argument('--steps-per-dispatch', type=int, default=0, help="kd_jax's; 0: the usual number")
+    asked.add_argument('--allocator', default=True, action=argparse.BooleanOptionalAction)
+    asked.add_argument('--cache', default='off', help="kd_jax's compilation cache: 'off', or a directory")
+    arguments = asked.parse_args()
     if arguments.work:
         contend(arguments.work)
         return
@@ -89,7 +98,7 @@ def main() -> None:
     spec = {
         'teacher': teacher if arguments.teacher == 'live' else '',
         'student': student,
-        **{name: getattr(arguments, name) for name in ('batch', 'size', 'classes', 'precision', 'cache')},
+        **{name: getattr(arguments, name) for name in (*TASK, 'cache')},
         'steps': arguments.steps_per_dispatch,
     }
     peers, ours = (tuple(filter(None, text.split(','))) for text in (arguments.peers, arguments.ours))

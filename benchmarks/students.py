@@ -112,14 +112,8 @@ def contender(spec: dict[str, Any], kind: str) -> Callable[[], race.Contender]:
 
 
 def main() -> None:
-    parser = race.parser('Students of one teacher.')
-    parser.add_argument('--pair', default='resnet56,resnet20', help='teacher,student')
+    parser = step.parser('Students of one teacher.')
     parser.add_argument('--populations', default='4,8,12', help='how many students at once')
-    parser.add_argument('--batch', type=int, default=64)
-    parser.add_argument('--size', type=int, default=32, help='of the images, in pixels')
-    parser.add_argument('--classes', type=int, default=100)
-    parser.add_argument('--precision', default='float32', choices=('float32', 'tf32', 'bfloat16'))
-    parser.add_argument('--steps', type=int, default=4, help='in one turn')
     parser.add_argument('--peer', default='eager', help='the PyTorch loop; empty: none')
     arguments = parser.parse_args()
     if arguments.work:
@@ -127,7 +121,7 @@ def main() -> None:
         return
     teacher, student = arguments.pair.split(',')
     spec = {'teacher': teacher, 'student': student, 'cache': 'off', 'steps': 0}
-    spec |= {name: getattr(arguments, name) for name in ('batch', 'size', 'classes', 'precision')}
+    spec |= {name: getattr(arguments, name) for name in step.TASK}
     counts = [int(text) for text in arguments.populations.split(',') if text]
     groups = [f'{count} {how}' for count in counts for how in ('live', 'stored')]
     kinds = [*filter(None, [arguments.peer]), 'extraction', 'live', 'stored', *groups]

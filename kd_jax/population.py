@@ -79,11 +79,7 @@ def expand(name: str, run: ConfigDict) -> dict[str, ConfigDict]:
         member = base.copy_and_resolve_references()
         words = [name]
         for field, value in zip(values, combination, strict=True):
-            node = member
-            *groups, last = field.split('.')
-            for group in groups:
-                node = node[group]
-            node[last] = value
+            member.update_from_flattened_dict({field: value})
             words.append(f'{field.partition(".")[2]}={value:g}')
         members['-'.join(words)] = member
     return members

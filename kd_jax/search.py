@@ -25,7 +25,7 @@ from kd_jax import evaluate, population, runtime
 from kd_jax.errors import UserError, fail, told_to_the_user, unknown
 from kd_jax.main import default_workdir, load_config, parse
 from kd_jax.monitor import say
-from kd_jax.study import Study
+from kd_jax.study import Study, order, references
 from kd_jax.train import Stopped
 from kd_jax.workdir import RunDirectory, make_directory, write_json
 
@@ -162,8 +162,6 @@ class Search:
 
     def others(self) -> list[str]:
         """The runs that the searched one names, with what those name."""
-        from kd_jax.study import order, references
-
         needed, found = [self.name], []
         while needed:
             for reference in references(self.config.runs[needed.pop()]):
@@ -215,7 +213,7 @@ class Search:
     def _train(self, group: Sequence[Any], should_stop: Callable[[], bool]) -> None:
         config = self.config.copy_and_resolve_references()
         names = {f'trial{trial.number:04d}': trial for trial in group}
-        for name in [name for name in config.runs if name not in self.others()]:
+        for name in set(config.runs) - set(self.others()):
             del config.runs[name]
         for name, trial in names.items():
             config.runs[name] = self.config_of(trial.params)

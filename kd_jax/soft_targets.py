@@ -123,16 +123,14 @@ def usual_directory(run: Path, made: Mapping[str, Any]) -> Path:
 
 
 def extract(
-    networks: Sequence[Network],
-    variables: Sequence[Any],
+    trained: Sequence[teachers.Trained],
     tables: Sequence[Tables],
-    kept: Kind,
+    views: Views,
     splits: Splits,
     par: Parallel,
-    *,
     precision: str,
     title: str,
-    should_stop: Callable[[], bool] = lambda: False,
+    should_stop: Callable[[], bool],
 ) -> bool:
     """Writes what is missing in the teachers' tables, all of them in one pass; False if it was stopped before the end.
 
@@ -147,8 +145,8 @@ def extract(
     barrier(f'{title} listed')
     if not work:
         return True
-    networks = [network.computing(precision, par.fast) for network in networks]
-    placed = par.replicate(tuple(variables))
+    networks = [teacher.network.computing(precision, par.fast) for teacher in trained]
+    placed = par.replicate(tuple(teacher.variables for teacher in trained))
     begin = said = time.perf_counter()
     current = run = data = None
     if is_main():
@@ -159,8 +157,8 @@ def extract(
             return False
         if split != current:
             current, data = split, evaluate.on_device(par, getattr(splits, split))
-            views = kept.views if split == 'train' else Views()
-            run = par.compile(exactly(make_step(networks, views, par.axis_name), precision), arguments=3)
+            seen = views if split == 'train' else Views()
+            run = par.compile(exactly(make_step(networks, seen, par.axis_name), precision), arguments=3)
         count, width, _ = tables[0].splits[split]
         rows = np.arange(chunk * CHUNK, min((chunk + 1) * CHUNK, count * width))
         logits = _logits(run, placed, data, rows, width, par)
@@ -184,7 +182,7 @@ def judged(
 
 
 def _logits(run: Callable, placed: Any, data: Any, rows: np.ndarray, width: int, par: Parallel) -> list[np.ndarray]:
-    """The teachers' logits for the rows of a table with `width` views an image; `run`: `_make_step`'s function."""
+    """The teachers' logits for the rows of a table with `width` views an image; `run`: `make_step`'s function."""
     batch, pending = evaluate.batch_size_for(par, len(rows), _BATCH), []
     for first in range(0, len(rows), batch):
         some = rows[first : first + batch]
@@ -244,9 +242,7 @@ def obtain(
         made = manifest(teacher, splits, kept, precision)
         own = (directory / 'manifest.json').exists()
         tables.append(Tables(directory if own else usual_directory(directory, made), made))
-    networks, variables = [t.network for t in trained], [t.variables for t in trained]
-    asked = {'precision': precision, 'title': title, 'should_stop': should_stop}
-    if not extract(networks, variables, tables, kept, splits, par, **asked):
+    if not extract(trained, tables, kept.views, splits, par, precision, title, should_stop):
         return None
     if is_main():
         for table in tables:
@@ -274,8 +270,8 @@ def main(argv: list[str]) -> None:
     with told_to_the_user():
         if len(argv) > 1 or not _TEACHER.value or _DATA.value is None:
             fail('give --teacher=WORKDIR and --data=CONFIG, such as --teacher=runs/digits/teacher --data=configs/digits.py')
-        runtime.prepare()
         config = _DATA.value.copy_and_resolve_references()
+        runtime.prepare(fast=config.fast)
         runs = [run for path in _TEACHER.value for run in _runs(Path(path).expanduser())]
         loaded = [teachers.load(run) for run in runs]
         splits = data_lib.load(config.data)

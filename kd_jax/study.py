@@ -185,7 +185,8 @@ class Study:
                     self._programs[owner] = program.Program(
                         owner, run, self.splits(run), trained, par, self.config.steps_per_dispatch
                     )
-                self._programs[owner].check_numbers(run)
+                if owner != name:  # the program is that of another member
+                    self._programs[owner].check_numbers(run)
                 start = self._start(name, seed, self._promise)
                 if start is not None:
                     teachers.check_start(start, self._programs[owner].shapes)

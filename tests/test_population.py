@@ -118,7 +118,6 @@ def test_a_population_that_is_stopped_goes_on_bit_for_bit(data, tmp_path, device
     with pytest.raises(Stopped):
         train(config(), tmp_path / 'cut', should_stop=lambda: next(asked) == 20)
     assert not list((tmp_path / 'cut').glob('student*/*/result.json'))
-    # A member that has lost its last checkpoint starts again, and ends where the others do.
     results = train(config(), tmp_path / 'cut')
     assert len(results) == 7
     for name, seed in results:
