@@ -1,10 +1,8 @@
 """The published tables of the depthwise networks, their arithmetic, a float64 forward pass, and PyTorch's names of layers."""
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from model_reference import Reference, conv_reference
 from test_models import shapes_of
@@ -220,11 +218,6 @@ def sequence(prefix, *kinds):
 
 def dense(name):
     return [f'{name}.weight', f'{name}.bias']
-
-
-def feature_shapes(model, *image):
-    output = jax.eval_shape(partial(model.apply, train=False), shapes_of(model, image), jnp.zeros(image))
-    return {key: value.shape[1:] for key, value in output.features.items()}
 
 
 def expected_shapes(features):

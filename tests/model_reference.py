@@ -22,6 +22,11 @@ def conv_reference(x, kernel, stride=1, groups=1):
     return y
 
 
+def rectified(stage, x):
+    """The features of a stage that ends in the ReLU of `x`."""
+    return {f'stage{stage}': np.maximum(x, 0), f'stage{stage}_pre': x}
+
+
 class Reference:
     """Networks over the variables of a Flax model: `{feature: array, 'logits': array}`."""
 
@@ -54,8 +59,8 @@ class Reference:
                 y = self.unit(f'{name}/conv2', self.unit(f'{name}/conv1', x, stride), relu=False)
                 if f'params/{name}/shortcut/conv/kernel' in self.values:
                     x = self.unit(f'{name}/shortcut', x, stride, relu=False)
-                x = np.maximum(x + y, 0)
-            features[f'stage{stage}'] = x
+                features |= rectified(stage, x + y)
+                x = features[f'stage{stage}']
         features['pooled'] = x.mean(axis=(1, 2))
         return features | {'logits': self.linear('head', features['pooled'])}
 
@@ -77,7 +82,8 @@ class Reference:
         features = {}
         for stage in (1, 2):
             y = conv_reference(x, self.param(f'stage{stage}/conv/kernel')) + self.param(f'stage{stage}/conv/bias')
-            features[f'stage{stage}'] = y = np.maximum(y, 0)
+            features |= rectified(stage, y)
+            y = features[f'stage{stage}']
             b, h, w, c = y.shape
             x = y[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c).max(axis=(2, 4))
         features |= {'stem': features['stage1'], 'pooled': np.maximum(self.linear('dense', x.reshape(b, -1)), 0)}

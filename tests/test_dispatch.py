@@ -181,7 +181,8 @@ def test_half_precision_keeps_parameters_and_logits_in_float32_and_learns_the_sa
     variables = {'params': state.params['student'], **state.model_state['student']}
     output = jax.eval_shape(made.student.predict, variables, np.float32(made.splits.val.image))
     types = {name: feature.dtype for name, feature in output.features.items()}
-    assert types == dict.fromkeys(('stem', 'stage1', 'stage2', 'stage3'), jnp.bfloat16) | {'pooled': jnp.float32}
+    stages = [f'stage{i}{end}' for i in (1, 2, 3) for end in ('', '_pre')]
+    assert types == dict.fromkeys(('stem', *stages), jnp.bfloat16) | {'pooled': jnp.float32}
     assert output.logits.dtype == jnp.float32
     _, exact = dispatched(program_of(Parallel('jit', 1), 4), [4])
     losses, exact_losses = ([float(metrics['loss']) for metrics in h] for h in (history, exact))

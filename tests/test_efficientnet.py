@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from mobilenet_reference import Net, Row, arithmetic, assert_equal, dense, expected_shapes, feature_shapes, named, sequence
-from test_models import image_of, predict, random_variables, shapes_of, size
+from mobilenet_reference import Net, Row, arithmetic, assert_equal, dense, expected_shapes, named, sequence
+from test_models import feature_shapes, image_of, predict, random_variables, shapes_of, size
 from zoo import EXPECTED, Facts
 
 from kd_jax.errors import UserError

@@ -14,12 +14,11 @@ from mobilenet_reference import (
     assert_equal,
     dense,
     expected_shapes,
-    feature_shapes,
     named,
     sequence,
 )
-from model_reference import conv_reference
-from test_models import image_of, macs_of, predict, random_variables, shapes_of, size
+from model_reference import conv_reference, rectified
+from test_models import feature_shapes, image_of, macs_of, predict, random_variables, shapes_of, size
 from zoo import EXPECTED, Facts
 
 from kd_jax.errors import UserError
@@ -120,8 +119,8 @@ def test_mobilenet_v1_equals_a_float64_forward_pass():
         for block in range(1, count + 1):
             name = f'stage{stage}_block{block}'
             y = net.depthwise(f'{name}/depthwise', y, 3, next(rows)[2], 'relu')
-            y = net.pointwise(f'{name}/pointwise', y, 'relu')
-        expected[f'stage{stage}'] = y
+            expected |= rectified(stage, net.pointwise(f'{name}/pointwise', y, None))
+            y = expected[f'stage{stage}']
     expected['pooled'] = y.mean(axis=(1, 2))
     assert_equal(predict(model, variables, x), expected | {'logits': net.linear('head', expected['pooled'])})
 

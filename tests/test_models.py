@@ -18,6 +18,12 @@ from kd_jax.models.common import scaled
 
 NAMES = sorted(EXPECTED)
 SIBLINGS_SLOWLY = [pytest.param(n, marks=[pytest.mark.slow] if n in SIBLINGS else []) for n in NAMES]
+# Models whose stages end in a ReLU of the whole; blocks of the others end in a sum, a linear layer or a concatenation.
+RECTIFIED = {
+    name
+    for name, make in MODELS.items()
+    if make.func.__name__ in ('CNN', 'CifarResNet', 'ResNet', 'VGG', 'CifarVGG', 'MobileNetV1', 'ShuffleNetV1')
+}
 FAST_COMPILE = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
 
 
@@ -63,6 +69,12 @@ def predict(model, variables, image, **kwargs):
     """`model.apply` in evaluation mode, compiled in half the usual time."""
     apply = jax.jit(partial(model.apply, train=False, **kwargs)).lower(variables, image)
     return apply.compile(compiler_options=FAST_COMPILE)(variables, image)
+
+
+def feature_shapes(model, *image):
+    """The features' shapes without the batch; what comes before a ReLU has its stage's and is left out."""
+    output = jax.eval_shape(partial(model.apply, train=False), shapes_of(model, image), jnp.zeros(image))
+    return {key: value.shape[1:] for key, value in output.features.items() if not key.endswith('_pre')}
 
 
 def macs_of(jaxpr):
@@ -159,7 +171,9 @@ def test_every_model_speaks_the_output_vocabulary(name, shape):
     output, variables = jax.eval_shape(init, jax.random.key(0), jnp.zeros(shape))
     stages = [f'stage{i}' for i in range(1, EXPECTED[name].stages + 1)]
     assert isinstance(output, Output)
-    assert set(output.features) == {'stem', *stages, 'pooled'}
+    before = {f'{stage}_pre': stage for stage in stages if name in RECTIFIED}
+    assert set(output.features) == {'stem', *stages, *before, 'pooled'}
+    assert all(output.features[pre] == output.features[stage] for pre, stage in before.items())  # shapes and types
     assert output.logits.shape == (shape[0], 7) and output.logits.dtype == jnp.float32
     height, width = shape[1:3]
     for key in ('stem', *stages):
@@ -186,10 +200,8 @@ FEATURES = {
 
 @pytest.mark.parametrize('name', sorted(FEATURES))
 def test_the_feature_shapes_at_32_pixels(name):
-    model, image = build(name, 10), jnp.zeros((3, 32, 32, 3))
-    features = jax.eval_shape(partial(model.apply, train=False), shapes_of(model), image).features
     keys = ['stem', *(f'stage{i + 1}' for i in range(EXPECTED[name].stages)), 'pooled']
-    assert {key: value.shape[1:] for key, value in features.items()} == dict(zip(keys, FEATURES[name], strict=True))
+    assert feature_shapes(build(name, 10), 3, 32, 32, 3) == dict(zip(keys, FEATURES[name], strict=True))
 
 
 @pytest.mark.parametrize('name', SIBLINGS_SLOWLY)

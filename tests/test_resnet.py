@@ -5,11 +5,10 @@ from functools import partial
 
 import flax
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from model_reference import Reference, conv_reference
-from test_models import image_of, predict, random_variables, shapes_of, size
+from model_reference import Reference, conv_reference, rectified
+from test_models import feature_shapes, image_of, predict, random_variables, shapes_of, size
 from zoo import EXPECTED
 
 from kd_jax.errors import UserError
@@ -25,11 +24,6 @@ WIDE = ('wrn_16_1', 'wrn_16_2', 'wrn_40_1', 'wrn_40_2')
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 
-def features_of(model, *image):
-    output = jax.eval_shape(partial(model.apply, train=False), shapes_of(model, image), jnp.zeros(image))
-    return {key: value.shape[1:] for key, value in output.features.items()}
-
-
 def expected_shapes(stem, sides, widths):
     shapes = [(side, side, width) for side, width in zip(sides, widths, strict=True)]
     keys = [f'stage{i}' for i in range(1, len(shapes) + 1)]
@@ -41,24 +35,24 @@ def test_resnet_feature_shapes_at_the_reference_size(name):
     times = 1 if name.endswith(('18', '34')) else 4
     widths = [64 * times, 128 * times, 256 * times, 512 * times]
     if name in IMAGENET:
-        assert features_of(build(name, 10), 2, 224, 224, 3) == expected_shapes((56, 56, 64), (56, 28, 14, 7), widths)
+        assert feature_shapes(build(name, 10), 2, 224, 224, 3) == expected_shapes((56, 56, 64), (56, 28, 14, 7), widths)
     else:
-        assert features_of(build(name, 10), 2, 32, 32, 3) == expected_shapes((32, 32, 64), (32, 16, 8, 4), widths)
+        assert feature_shapes(build(name, 10), 2, 32, 32, 3) == expected_shapes((32, 32, 64), (32, 16, 8, 4), widths)
 
 
 @pytest.mark.parametrize('name', WIDE)
 def test_wide_resnet_feature_shapes_at_the_reference_size(name):
     k = int(name[-1])
     expected = expected_shapes((32, 32, 16), (32, 16, 8), (16 * k, 32 * k, 64 * k))
-    assert features_of(build(name, 10), 2, 32, 32, 3) == expected
+    assert feature_shapes(build(name, 10), 2, 32, 32, 3) == expected
 
 
 def test_odd_and_tiny_images_halve_as_torchvisions():
     model = build('resnet18', 10, width=0.125)
-    shapes = features_of(model, 1, 75, 33, 1)  # 75 -> 38 -> 19 -> 10 -> 5 -> 3; 33 -> 17 -> 9 -> 5 -> 3 -> 2
+    shapes = feature_shapes(model, 1, 75, 33, 1)  # 75 -> 38 -> 19 -> 10 -> 5 -> 3; 33 -> 17 -> 9 -> 5 -> 3 -> 2
     stages = {'stage1': (19, 9, 8), 'stage2': (10, 5, 16), 'stage3': (5, 3, 32), 'stage4': (3, 2, 64)}
     assert shapes == {'stem': (19, 9, 8), **stages, 'pooled': (64,)}
-    assert features_of(model, 1, 1, 1, 3)['stage4'] == (1, 1, 64)
+    assert feature_shapes(model, 1, 1, 1, 3)['stage4'] == (1, 1, 64)
 
 
 def counted(convs, norms, dense, bias):
@@ -149,7 +143,8 @@ class Residual(Reference):
                 y = self.unit(f'{name}/conv2', self.unit(f'{name}/conv1', x, stride), relu=False)
             if f'params/{name}/shortcut/conv/kernel' in self.values:
                 x = self.unit(f'{name}/shortcut', x, stride, relu=False)
-            features[f'stage{stage}'] = x = np.maximum(x + y, 0)
+            features |= rectified(stage, x + y)
+            x = features[f'stage{stage}']
         return self.ended(features, x)
 
     def wide(self, x, blocks):
@@ -227,7 +222,7 @@ def test_kernel_replaces_the_blocks_3x3_and_nothing_else(name, wide):
     changed = {path for path in before if before[path] != after[path]}
     assert len(changed) == wide and not any('stem' in path for path in changed)
     assert {before[path][:2] for path in changed} == {(3, 3)} and {after[path][:2] for path in changed} == {(5, 5)}
-    assert features_of(build(name, 10, kernel=5), 1, 32, 32, 3) == features_of(build(name, 10), 1, 32, 32, 3)
+    assert feature_shapes(build(name, 10, kernel=5), 1, 32, 32, 3) == feature_shapes(build(name, 10), 1, 32, 32, 3)
 
 
 @pytest.mark.parametrize(('name', 'widths'), [('resnet50', (256, 512, 1024, 2048)), ('wrn_40_2', (32, 64, 128))])

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from model_reference import Reference
-from test_models import image_of, macs_of, predict, random_variables, shapes_of, size
+from model_reference import Reference, rectified
+from test_models import feature_shapes, image_of, macs_of, predict, random_variables, shapes_of, size
 from zoo import EXPECTED, SHUFFLENETS
 
 from kd_jax.errors import UserError
@@ -41,28 +41,23 @@ def test_shuffle_interleaves_the_groups():
     assert shuffle(x, 1).tolist() == x.tolist()
 
 
-def features_of(model, *image):
-    output = jax.eval_shape(partial(model.apply, train=False), shapes_of(model, image), jnp.zeros(image))
-    return {key: value.shape[1:] for key, value in output.features.items()}
-
-
 @pytest.mark.parametrize('name', SHUFFLENETS)
 def test_feature_shapes_at_the_reference_size(name):
     *widths, last = V2.get(name, (240, 480, 960, 960))
     stem, *sides = (56, 28, 14, 7) if name.startswith('imagenet') else (32, 16, 8, 4)
     image = 224 if name.startswith('imagenet') else 32
     stages = {f'stage{i + 1}': (sides[i], sides[i], widths[i]) for i in range(3)}
-    assert features_of(build(name, 10), 2, image, image, 3) == {'stem': (stem, stem, 24), **stages, 'pooled': (last,)}
+    assert feature_shapes(build(name, 10), 2, image, image, 3) == {'stem': (stem, stem, 24), **stages, 'pooled': (last,)}
 
 
 def test_odd_and_tiny_images():
-    shapes = features_of(
+    shapes = feature_shapes(
         build('imagenet_shufflenet_v1', 10, width=0.25), 1, 75, 33, 1
     )  # 75, 38, 19, 10, 5, 3; 33, 17, 9, 5, 3, 2
     stages = {'stage1': (10, 5, 60), 'stage2': (5, 3, 120), 'stage3': (3, 2, 240)}
     assert shapes == {'stem': (19, 9, 6), **stages, 'pooled': (240,)}
     for name in SHUFFLENETS:
-        assert features_of(build(name, 10), 1, 1, 1, 3)['stage3'][:2] == (1, 1)
+        assert feature_shapes(build(name, 10), 1, 1, 1, 3)['stage3'][:2] == (1, 1)
 
 
 def test_counts_of_version_2_follow_from_arithmetic():
@@ -165,7 +160,8 @@ class Shuffled(Reference):
             y = self.unit(f'{name}/conv2', y, stride, groups=y.shape[-1], relu=small)
             y = self.unit(f'{name}/conv3', y, groups=groups, relu=False)
             y = y + x if stride == 1 else np.concatenate([y, np.mean(self.windows(x), axis=0)], axis=-1)
-            features[f'stage{stage}'] = x = np.maximum(y, 0)
+            features |= rectified(stage, y)
+            x = features[f'stage{stage}']
         return self.ended(features, x)
 
     def v2(self, x, small):
@@ -255,7 +251,7 @@ def test_kernel_replaces_the_depthwise_3x3_and_nothing_else(name, depthwise):
     changed = {path for path in before if before[path] != after[path]}
     assert len(changed) == depthwise
     assert {before[path][:3] for path in changed} == {(3, 3, 1)} and {after[path][:3] for path in changed} == {(5, 5, 1)}
-    assert features_of(build(name, 10, kernel=5), 1, 40, 33, 3) == features_of(build(name, 10), 1, 40, 33, 3)
+    assert feature_shapes(build(name, 10, kernel=5), 1, 40, 33, 3) == feature_shapes(build(name, 10), 1, 40, 33, 3)
 
 
 @pytest.mark.parametrize(

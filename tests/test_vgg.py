@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from model_reference import Reference, conv_reference
+from model_reference import Reference, conv_reference, rectified
 from test_models import image_of, predict, random_variables, shapes_of, size
 from zoo import EXPECTED, Facts
 
@@ -72,14 +72,14 @@ class VGGReference(Reference):
         if f'batch_stats/{name}/norm/mean' in self.values:
             y = (y - self.statistic(f'{name}/norm/mean')) / np.sqrt(self.statistic(f'{name}/norm/var') + 1e-5)
             y = y * self.param(f'{name}/norm/scale') + self.param(f'{name}/norm/bias')
-        return np.maximum(y, 0)
+        return y
 
     def stages(self, x, counts, pools):
         features = {}
         for stage, count in enumerate(counts, start=1):
             for number in range(1, count + 1):
-                x = self.convolution(f'stage{stage}_block{number}', x)
-            features[f'stage{stage}'] = x
+                features |= rectified(stage, self.convolution(f'stage{stage}_block{number}', x))
+                x = features[f'stage{stage}']
             if stage <= pools:
                 b, h, w, c = x.shape
                 x = x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c).max(axis=(2, 4))

@@ -1,10 +1,12 @@
 """The plain CNN: convolution and pooling twice, one dense layer, the classifier."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax.numpy as jnp
 
 from kd_jax.models import layers
-from kd_jax.models.common import Classifier, ConvBN, block, max_pool, scaled
+from kd_jax.models.common import Classifier, ConvBN, max_pool, run_stage, scaled
 
 
 class CNN(Classifier, kw_only=True):
@@ -19,9 +21,9 @@ class CNN(Classifier, kw_only=True):
     def backbone(self, x, setting, train):
         features = {}
         for stage, channels in enumerate((32, 64), start=1):
-            conv = ConvBN(scaled(channels, self.width), self.kernel, norm=False, setting=setting, name=f'stage{stage}')
-            x = features[f'stage{stage}'] = block(conv, x, train=train)
-            x = max_pool(x, 2, 2)
+            make = partial(ConvBN, act=None, norm=False, setting=setting, name=f'stage{stage}')
+            features |= run_stage(stage, [make(scaled(channels, self.width), self.kernel)], x, train=train)
+            x = max_pool(features[f'stage{stage}'], 2, 2)
         features['stem'] = features['stage1']
         dense = layers.Dense(scaled(128, self.width), dtype=self.dtype, name='dense')
         features['pooled'] = nn.relu(dense(x.reshape(x.shape[0], -1))).astype(jnp.float32)

@@ -20,6 +20,8 @@ from kd_jax.errors import UserError
 from kd_jax.models import layers
 from kd_jax.models.layers import BatchNorm, Setting
 
+Features = dict[str, jax.Array]
+
 
 class Exit(NamedTuple):
     """What a head of several returns: its logits `[B, K]` and what its classifier sees, `[B, D]`, both float32."""
@@ -34,12 +36,13 @@ class Output:
 
     logits: `[B, K]` float32.
     features: `stem`, `stage1` ... `stageN` (`[B, H, W, C]` in the compute type, the output of each stage) and
-      `pooled` (`[B, D]` float32, what the classifier sees before dropout).
+      `pooled` (`[B, D]` float32, what the classifier sees before dropout). Where the last operation of a stage is a ReLU,
+      `stage<i>_pre` is what comes before it, `stage<i> = ReLU(stage<i>_pre)`; not with adapters, which follow the ReLU.
     heads: the auxiliary heads by name, the shallowest first, and `head`, the deepest one; empty for most models.
     """
 
     logits: jax.Array
-    features: dict[str, jax.Array]
+    features: Features
     heads: dict[str, Exit] = flax.struct.field(default_factory=dict)
 
 
@@ -66,11 +69,11 @@ class Classifier(nn.Module, kw_only=True):
     EPSILON: ClassVar[float] = 1e-5  # of BatchNorm
     MOMENTUM: ClassVar[float] = 0.1
 
-    def backbone(self, x: jax.Array, setting: Setting, train: bool) -> dict[str, jax.Array]:
-        """The features of `x` `[B, H, W, C]`: `stem`, `stage1` ... `stageN`, `pooled`; called inside `__call__`."""
+    def backbone(self, x: jax.Array, setting: Setting, train: bool) -> Features:
+        """The features of `x` `[B, H, W, C]`, as `Output` names them; called inside `__call__`."""
         raise NotImplementedError
 
-    def own_heads(self, features: dict[str, jax.Array], setting: Setting, train: bool) -> dict[str, Exit]:
+    def own_heads(self, features: Features, setting: Setting, train: bool) -> dict[str, Exit]:
         """The auxiliary heads that belong to the family as published."""
         return {}
 
@@ -86,7 +89,7 @@ class Classifier(nn.Module, kw_only=True):
             fast=self.fast and jax.default_backend() == 'cpu',
         )
         features = self.backbone(image.astype(self.dtype), setting, train)
-        stages = [name for name in features if name.startswith('stage')]
+        stages = [name for name in features if name.removeprefix('stage').isdigit()]
         pooled = features['pooled']
         heads = self.own_heads(features, setting, train)
         for stage in sorted(self.heads):
@@ -198,10 +201,25 @@ def block(module: nn.Module, x: jax.Array, *, train: bool) -> jax.Array:
     Fast, the result is computed once: XLA's CPU backend would compute a chain of additions anew for every block
     that follows. (The barrier works where `kd_jax.parallel.KEEP_BARRIERS` keeps it.)
     """
-    x = module(x, train=train)
+    return _adapted(module, module(x, train=train))
+
+
+def _adapted(module, x):
     hidden = module.setting.adapter
     x = Adapter(hidden, module.setting, name=f'{module.name}_adapter')(x) if hidden else x
     return jax.lax.optimization_barrier(x) if module.setting.fast else x
+
+
+def run_stage(number: int, blocks: Sequence[nn.Module], x: jax.Array, *, relu: bool = True, train: bool) -> Features:
+    """`stage<number>`, the output of `blocks` one after another, each a `block`, and without adapters `stage<number>_pre`.
+
+    The blocks leave their last ReLU to this function; without `relu` they have none, and there is no `stage<number>_pre`.
+    """
+    for module in blocks:
+        pre = module(x, train=train)
+        x = _adapted(module, nn.relu(pre) if relu else pre)  # its barrier leaves `pre` out: nobody may want it
+    before = {f'stage{number}_pre': pre} if relu and not module.setting.adapter else {}
+    return before | {f'stage{number}': x}
 
 
 class Dropout(nn.Module):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from kd_jax.errors import UserError
 from kd_jax.models import layers
-from kd_jax.models.common import Classifier, ConvBN, Dropout, block, deepened, divisible, global_pool, scaled
+from kd_jax.models.common import Classifier, ConvBN, Dropout, block, deepened, divisible, global_pool, run_stage, scaled
 from kd_jax.models.layers import Setting
 
 Activation = Callable[[jax.Array], jax.Array]
@@ -145,7 +145,7 @@ class MobileNetV2(Classifier, kw_only=True):
 
 
 class DepthwiseSeparable(nn.Module):
-    """Depthwise convolution and 1x1 convolution, each with BatchNorm and ReLU."""
+    """Depthwise convolution and 1x1 convolution, each with BatchNorm and ReLU, the last of which is left to `run_stage`."""
 
     features: int
     stride: int = 1
@@ -157,7 +157,7 @@ class DepthwiseSeparable(nn.Module):
         unit = partial(ConvBN, setting=self.setting)
         channels = x.shape[-1]
         x = unit(channels, self.kernel, self.stride, groups=channels, name='depthwise')(x, train=train)
-        return unit(self.features, 1, name='pointwise')(x, train=train)
+        return unit(self.features, 1, act=None, name='pointwise')(x, train=train)
 
 
 class MobileNetV1(Classifier, kw_only=True):
@@ -178,11 +178,13 @@ class MobileNetV1(Classifier, kw_only=True):
     def backbone(self, x, setting, train):
         x = ConvBN(scaled(32, self.width), 3, 2, setting=setting, name='stem')(x, train=train)
         features = {'stem': x}
+        make = partial(DepthwiseSeparable, kernel=self.kernel, setting=setting)
         for stage, (count, channels) in enumerate(zip(deepened(self.blocks, self.depth), self.widths, strict=True), start=1):
-            for number in range(1, count + 1):
-                stride = 2 if stage > 1 and number == 1 else 1
-                name = f'stage{stage}_block{number}'
-                unit = DepthwiseSeparable(scaled(channels, self.width), stride, self.kernel, setting, name=name)
-                x = block(unit, x, train=train)
-            features[f'stage{stage}'] = x
+            strides = [1 if stage == 1 else 2] + [1] * (count - 1)
+            units = [
+                make(scaled(channels, self.width), stride, name=f'stage{stage}_block{i}')
+                for i, stride in enumerate(strides, start=1)
+            ]
+            features |= run_stage(stage, units, x, train=train)
+            x = features[f'stage{stage}']
         return features | {'pooled': global_pool(x)}

@@ -7,14 +7,15 @@ import flax.linen as nn
 import jax
 
 from kd_jax.errors import UserError
-from kd_jax.models.common import Classifier, ConvBN, block, deepened, global_pool, max_pool, scaled
+from kd_jax.models.common import Classifier, ConvBN, Features, deepened, global_pool, max_pool, run_stage, scaled
 from kd_jax.models.layers import Setting
-
-Features = dict[str, jax.Array]
 
 
 class BasicBlock(nn.Module):
-    """ReLU(x + BN(conv(ReLU(BN(conv(x)))))); where stride or width change, x goes through a 1x1 convolution and BN."""
+    """x + BN(conv(ReLU(BN(conv(x))))); where stride or width change, x goes through a 1x1 convolution and BN.
+
+    The ReLU of the sum is left to `run_stage`.
+    """
 
     features: int
     stride: int = 1
@@ -28,11 +29,11 @@ class BasicBlock(nn.Module):
         y = unit(self.kernel, act=None, name='conv2')(y, train=train)
         if self.stride != 1 or x.shape[-1] != self.features:
             x = unit(1, self.stride, act=None, name='shortcut')(x, train=train)
-        return nn.relu(x + y)
+        return x + y
 
 
 class Bottleneck(nn.Module):
-    """1x1 to `hidden` channels, 3x3 in `groups`, 1x1 to `features`; the stride is the 3x3's, the shortcut BasicBlock's.
+    """1x1 to `hidden` channels, 3x3 in `groups`, 1x1 to `features`; the stride is the 3x3's, the rest BasicBlock's.
 
     `[B, H, W, C] -> [B, H', W', features]`. He et al. stride in the first 1x1; torchvision ("ResNet v1.5") in the 3x3.
     """
@@ -52,18 +53,23 @@ class Bottleneck(nn.Module):
         y = unit(self.features, 1, act=None, name='conv3')(y, train=train)
         if self.stride != 1 or x.shape[-1] != self.features:
             x = unit(self.features, 1, self.stride, act=None, name='shortcut')(x, train=train)
-        return nn.relu(x + y)
+        return x + y
 
 
-def residual_stages(x: jax.Array, counts: Sequence[int], make: Callable[..., nn.Module], train: bool) -> Features:
-    """`stage1` ... of the blocks `make(stage, stride, name=...)`; the first block of each later stage halves the image."""
+def residual_stages(
+    x: jax.Array, counts: Sequence[int], make: Callable[..., nn.Module], train: bool, *, relu: bool = True
+) -> tuple[jax.Array, Features]:
+    """The output and the features of stages of blocks `make(stage, stride, name=...)`; `relu`: see `run_stage`.
+
+    The first block of each stage after the first halves the image.
+    """
     features = {}
     for stage, count in enumerate(counts, start=1):
-        for number in range(1, count + 1):
-            stride = 2 if stage > 1 and number == 1 else 1
-            x = block(make(stage, stride, name=f'stage{stage}_block{number}'), x, train=train)
-        features[f'stage{stage}'] = x
-    return features
+        strides = [1 if stage == 1 else 2] + [1] * (count - 1)
+        blocks = [make(stage, stride, name=f'stage{stage}_block{i}') for i, stride in enumerate(strides, start=1)]
+        features |= run_stage(stage, blocks, x, relu=relu, train=train)
+        x = features[f'stage{stage}']
+    return x, features
 
 
 class CifarResNet(Classifier, kw_only=True):
@@ -91,9 +97,9 @@ class CifarResNet(Classifier, kw_only=True):
         def make(stage, stride, name):
             return BasicBlock(scaled(self.widths[stage - 1], self.width), stride, self.kernel, setting, name=name)
 
-        x = ConvBN(scaled(self.stem, self.width), self.kernel, setting=setting, name='stem')(x, train=train)
-        stages = residual_stages(x, deepened(self.stage_sizes, self.depth), make, train)
-        return {'stem': x, **stages, 'pooled': global_pool([x, *stages.values()][-1])}
+        stem = ConvBN(scaled(self.stem, self.width), self.kernel, setting=setting, name='stem')(x, train=train)
+        x, stages = residual_stages(stem, deepened(self.stage_sizes, self.depth), make, train)
+        return {'stem': stem, **stages, 'pooled': global_pool(x)}
 
 
 class ResNet(Classifier, kw_only=True):
@@ -139,8 +145,8 @@ class ResNet(Classifier, kw_only=True):
             return Bottleneck(4 * features, hidden, stride, self.kernel, self.groups, setting, name=name)
 
         kernel, stride = (3, 1) if self.small_images else (7, 2)
-        x = ConvBN(scaled(64, self.width), kernel, stride, setting=setting, name='stem')(x, train=train)
+        stem = ConvBN(scaled(64, self.width), kernel, stride, setting=setting, name='stem')(x, train=train)
         if not self.small_images:
-            x = max_pool(x, 3, 2, 1)
-        stages = residual_stages(x, deepened(self.stage_sizes, self.depth), make, train)
-        return {'stem': x, **stages, 'pooled': global_pool([x, *stages.values()][-1])}
+            stem = max_pool(stem, 3, 2, 1)
+        x, stages = residual_stages(stem, deepened(self.stage_sizes, self.depth), make, train)
+        return {'stem': stem, **stages, 'pooled': global_pool(x)}

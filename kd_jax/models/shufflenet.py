@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from kd_jax.errors import UserError
-from kd_jax.models.common import Classifier, ConvBN, avg_pool, block, deepened, global_pool, max_pool, scaled
+from kd_jax.models.common import Classifier, ConvBN, avg_pool, block, deepened, global_pool, max_pool, run_stage, scaled
 from kd_jax.models.layers import Setting
 
 # Version 1: channels of the first stage by the number of groups, chosen for equal cost; each further stage has twice as many.
@@ -33,7 +33,7 @@ def entry(x, channels: int, kernel: int, small: bool, setting: Setting, train: b
 
 
 class GroupedUnit(nn.Module):
-    """Version 1: grouped 1x1, shuffle, depthwise, grouped 1x1, added to x; ReLU.
+    """Version 1: grouped 1x1, shuffle, depthwise, grouped 1x1, added to x; the ReLU after that is left to `run_stage`.
 
     A unit that strides instead appends x, average-pooled, to `features - C` new channels. `first` is the network's first
     unit: it has few input channels, which its first 1x1 convolution does not divide into groups, and nothing to shuffle.
@@ -58,8 +58,8 @@ class GroupedUnit(nn.Module):
         y = unit(self.hidden, self.kernel, self.stride, groups=self.hidden, act=act, name='conv2')(y, train=train)
         y = unit(new, 1, groups=self.groups, act=None, name='conv3')(y, train=train)
         if self.stride == 2:
-            return nn.relu(jnp.concatenate([y, avg_pool(x, 3, 2, padding=1)], axis=-1))
-        return nn.relu(x + y)
+            return jnp.concatenate([y, avg_pool(x, 3, 2, padding=1)], axis=-1)
+        return x + y
 
 
 class ShuffleNetV1(Classifier, kw_only=True):
@@ -97,6 +97,7 @@ class ShuffleNetV1(Classifier, kw_only=True):
                     f'width {self.width} with {self.groups} groups leaves stage {stage} no more channels than it receives; '
                     'use a greater width or fewer groups'
                 )
+            units = []
             for number in range(1, count + 1):
                 strides = number == 1
                 split = channels - x.shape[-1] if strides and self.small else channels
@@ -111,8 +112,9 @@ class ShuffleNetV1(Classifier, kw_only=True):
                     setting,
                     name=f'stage{stage}_block{number}',
                 )
-                x = block(unit, x, train=train)
-            features[f'stage{stage}'] = x
+                units.append(unit)
+            features |= run_stage(stage, units, x, train=train)
+            x = features[f'stage{stage}']
         return features | {'pooled': global_pool(x)}
 
 

@@ -1,5 +1,7 @@
 """VGG: torchvision's networks for large images, and those of the CIFAR tables."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -8,12 +10,13 @@ from kd_jax.models.common import (
     Classifier,
     ConvBN,
     Dropout,
+    Features,
     adaptive_avg_pool,
-    block,
     check_size,
     deepened,
     global_pool,
     max_pool,
+    run_stage,
     scaled,
 )
 
@@ -39,8 +42,8 @@ class VGG(Classifier, kw_only=True):
         check_size(x, 32, 'VGG')
         features = {}
         for stage, count in enumerate(deepened(self.stage_sizes, self.depth), start=1):
-            x = features[f'stage{stage}'] = convolutions(self, x, stage, count, self.norm, setting, train)
-            x = max_pool(x, 2, 2)
+            features |= convolutions(self, x, stage, count, self.norm, setting, train)
+            x = max_pool(features[f'stage{stage}'], 2, 2)
         x = adaptive_avg_pool(x, (7, 7)).transpose(0, 3, 1, 2)  # flattened as PyTorch does: channels first
         hidden = scaled(4096, self.width)
         x = nn.relu(layers.Dense(hidden, dtype=self.dtype, name='top_dense1')(x.reshape(x.shape[0], -1)))
@@ -67,22 +70,16 @@ class CifarVGG(Classifier, kw_only=True):
         check_size(x, 2**pools, 'this VGG' if pools == 3 else 'this VGG, for images 64 pixels high,')
         features = {}
         for stage, count in enumerate(deepened(self.stage_sizes, self.depth), start=1):
-            x = features[f'stage{stage}'] = convolutions(self, x, stage, count, True, setting, train)
+            features |= convolutions(self, x, stage, count, True, setting, train)
+            x = features[f'stage{stage}']
             if stage <= pools:
                 x = max_pool(x, 2, 2)
         return features | {'stem': features['stage1'], 'pooled': global_pool(x)}
 
 
-def convolutions(model, x, stage, count, norm, setting, train):
-    """The `count` convolutions of one stage, each with ReLU, inside `model`: `[B, H, W, C] -> [B, H, W, channels]`."""
-    for number in range(1, count + 1):
-        unit = ConvBN(
-            scaled(CHANNELS[stage - 1], model.width),
-            model.kernel,
-            use_bias=True,
-            norm=norm,
-            setting=setting,
-            name=f'stage{stage}_block{number}',
-        )
-        x = block(unit, x, train=train)
-    return x
+def convolutions(model, x, stage, count, norm, setting, train) -> Features:
+    """One stage, `count` convolutions each with ReLU, inside `model`: `x [B, H, W, C]` gives `[B, H, W, channels]`."""
+    make = partial(ConvBN, act=None, use_bias=True, norm=norm, setting=setting)
+    channels = scaled(CHANNELS[stage - 1], model.width)
+    units = [make(channels, model.kernel, name=f'stage{stage}_block{number}') for number in range(1, count + 1)]
+    return run_stage(stage, units, x, train=train)

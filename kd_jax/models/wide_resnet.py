@@ -62,7 +62,7 @@ class WideResNet(Classifier, kw_only=True):
             features = scaled(16 * self.widen * 2 ** (stage - 1), self.width)
             return PreactivationBlock(features, stride, self.kernel, self.block_dropout, setting, name=name)
 
-        x = Conv(scaled(16, self.width), setting=setting, name='stem')(x)
-        features = {'stem': x, **residual_stages(x, deepened(self.stage_sizes, self.depth), make, train)}
-        x = nn.relu(BatchNorm(setting, name='top')(list(features.values())[-1], train=train))
-        return features | {'pooled': global_pool(x)}
+        stem = Conv(scaled(16, self.width), setting=setting, name='stem')(x)
+        x, stages = residual_stages(stem, deepened(self.stage_sizes, self.depth), make, train, relu=False)
+        x = nn.relu(BatchNorm(setting, name='top')(x, train=train))
+        return {'stem': stem, **stages, 'pooled': global_pool(x)}
