@@ -64,7 +64,8 @@ def device(images: np.ndarray, labels: np.ndarray, batch: int) -> Callable[[], f
     from kd_jax import evaluate, parallel, program, runtime
     from kd_jax.data import Split, batches
     from kd_jax.data.views import Views
-    from kd_jax.step import Network, several
+    from kd_jax.networks import Network
+    from kd_jax.step import several
 
     runtime.prepare()
     par = parallel.Parallel().for_batch(batch)

@@ -57,8 +57,10 @@ def run(of: ConfigDict, model: str, objective: ConfigDict | None = None) -> Conf
     c.model.average_heads = placeholder(bool)  # predict the average of all heads' probabilities
     c.model.aux = placeholder(bool)  # Inception-v3 and GoogLeNet: with their own auxiliary heads; None = the model's own
     c.objective = labels() if objective is None else objective  # one entry a term
-    c.teachers = ()  # names of runs ('teacher', 'teacher/seed0') or of imported teachers, or workdirs of other studies' runs
+    c.teachers = ()  # runs ('teacher', 'teacher/seed0'), imported teachers, workdirs; 'self:average', 'self:past', 'self:peer'
     c.teacher_weights = ()  # one a teacher; () = equal
+    c.past_epochs = 1.0  # how often the teacher 'self:past' becomes what the student is then
+    c.peer = ''  # model of the second student, 'self:peer'; '' = the same as the first
     c.soft_targets = 'live'  # 'live': the teachers run in every step; 'exact' or '8': their logits for all (8) views are kept
     c.soft_targets_dtype = 'float16'  # in which those are kept: 'float16' or 'float32'
     c.soft_targets_top_k = 0  # keep so many classes only; 0 = all

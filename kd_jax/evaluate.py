@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from kd_jax import data as data_lib
-from kd_jax import metrics, runtime, step, teachers
+from kd_jax import metrics, networks, runtime, step, teachers
 from kd_jax.data import Split, batches
 from kd_jax.errors import UserError, told_to_the_user
 from kd_jax.parallel import Parallel
@@ -60,7 +60,7 @@ def evaluate(
     return finish(start(eval_step, parallel, variables, teacher_variables, data))
 
 
-def forward_cost(network: step.Network, variables: Any, image_shape: tuple[int, ...]) -> dict[str, float]:
+def forward_cost(network: networks.Network, variables: Any, image_shape: tuple[int, ...]) -> dict[str, float]:
     """{'flops': of one image's forward pass as XLA counts them for plain layers, 'latency_ms': median of a batch of one}."""
     plain = network._replace(model=network.model.clone(fast=False))
     variables, pixels = jax.device_put((variables, jnp.zeros((1, *image_shape))), jax.local_devices()[0])

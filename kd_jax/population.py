@@ -17,9 +17,10 @@ from kd_jax import evaluate, objectives
 from kd_jax.data import batches
 from kd_jax.errors import UserError, unknown
 from kd_jax.monitor import say, warn
+from kd_jax.networks import exactly
 from kd_jax.program import Program, Taught
 from kd_jax.record import Dispatch, Due
-from kd_jax.step import exactly, make_eval_step, make_look, make_look_step, make_member_step, make_update, several
+from kd_jax.step import make_eval_step, make_look, make_look_step, make_member_step, make_update, several
 from kd_jax.teachers import Trained
 from kd_jax.train import Stopped, Trainee, selected, stacked
 from kd_jax.workdir import RunDirectory

@@ -17,7 +17,8 @@ from kd_jax.data.views import Views
 from kd_jax.errors import UserError, unknown
 from kd_jax.models import Output, initial
 from kd_jax.monitor import warn
-from kd_jax.step import PRECISIONS, Stored, TrainState, exactly, make_eval_step, make_train_step, several, variables_of
+from kd_jax.networks import PRECISIONS, Stored, exactly, variables_of
+from kd_jax.step import AVERAGE, COMPANIONS, OBJECTIVE_OF, PAST, PEER, TrainState, make_eval_step, make_train_step, several
 from kd_jax.teachers import Trained
 
 # What the fields of a run allow that no later check names.
@@ -31,6 +32,7 @@ LIMITS = {
     'model.dropout': (lambda v: v is None or 0 <= v < 1, 'at least 0 and less than 1'),
     'optim.accumulate': (lambda v: v >= 1, 'at least 1'),
     'optim.teacher_factor': (lambda v: 0 <= v < math.inf, '0 (off) or more'),
+    'past_epochs': (lambda v: 0 < v < math.inf, 'greater than 0'),
     'augment.crop': (lambda v: v >= 0, '0 (off) or more'),
     'augment.rotate': (lambda v: 0 <= v <= 180, 'from 0 (off) to 180 degrees'),
     'augment.cutout': (lambda v: v >= 0, '0 (off) or more'),
@@ -57,6 +59,35 @@ def check(name: str, run: ConfigDict) -> None:
     if len(set(run.seeds)) < len(run.seeds):
         raise UserError(f'runs.{name}.seeds {tuple(run.seeds)} names a seed twice; each seed is one training')
     optim.check_ema_decay(run.optim.ema_decay)
+    check_companions(name, run)
+
+
+def named_teachers(run: ConfigDict) -> tuple[str, ...]:
+    """The teachers that are other runs, imported or workdirs; not those that the run makes for itself."""
+    return tuple(name for name in run.teachers if name not in COMPANIONS)
+
+
+def check_companions(name: str, run: ConfigDict) -> tuple[str, ...]:
+    """The teachers that a run makes for itself.
+
+    Raises:
+      UserError: for one that is unknown, named twice, or does not go with the rest of the run.
+    """
+    for teacher in run.teachers:
+        if teacher.startswith('self:') and teacher not in COMPANIONS:
+            raise unknown(f'teacher of runs.{name}', teacher, COMPANIONS)
+    found = tuple(teacher for teacher in run.teachers if teacher in COMPANIONS)
+    if len(set(found)) < len(found):
+        raise UserError(f'runs.{name}.teachers {tuple(run.teachers)} names {found[0]} twice; once is enough')
+    if AVERAGE in found and not run.optim.ema_decay:
+        raise UserError(f'runs.{name} learns from {AVERAGE}, but keeps no average; set optim.ema_decay, such as 0.999')
+    if PEER in found and len(found) > 1:
+        raise UserError(f'runs.{name}.teachers {tuple(run.teachers)}: {PEER} does not go with the others; take one of them')
+    if PEER in found and run.init:
+        raise UserError(f'runs.{name} starts from {run.init}, but its peer would start at random; take one of the two away')
+    if run.peer and PEER not in found:
+        raise UserError(f'runs.{name}.peer is {run.peer!r}, but {PEER} is not among its teachers; name it there')
+    return found
 
 
 @dataclasses.dataclass
@@ -109,12 +140,26 @@ class Program:
         self.teachers = self.networks
         if self.stored is not None:
             self.views, self.teachers = self.stored.views, self.judges
-        weights = self.weights = tuple(run.teacher_weights) or (1.0,) * len(trained)
-        if len(weights) != len(trained):
-            raise UserError(f'teacher_weights {weights} has {len(weights)} entries for {len(trained)} teachers; give one each')
+        companions, self.peer = check_companions(name, run), None
+        if PEER in companions:
+            model = dict(run.model, name=run.peer) if run.peer else run.model
+            self.peer = teachers.build_network(model, facts).computing(run.precision, par.fast)
+        weights = tuple(run.teacher_weights) or (1.0,) * len(run.teachers)
+        if len(weights) != len(run.teachers):
+            raise UserError(
+                f'teacher_weights {weights} has {len(weights)} entries for {len(run.teachers)} teachers; give one each'
+            )
+        of = dict(zip(run.teachers, weights, strict=True))
+        judging = tuple(weight for teacher, weight in zip(run.teachers, weights, strict=True) if teacher not in COMPANIONS)
+        self.weights = judging + tuple(of[teacher] for teacher in companions)
         self.objective = objectives.build(
-            run.objective, teacher_weights=weights, num_classes=splits.num_classes, axis_name=par.axis_name
+            run.objective,
+            teacher_weights=self.weights,
+            num_classes=splits.num_classes,
+            axis_name=par.axis_name,
+            fast=par.fast and self.on_cpu,
         )
+        self._check_features()
 
         count = self.train_count = len(splits.train.label)
         labelled = np.flatnonzero(splits.train.label >= 0)
@@ -143,15 +188,21 @@ class Program:
         self.learning_rate = settings['learning_rate']
         par.check_batch_size(run.batch_size, f'runs.{name}.batch_size', accumulate)
 
-        self._plans = self._plan()
-        student, objective = (dict(plan.shapes) for plan in self._plans)
-        self.shapes = student
-        shapes = {'student': student['params'], 'objective': objective.get('params', {})}
+        self._plans = self._plan(companions)
+        self.shapes = self._plans['student'].shapes
+        shapes = {role: plan.shapes.get('params', {}) for role, plan in self._plans.items()}
         settings['freeze'] = tuple(run.optim.freeze) + optim.all_but(shapes['student'], tuple(settings.pop('train')))
         built = {'total_steps': self.total_steps, 'steps_per_epoch': self.steps_per_epoch, **settings}
         self.tx, self.schedule = optim.build(shapes, **built)
         self.optimiser = lambda traced=None, **changed: optim.build(shapes, **built | changed, traced=traced)[0]
-        self.settings = {'accumulate': accumulate, 'ema_decay': self.ema_decay, 'freeze': settings['freeze']}
+        self.settings = {
+            'accumulate': accumulate,
+            'ema_decay': self.ema_decay,
+            'freeze': settings['freeze'],
+            'companions': companions,
+            'peer': self.peer,
+            'past_steps': max(round(run.past_epochs * self.steps_per_epoch), 1) if PAST in companions else 0,
+        }
         self.params = teachers.param_count(self.shapes)
         frozen = optim.frozen_mask(shapes['student'], settings['freeze'])
         kept = jax.tree.map(lambda f, x: 0 if f else math.prod(x.shape), frozen, shapes['student'])
@@ -167,11 +218,14 @@ class Program:
             **self.settings,
             axis_name=par.axis_name,
         )
-        eval_step = make_eval_step(student=self.student, teachers=self.judges, teacher_weights=weights, axis_name=par.axis_name)
+        judged = {'teachers': self.judges, 'teacher_weights': judging, 'axis_name': par.axis_name}
+        eval_step = make_eval_step(student=self.student, **judged)
         usual = STEPS if not self.on_cpu else CPU_STEPS if par.fast else 1  # plain gradients are very slow in a loop on a CPU
         self.steps_per_dispatch = min(steps_per_dispatch or usual, self.total_steps)
         self.train_steps = par.compile(exactly(several(train_step), run.precision), arguments=6, donate_first=True, axis=1)
         self.eval_step = par.compile(exactly(eval_step, run.precision), arguments=4)
+        if self.peer is not None:
+            self.peer_eval_step = par.compile(exactly(make_eval_step(student=self.peer, **judged), run.precision), arguments=4)
         self._data: dict[str, Any] = {}
         self._cost: dict[str, float] | None = None
         self._slots: Callable | None = None
@@ -185,25 +239,43 @@ class Program:
         wanted = run.soft_targets, run.soft_targets_dtype, run.soft_targets_top_k
         return soft_targets.kind(field, *wanted, self.views, self.mixup, self.splits.num_classes)
 
-    def _plan(self) -> tuple[initial.Plan, initial.Plan]:
-        """How the variables of student and objective start."""
+    def _plan(self, companions: Sequence[str]) -> dict[str, initial.Plan]:
+        """How the variables of the students and of their objectives start: role -> plan, as in `TrainState.params`."""
         image = jnp.zeros((2, *self.splits.train.image.shape[1:]), jnp.float32)  # for shapes only
-        student = initial.Plan(lambda key: self.student.model.init_with_output(key, image, train=False))
-        self._check_heads(student.output)
+
+        def plan(network):
+            return initial.Plan(lambda key: network.model.init_with_output(key, image, train=False))
 
         def teacher_output(net):
             return jax.eval_shape(lambda: net.model.init_with_output(jax.random.key(0), net.normalize(image), train=False)[0])
 
+        plans = {'student': plan(self.student)} | ({} if self.peer is None else {'peer': plan(self.peer)})
+        for network in plans.values():
+            self._check_heads(network.output)
         if self.stored is None:
             taught = [teacher_output(net) for net in self.networks]
         else:
             taught = [Output(jnp.zeros((2, self.splits.num_classes)), {})] * len(self.teachers)
-        outputs = [student.output, *taught]
-        outputs = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), outputs)
         zeros = jnp.zeros(2, jnp.int32)
-        batch = {'image': image, 'label': zeros, 'index': zeros, 'mask': jnp.ones(2)}
+        batch = {'image': image, 'label': zeros, 'index': zeros, 'mask': jnp.ones(2), 'train_label': self.splits.train.label}
         module = self.objective.clone(terms=tuple((name, term.clone(axis_name=None)) for name, term in self.objective.terms))
-        return student, initial.Plan(lambda key: module.init(key, outputs[0], tuple(outputs[1:]), batch))
+
+        def objective(role):
+            other = plans['student' if role == 'peer' or self.peer is None else 'peer'].output
+            outputs = [plans[role].output, *taught, *(other for _ in companions)]
+            outputs = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), outputs)
+            return initial.Plan(lambda key: module.init(key, outputs[0], tuple(outputs[1:]), batch))
+
+        return plans | {OBJECTIVE_OF[role]: objective(role) for role in plans}
+
+    def _check_features(self) -> None:
+        """Kept logits are all there is of a teacher that does not run."""
+        terms = [name for name, term in self.objective.terms if term.needs_features]
+        if terms and self.stored is not None:
+            raise UserError(
+                f'objective {terms[0]!r} learns from the features of the teacher, but with runs.{self.name}.soft_targets='
+                f"{self.run.soft_targets!r} only its logits are kept; set soft_targets='live', or take the term out"
+            )
 
     def _check_heads(self, output: Output) -> None:
         """Auxiliary heads and the terms that train them belong together."""
@@ -274,16 +346,16 @@ class Program:
 
     def fresh_state(self, seed: int, start: Trained | None) -> TrainState:
         """The state before the first step, as host arrays."""
-        student, objective = (plan.draw((seed, number)) for number, plan in enumerate(self._plans, start=1))
-        params = {'student': student.pop('params'), 'objective': objective.pop('params', {})}
-        model_state = {'student': student, 'objective': objective}
+        numbers = {'student': 1, 'objective': 2, 'peer': 3, 'peer_objective': 4}
+        drawn = {role: plan.draw((seed, numbers[role])) for role, plan in self._plans.items()}
+        params = {role: variables.pop('params', {}) for role, variables in drawn.items()}
         if start is not None:
-            variables = teachers.start_from(start, variables_of(params['student'], model_state['student']), warn)
-            params['student'] = variables.pop('params')
-            model_state['student'] = variables
-        ema = {'params': params['student'], 'model_state': model_state['student']} if self.ema_decay else None
+            variables = teachers.start_from(start, variables_of(params['student'], drawn['student']), warn)
+            params['student'], drawn['student'] = variables.pop('params'), variables
+        now = {'params': params['student'], 'model_state': drawn['student']}
         opt_state = jax.device_get(jax.jit(self.tx.init)(params))
-        return TrainState(np.zeros((), np.int32), params, model_state, opt_state, ema)
+        ema, past = (now if wanted else None for wanted in (self.ema_decay, self.settings['past_steps']))
+        return TrainState(np.zeros((), np.int32), params, drawn, opt_state, ema, past)
 
     def facts(self) -> dict[str, Any]:
         """What config.json records of the data."""

@@ -23,8 +23,8 @@ from kd_jax.data import Splits
 from kd_jax.data.views import Views
 from kd_jax.errors import UserError, fail, told_to_the_user, unknown
 from kd_jax.monitor import clock, say
+from kd_jax.networks import Network, exactly
 from kd_jax.parallel import Parallel, barrier, is_main
-from kd_jax.step import Network, exactly
 from kd_jax.tables import CHUNK, Tables, description, row_type, rows_of
 from kd_jax.workdir import RunDirectory, find_run
 
@@ -214,7 +214,7 @@ def fits(kept: Kind, count: int, num_classes: int, par: Parallel) -> bool:
 
 
 def columns(rows: np.ndarray) -> dict[str, np.ndarray]:
-    """Rows as arrays, as `kd_jax.step.Stored` reads them."""
+    """Rows as arrays, as `kd_jax.networks.Stored` reads them."""
     return {name: np.ascontiguousarray(rows[name]) for name in rows.dtype.names}
 
 

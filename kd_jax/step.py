@@ -1,10 +1,9 @@
 """The train step and the evaluation step: pure functions, the same for one device, jit over a mesh, and pmap."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -14,14 +13,12 @@ from kd_jax.data import augment
 from kd_jax.data.views import Views, look_up
 from kd_jax.models import Output
 from kd_jax.models.common import mean_probabilities
+from kd_jax.networks import Network, Stored, variables_of
 from kd_jax.objectives import WeightedSum, ensemble_logits
 
-# (the compute type of the networks, the least precision of float32 products: 'highest' means float32 on every backend)
-PRECISIONS = {
-    'float32': (jnp.float32, 'highest'),
-    'tf32': (jnp.float32, 'tensorfloat32'),
-    'bfloat16': (jnp.bfloat16, 'highest'),
-}
+# Teachers that a run makes for itself: the average of its weights (`optim.ema_decay`), the student of some epochs ago, and
+# a second student that learns at the same time, each the other's teacher.
+AVERAGE, PAST, PEER = COMPANIONS = ('self:average', 'self:past', 'self:peer')
 
 
 @flax.struct.dataclass
@@ -29,70 +26,15 @@ class TrainState:
     """What training changes. It never holds the teacher and never has a device axis."""
 
     step: jax.Array  # int32 scalar: updates done
-    params: dict[str, Any]  # {'student', 'objective'}
-    model_state: dict[str, Any]  # {'student', 'objective'}: running statistics, memory banks
+    params: dict[str, Any]  # {'student', 'objective'} and, with a peer, {'peer', 'peer_objective'}
+    model_state: dict[str, Any]  # likewise: running statistics, memory banks
     opt_state: Any
     ema: dict[str, Any] | None = None  # averaged {'params', 'model_state'} of the student
+    past: dict[str, Any] | None = None  # {'params', 'model_state'} that the student had
 
 
-class Network(NamedTuple):
-    """A model with the normalisation and the image shape it was trained with; it takes pixels in 0..255."""
-
-    model: nn.Module
-    mean: tuple[float, ...]  # per channel, for images in 0..1
-    std: tuple[float, ...]
-    image_shape: tuple[int, int, int] | None = None  # (H, W, C) of its input; None: that of what it gets
-
-    def computing(self, precision: str, fast: bool) -> 'Network':
-        """This with the compute type of a precision, and with `fast` in the forms that are fast on a CPU."""
-        return self._replace(model=self.model.clone(dtype=PRECISIONS[precision][0], fast=fast))
-
-    def normalize(self, pixels: jax.Array) -> jax.Array:
-        """`[B, H, W, C]` pixels in 0..255 -> the model's input: resized (bilinear, antialiased), grey as three channels."""
-        if self.image_shape is not None:
-            height, width, channels = self.image_shape
-            if pixels.shape[-1] == 1 and channels > 1:
-                pixels = jnp.repeat(pixels, channels, axis=-1)
-            if pixels.shape[1:3] != (height, width):
-                pixels = jax.image.resize(pixels, (pixels.shape[0], height, width, channels), 'bilinear')
-        shape = (1, 1, 1, -1)
-        return (pixels / 255.0 - jnp.reshape(jnp.float32(self.mean), shape)) / jnp.reshape(jnp.float32(self.std), shape)
-
-    def predict(self, variables: dict[str, Any], pixels: jax.Array) -> Output:
-        """The model's output in evaluation mode, without gradient."""
-        return jax.lax.stop_gradient(self.model.apply(variables, self.normalize(pixels), train=False))
-
-
-class Stored(NamedTuple):
-    """A teacher whose logits were computed beforehand, in place of its network; see `kd_jax.soft_targets`."""
-
-    num_classes: int
-
-    def output(self, rows: dict[str, jax.Array]) -> Output:
-        """What the teacher said. rows: {'logits' [B, K]}, or of the k likeliest classes {'index', 'log' [B, k], 'rest' [B]}:
-        their log-probabilities, and the logarithm of what remains, which the other classes share equally.
-        """
-        if 'logits' in rows:
-            return Output(rows['logits'].astype(jnp.float32), {})
-        index, log, rest = rows['index'].astype(jnp.int32), rows['log'].astype(jnp.float32), rows['rest'].astype(jnp.float32)
-        others = max(self.num_classes - index.shape[1], 1)
-        logits = jnp.broadcast_to(rest[:, None] - jnp.log(jnp.float32(others)), (len(index), self.num_classes))
-        return Output(logits.at[jnp.arange(len(index))[:, None], index].set(log), {})
-
-
-def exactly(function: Callable, precision: str) -> Callable:
-    """`function` traced with the products of a precision."""
-
-    def traced(*arguments):
-        with jax.default_matmul_precision(PRECISIONS[precision][1]):
-            return function(*arguments)
-
-    return traced
-
-
-def variables_of(params: dict, model_state: dict) -> dict:
-    """The student's Flax variables."""
-    return {'params': params, **model_state}
+OBJECTIVE_OF = {'student': 'objective', 'peer': 'peer_objective'}  # what holds the learned parts of its objective
+NEGATIVES = 0x4E65  # of the random numbers that objectives draw
 
 
 def make_look(*, teachers: Sequence[Network | Stored], views: Views, mixup: float = 0.0) -> Callable:
@@ -145,6 +87,9 @@ def make_update(
     accumulate: int = 1,
     ema_decay: float = 0.0,
     freeze: Sequence[str] = (),
+    companions: Sequence[str] = (),
+    peer: Network | None = None,
+    past_steps: int = 0,
     axis_name: str | None = None,
 ) -> Callable:
     """`update(state, seed, hyper, whole, part) -> (state, metrics)`: a student's step, of what `make_look`'s function saw.
@@ -153,11 +98,35 @@ def make_update(
     objective and the optimiser of it. whole: `labels_of` the batch; part(number): all that was `seen` of the examples
     `number::accumulate`. The other arguments are those of `make_train_step`.
     """
-    student = student._replace(model=student.model.clone(axis_name=axis_name, frozen=tuple(freeze)))
+    networks = {'student': student.training(axis_name, freeze)}
+    if peer is not None:
+        networks['peer'] = peer.training(axis_name)
     pmean = (lambda tree: jax.lax.pmean(tree, axis_name)) if axis_name else (lambda tree: tree)
 
     def total(x):  # over the global batch
         return jax.lax.psum(x, axis_name) if axis_name else x
+
+    def synchronised(model_state):
+        """Running statistics become those of all devices; memory banks are the same on all already, and large."""
+        return {
+            role: {name: tree if name == 'memory' else pmean(tree) for name, tree in collections.items()}
+            for role, collections in model_state.items()
+        }
+
+    def beside(state, role, outputs, pixels):
+        """What the companions of a student say."""
+
+        def said(kind):
+            if kind == PEER:
+                return outputs['peer' if role == 'student' else 'student']
+            kept = state.ema if kind == AVERAGE else state.past
+            output = student.predict(variables_of(kept['params'], kept['model_state']), pixels)
+            if kind == AVERAGE:
+                return output
+            # While there is no past to learn from, the student agrees with its teacher.
+            return jax.tree.map(lambda x, own: jnp.where(state.step >= past_steps, x, own), output, outputs[role])
+
+        return tuple(jax.lax.stop_gradient(said(kind)) for kind in companions)
 
     def update(state, seed, hyper, whole, part):
         step_key = _step_key(seed, state.step)
@@ -169,27 +138,31 @@ def make_update(
         weights = terms_of.weights(state.step / steps_per_epoch)
 
         def loss_of(params, model_state, number, seen, part_masks):
-            seen = dict(seen, image=student.normalize(seen['pixels']))
-            output, student_state = student.model.apply(
-                variables_of(params['student'], model_state['student']),
-                seen['image'],
-                train=True,
-                mutable=list(model_state['student']),
-                rngs={'dropout': jax.random.fold_in(step_key, number)},
-            )
-            values, objective_state = terms_of.apply(
-                {'params': params['objective'], **model_state['objective']},
-                output,
-                seen['teachers'],
-                seen,
-                mutable=list(model_state['objective']),
-            )
-            terms = {name: (values[name] * part_masks[name]).sum() * scale[name] for name in values}
-            loss = sum(weights[name] * terms[name] for name in terms)
+            outputs, new_state, losses = {}, {}, {}
+            for k, (role, network) in enumerate(networks.items()):
+                outputs[role], new_state[role] = network.model.apply(
+                    variables_of(params[role], model_state[role]),
+                    network.normalize(seen['pixels']),
+                    train=True,
+                    mutable=list(model_state[role]),
+                    rngs={'dropout': jax.random.fold_in(step_key, number + k * accumulate)},
+                )
+            for role in reversed(networks):
+                learned = OBJECTIVE_OF[role]
+                values, new_state[learned] = terms_of.apply(
+                    {'params': params[learned], **model_state[learned]},
+                    outputs[role],
+                    (*seen['teachers'], *beside(state, role, outputs, seen['pixels'])),
+                    dict(seen, image=networks[role].normalize(seen['pixels'])),
+                    mutable=list(model_state[learned]),
+                    rngs={'negatives': jax.random.fold_in(step_key, NEGATIVES)},
+                )
+                terms = {name: (values[name] * part_masks[name]).sum() * scale[name] for name in values}
+                losses[role] = sum(weights[name] * terms[name] for name in terms)
             known = seen['label'] >= 0
-            right = (known & (output.logits.argmax(-1) == seen['label'])).sum().astype(jnp.float32)
-            new_state = {'student': student_state, 'objective': objective_state}
-            return loss, (new_state, dict(terms, loss=loss), right)
+            right = (known & (outputs['student'].logits.argmax(-1) == seen['label'])).sum().astype(jnp.float32)
+            others = {f'{role}_loss': loss for role, loss in losses.items() if role != 'student'}
+            return sum(losses.values()), (new_state, dict(terms, loss=losses['student'], **others), right)
 
         model_state, grads, sums, right = state.model_state, None, None, jnp.float32(0)
         for number in range(accumulate):  # unrolled: convolution gradients in a loop body are slow on CPU
@@ -200,16 +173,18 @@ def make_update(
             grads = part_grads if grads is None else jax.tree.map(jnp.add, grads, part_grads)
             sums = part_sums if sums is None else jax.tree.map(jnp.add, sums, part_sums)
             right += part_right
-        grads, model_state, sums = pmean((grads, model_state, sums))
+        (grads, sums), model_state = pmean((grads, sums)), synchronised(model_state)
         known = total((whole['label'] >= 0).sum().astype(jnp.float32))
         sums['top1'] = total(right) / jnp.maximum(known, 1.0)
 
         updates, opt_state = tx(hyper).update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema = state.ema
+        ema, past, now = state.ema, state.past, {'params': params['student'], 'model_state': model_state['student']}
         if ema_decay:
-            ema = optim.ema(ema, {'params': params['student'], 'model_state': model_state['student']}, ema_decay, state.step)
-        state = state.replace(step=state.step + 1, params=params, model_state=model_state, opt_state=opt_state, ema=ema)
+            ema = optim.ema(ema, now, ema_decay, state.step)
+        if past is not None:
+            past = jax.tree.map(lambda old, new: jnp.where((state.step + 1) % past_steps == 0, new, old), past, now)
+        state = TrainState(state.step + 1, params, model_state, opt_state, ema, past)
         return state, sums
 
     return update
@@ -232,6 +207,9 @@ def make_train_step(
     accumulate: int = 1,
     ema_decay: float = 0.0,
     freeze: Sequence[str] = (),
+    companions: Sequence[str] = (),
+    peer: Network | None = None,
+    past_steps: int = 0,
     axis_name: str | None = None,
 ) -> Callable:
     """The step `(state, seed, teacher_variables, data, batch) -> (state, metrics)`.
@@ -247,6 +225,9 @@ def make_train_step(
     metrics: float32 scalars: `loss`, `top1` of the training batch (labelled examples), and each term unweighted.
 
     `freeze`: see `optim.frozen_mask`; a frozen BatchNorm uses its running statistics, as in evaluation.
+    `companions` are `COMPANIONS` that teach after the `teachers`: with 'self:average' the state keeps an average, with
+    'self:past' the student as it was at the last multiple of `past_steps`, with 'self:peer' a second student, `peer`, that
+    learns by the same objective, of the same teachers and of the first.
     `accumulate` processes the batch in that many parts, one after the other, and updates once. Under `axis_name` the
     function sees one device's share of the batch; gradients, running statistics and metrics are those of the whole.
     """
@@ -259,6 +240,9 @@ def make_train_step(
         accumulate=accumulate,
         ema_decay=ema_decay,
         freeze=freeze,
+        companions=companions,
+        peer=peer,
+        past_steps=past_steps,
         axis_name=axis_name,
     )
 

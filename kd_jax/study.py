@@ -16,7 +16,7 @@ from kd_jax.workdir import RunDirectory, find_run, make_directory, to_json, writ
 
 def references(run: ConfigDict) -> tuple[str, ...]:
     """What a run names: its teachers, and the run it starts from."""
-    return tuple(run.teachers) + ((run.init,) if run.init else ())
+    return program.named_teachers(run) + ((run.init,) if run.init else ())
 
 
 def _owner(reference: str, runs: Iterable[str]) -> str | None:
@@ -178,7 +178,7 @@ class Study:
             for seed in run.seeds:
                 self.directory(name, seed).check_same(run.to_dict())
             for seed in reversed(self.unfinished(name)):
-                trained = [self._promise(reference, seed) for reference in run.teachers]
+                trained = [self._promise(reference, seed) for reference in program.named_teachers(run)]
                 par = self.parallel.for_batch(run.batch_size, run.optim.accumulate)
                 owner = self._population_of(name) or name
                 if owner not in self._programs:
@@ -240,7 +240,9 @@ class Study:
                 run = self.runs[name]
                 start = self._start(name, seed, self._load)
                 member = population.Member(name, run, seed, self.directory(name, seed), start)
-                groups.setdefault(tuple(self.find(reference, seed).path for reference in run.teachers), []).append(member)
+                groups.setdefault(
+                    tuple(self.find(reference, seed).path for reference in program.named_teachers(run)), []
+                ).append(member)
         say(f'{owner} · {describe(shared)}; {sum(map(len, groups.values()))} students')
         for members in groups.values():
             if should_stop():
@@ -302,17 +304,17 @@ class Study:
     def _taught(self, shared: program.Program, seed: int, should_stop: Callable[[], bool]) -> program.Taught:
         """What the teachers of a seed give to its training."""
         run = shared.run
-        trained = [self._load(reference, seed) for reference in run.teachers]
+        trained = [self._load(reference, seed) for reference in program.named_teachers(run)]
         if shared.stored is None:
             return shared.taught(trained)
         rows = soft_targets.obtain(
             trained,
-            [self._keeping(self.find(reference, seed)) for reference in run.teachers],
+            [self._keeping(self.find(reference, seed)) for reference in program.named_teachers(run)],
             shared.stored,
             shared.splits,
             shared.parallel,
             precision=run.precision,
-            title=' and '.join(run.teachers),
+            title=' and '.join(program.named_teachers(run)),
             should_stop=should_stop,
         )
         if rows is None:

@@ -13,7 +13,7 @@ import numpy as np
 from kd_jax import checkpoint, models, pretrained
 from kd_jax.data import Splits
 from kd_jax.errors import UserError
-from kd_jax.step import Network
+from kd_jax.networks import Network
 from kd_jax.workdir import RunDirectory
 
 WEIGHTS = ('.pth', '.pt', '.bin', '.safetensors')  # files that `init` takes for PyTorch weights

@@ -15,10 +15,11 @@ from kd_jax import evaluate, parallel, soft_targets
 from kd_jax.checkpoint import Checkpoints
 from kd_jax.data import batches
 from kd_jax.monitor import Monitor, say, warn
+from kd_jax.networks import variables_of
 from kd_jax.program import Program, Taught
 from kd_jax.record import Dispatch, Due, Progress, Recorder
 from kd_jax.runtime import Trace
-from kd_jax.step import TrainState, variables_of
+from kd_jax.step import TrainState
 from kd_jax.teachers import Trained
 from kd_jax.workdir import RunDirectory, to_json
 

@@ -10,7 +10,7 @@ from model_reference import conv_reference
 from test_models import FAST_COMPILE, narrow, side_of
 from zoo import EXPECTED
 
-from kd_jax import evaluate, step
+from kd_jax import evaluate, networks
 from kd_jax.models import MODELS, build, convolution
 
 
@@ -169,7 +169,7 @@ def test_the_flops_of_a_report_are_the_models_not_those_of_its_fast_forms():
     model = build('resnet8', 10)
     variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)
     found = [
-        evaluate.forward_cost(step.Network(model.clone(fast=fast), (0.5,) * 3, (0.5,) * 3), variables, (8, 8, 3))['flops']
+        evaluate.forward_cost(networks.Network(model.clone(fast=fast), (0.5,) * 3, (0.5,) * 3), variables, (8, 8, 3))['flops']
         for fast in (True, False)
     ]
     # Multiplications and additions of the stem and of the first stage's convolutions alone, without those with padding.

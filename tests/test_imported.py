@@ -17,8 +17,8 @@ from kd_jax import imported, pretrained, teachers
 from kd_jax.errors import UserError
 from kd_jax.evaluate import evaluate_run
 from kd_jax.models import build
+from kd_jax.networks import Network
 from kd_jax.pretrained import resnet
-from kd_jax.step import Network
 
 MEAN, STD = (0.3, 0.4, 0.5), (0.2, 0.25, 0.3)
 

@@ -17,8 +17,8 @@ from kd_jax import checkpoint, soft_targets, study, tables, teachers
 from kd_jax.data import augment
 from kd_jax.data.views import Views
 from kd_jax.errors import UserError
+from kd_jax.networks import Stored
 from kd_jax.parallel import Parallel
-from kd_jax.step import Stored
 from kd_jax.train import Stopped
 from kd_jax.workdir import RunDirectory
 

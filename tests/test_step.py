@@ -12,8 +12,9 @@ from kd_jax import evaluate, models, objectives, optim
 from kd_jax.data import batches
 from kd_jax.data.views import Views
 from kd_jax.errors import UserError
+from kd_jax.networks import Network, variables_of
 from kd_jax.parallel import Parallel
-from kd_jax.step import Network, TrainState, make_eval_step, make_train_step, variables_of
+from kd_jax.step import TrainState, make_eval_step, make_train_step
 
 MODES = {'jit on 1': ('jit', 1), 'jit on 4': ('jit', 4), 'pmap on 4': ('pmap', 4)}
 BATCH = 16
@@ -29,6 +30,16 @@ def init(net, splits, seed):
     )
 
 
+def learned_parts(loss, student, variables, teachers, teacher_variables, splits):
+    """The objective's own variables."""
+    image = jnp.float32(splits.train.image[:2])
+    outputs = tuple(net.predict(v, image) for net, v in zip(teachers, teacher_variables, strict=True))
+    zeros = jnp.zeros(2, jnp.int32)
+    batch = {'image': image, 'label': zeros, 'index': zeros, 'mask': jnp.ones(2), 'train_label': splits.train.label}
+    whole = loss.clone(terms=tuple((name, term.clone(axis_name=None)) for name, term in loss.terms))
+    return jax.device_get(whole.init(jax.random.key(5), student.predict(variables, image), outputs, batch))
+
+
 def run(splits, mode, devices, *, steps=10, model='resnet8', dropout=0.1, mixup=0.0, accumulate=1, freeze=(), ema=0.0,
         objective=None, tx=None, count_teachers=1):  # fmt: skip
     """Trains a small student; (state, metrics of each step, validation metrics, teachers after, teachers before)."""
@@ -40,8 +51,9 @@ def run(splits, mode, devices, *, steps=10, model='resnet8', dropout=0.1, mixup=
     loss = objectives.build(config, (1.0,) * count_teachers if teachers else (), splits.num_classes, par.axis_name)
     tx = tx or optax.sgd(0.05, momentum=0.9)
     variables = init(student, splits, 0)
-    params = {'student': variables.pop('params'), 'objective': {}}
-    model_state = {'student': variables, 'objective': {}}
+    learned = learned_parts(loss, student, variables, teachers, teacher_variables, splits)
+    params = {'student': variables.pop('params'), 'objective': learned.pop('params', {})}
+    model_state = {'student': variables, 'objective': learned}
     average = {'params': params['student'], 'model_state': variables} if ema else None
     state = TrainState(np.zeros((), np.int32), params, model_state, tx.init(params), average)
     train_step = make_train_step(

@@ -8,21 +8,45 @@ from typing import Any
 
 from kd_jax.errors import UserError, unknown
 from kd_jax.objectives.common import Term, WeightedSum, ensemble_logits
+from kd_jax.objectives.contrast import CRD
+from kd_jax.objectives.features import AB, AT, FSP, FT, NST, OFD, VID, FitNet, ReviewKD
 from kd_jax.objectives.heads import DeepSupervision, SelfDistillation, SelfHint
-from kd_jax.objectives.logits import KL, CrossEntropy, LogitMSE, SoftCrossEntropy, ThreeTerm
+from kd_jax.objectives.relations import CC, PKT, RKD, SP
+from kd_jax.objectives.responses import DIST, DKD, KL, NKD, CrossEntropy, LogitMSE, SoftCrossEntropy, ThreeTerm, VirtualTeacher
 
 OBJECTIVES: dict[str, type[Term]] = {
+    'ab': AB,
+    'at': AT,
+    'cc': CC,
+    'crd': CRD,
     'cross_entropy': CrossEntropy,
     'deep_supervision': DeepSupervision,
+    'dist': DIST,
+    'dkd': DKD,
+    'fitnet': FitNet,
+    'fsp': FSP,
+    'ft': FT,
     'kl': KL,
     'logit_mse': LogitMSE,
+    'nkd': NKD,
+    'nst': NST,
+    'ofd': OFD,
+    'pkt': PKT,
+    'reviewkd': ReviewKD,
+    'rkd': RKD,
     'self_distillation': SelfDistillation,
     'self_hint': SelfHint,
     'soft_cross_entropy': SoftCrossEntropy,
+    'sp': SP,
     'three_term': ThreeTerm,
+    'vid': VID,
+    'virtual_teacher': VirtualTeacher,
 }
 
 _NOT_NEGATIVE = (lambda value: 0 <= value < math.inf, 'a finite number, 0 or more')
+
+_COUNT = (lambda value: value >= 1, 'at least 1')
+ONLY_WHERE = ('always', 'teacher_right', 'teacher_surer')
 
 # What a field of this name allows, in every objective that has it.
 LIMITS = {
@@ -31,7 +55,20 @@ LIMITS = {
     'ramp_from': _NOT_NEGATIVE,
     'tau': (lambda value: 0 < value < math.inf, 'a finite number greater than 0'),
     'lam': _NOT_NEGATIVE,
+    'alpha': _NOT_NEGATIVE,
     'beta': _NOT_NEGATIVE,
+    'gamma': _NOT_NEGATIVE,
+    'distance': _NOT_NEGATIVE,
+    'angle': _NOT_NEGATIVE,
+    'margin': _NOT_NEGATIVE,
+    'reconstruction': _NOT_NEGATIVE,
+    'rate': (lambda value: 0 < value < math.inf, 'a finite number greater than 0'),
+    'correct': (lambda value: 0 < value < 1, 'greater than 0 and less than 1'),
+    'momentum': (lambda value: 0 <= value < 1, 'at least 0 and less than 1'),
+    'dim': _COUNT,
+    'mid': _COUNT,
+    'negatives': _COUNT,
+    'only_where': (lambda value: value in ONLY_WHERE, ' or '.join(map(repr, ONLY_WHERE))),
     'label_smoothing': (lambda value: 0 <= value < 1, 'at least 0 and less than 1'),
     'class_weights': (
         lambda value: all(isinstance(w, Real) and 0 <= w < math.inf for w in value),
@@ -39,9 +76,9 @@ LIMITS = {
     ),
 }
 
-TRACED = ('weight', 'tau', 'lam', 'beta')  # fields that may be numbers that only a running step knows
+TRACED = ('weight', 'tau', 'lam', 'alpha', 'beta', 'gamma')  # fields that may be numbers that only a running step knows
 
-_OWN = ('axis_name', 'parent', 'name')  # set by the program, not by the user
+_OWN = ('axis_name', 'fast', 'parent', 'name')  # set by the program, not by the user
 
 
 def defaults(name: str) -> dict[str, Any]:
@@ -60,6 +97,7 @@ def build(
     teacher_weights: Sequence[float] = (),
     num_classes: int | None = None,
     axis_name: str | None = None,
+    fast: bool = False,
 ) -> WeightedSum:
     """The objective of a run.
 
@@ -69,6 +107,7 @@ def build(
       teacher_weights: one number for each of the run's teachers, in any scale; none for a run without teachers.
       num_classes: of the data, for the checks that need it.
       axis_name: the device axis, where the batch is split over one.
+      fast: learned layers in the form that is fast on a CPU.
 
     Raises:
       UserError: for a name, a field, a value or a combination that makes no sense.
@@ -81,9 +120,13 @@ def build(
     terms = []
     for name in config:
         fields = _fields(name, config[name])
-        term = OBJECTIVES[name](**fields, axis_name=axis_name)
-        term.check(f'objective.{name}', num_classes)
+        term = OBJECTIVES[name](**fields, axis_name=axis_name, fast=fast)
         if term.weight or (term.ramp_epochs and term.ramp_from):
+            term.check(f'objective.{name}', num_classes)
+            if term.only_where != 'always' and not term.needs_teacher:
+                raise UserError(
+                    f"objective.{name}.only_where is {term.only_where!r}, but this term has no teacher; set it to 'always'"
+                )
             terms.append((name, term))
     if not terms:
         raise UserError(

@@ -5,13 +5,11 @@ reaches `teacher_logits`.
 """
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
-from kd_jax.errors import UserError
-from kd_jax.objectives.common import Term, over_labels
+from kd_jax.objectives.common import gather, norm
 
 
 def _log_softmax(logits, tau=1.0):
@@ -104,71 +102,131 @@ def three_term(
       tau: the temperature, greater than 0.
       printed: use the formulas as printed.
     """
+    return cross_entropy(student_logits, labels) + taught(student_logits, teacher_logits, lam, beta, tau, printed)
+
+
+def taught(
+    student_logits: jax.Array, teacher_logits: jax.Array, lam: float, beta: float, tau: float, printed: bool
+) -> jax.Array:
+    """The teacher's part of `three_term`."""
     if printed:
         log_t = _log_softmax(jax.lax.stop_gradient(teacher_logits))
         overlap = -jax.nn.logsumexp(log_t + _log_softmax(student_logits), axis=-1)  # sum_k p_S(k) is 1
-        from_teacher = (lam + beta / tau) * overlap
-    else:
-        from_teacher = lam * soft_cross_entropy(student_logits, teacher_logits, 1.0)
-        from_teacher += beta * kl(student_logits, teacher_logits, tau)
-    return cross_entropy(student_logits, labels) + from_teacher
+        return (lam + beta / tau) * overlap
+    return lam * soft_cross_entropy(student_logits, teacher_logits, 1.0) + beta * kl(student_logits, teacher_logits, tau)
 
 
-class CrossEntropy(Term):
-    """`cross_entropy` with the labels; under mixup with both labels."""
-
-    label_smoothing: float = 0.0
-    class_weights: tuple[float, ...] = ()
-
-    needs_teacher: ClassVar[bool] = False
-    needs_label: ClassVar[bool] = True
-
-    def __call__(self, student, teacher, batch):
-        return over_labels(
-            batch, lambda labels: cross_entropy(student.logits, labels, self.label_smoothing, self.class_weights)
-        )
-
-    def check(self, path, num_classes):
-        if self.class_weights and num_classes is not None and len(self.class_weights) != num_classes:
-            raise UserError(
-                f'{path}.class_weights has {len(self.class_weights)} numbers but the data has {num_classes} classes; '
-                f'give one number a class, or () for equal weights'
-            )
+def standardize(logits: jax.Array) -> jax.Array:
+    """`(z - mean) / (1e-7 + std)` over the classes of `[B, K]`, std with K - 1: Sun et al. 2024 (arXiv:2403.01427)."""
+    z = logits.astype(jnp.float32)
+    z = z - z.mean(-1, keepdims=True)
+    return z / (1e-7 + norm(z) / (z.shape[-1] - 1) ** 0.5)
 
 
-class KL(Term):
-    """`kl` from the teacher's softened probabilities, with the factor tau^2."""
+def tckd(student_logits: jax.Array, teacher_logits: jax.Array, labels: jax.Array, tau: float) -> jax.Array:
+    """Target class distillation: `tau^2 KL` of (p(target), 1 - p(target)), `p = softmax(logits / tau)`.
 
-    tau: float = 4.0
-
-    def __call__(self, student, teacher, batch):
-        return kl(student.logits, teacher.logits, self.tau)
-
-
-class SoftCrossEntropy(Term):
-    """`soft_cross_entropy` with the teacher's softened probabilities, with the factor tau^2."""
-
-    tau: float = 4.0
-
-    def __call__(self, student, teacher, batch):
-        return soft_cross_entropy(student.logits, teacher.logits, self.tau)
+    Zhao et al. 2022 (arXiv:2203.08679), eq. 6, in log space: the published code takes logarithms of sums of
+    probabilities, which overflow for confident students. `kl = tckd + (1 - p_T(target)) nckd`.
+    """
+    log_p = [_log_softmax(z, tau) for z in (student_logits, jax.lax.stop_gradient(teacher_logits))]
+    target = _target(labels, teacher_logits)
+    parts = [(jnp.sum(jnp.where(target, x, 0.0), -1), jax.nn.logsumexp(jnp.where(target, -jnp.inf, x), -1)) for x in log_p]
+    student, teacher = parts
+    return tau**2 * sum(jnp.exp(t) * (t - s) for s, t in zip(student, teacher, strict=True))
 
 
-class LogitMSE(Term):
-    """`logit_mse` to the teacher's logits."""
+def nckd(student_logits: jax.Array, teacher_logits: jax.Array, labels: jax.Array, tau: float) -> jax.Array:
+    """Non-target class distillation: `tau^2 KL` of the softmax over the other classes (Zhao et al. 2022, eq. 6)."""
+    target = _target(labels, teacher_logits)
+    log_s = _log_softmax_of_others(student_logits, target, tau)
+    log_t = _log_softmax_of_others(jax.lax.stop_gradient(teacher_logits), target, tau)
+    return tau**2 * jnp.sum(jnp.where(target, 0.0, jnp.exp(log_t) * (log_t - log_s)), axis=-1)
 
-    def __call__(self, student, teacher, batch):
-        return logit_mse(student.logits, teacher.logits)
+
+def dkd(
+    student_logits: jax.Array,
+    teacher_logits: jax.Array,
+    labels: jax.Array,
+    alpha: float = 1.0,
+    beta: float = 8.0,
+    tau: float = 4.0,
+) -> jax.Array:
+    """`alpha tckd + beta nckd`: decoupled knowledge distillation, Zhao et al. 2022 (arXiv:2203.08679), eq. 7.
+
+    Args:
+      student_logits: `[B, K]`.
+      teacher_logits: `[B, K]`.
+      labels: `[B]` integers; -1: the teacher's likeliest class is the target.
+      alpha: weight of the target class.
+      beta: weight of the other classes; with two classes that part is always 0.
+      tau: the temperature, greater than 0.
+    """
+    given = student_logits, teacher_logits, labels, tau
+    return alpha * tckd(*given) + beta * nckd(*given)
 
 
-class ThreeTerm(Term):
-    """`three_term`; unlabelled examples keep their teacher terms (and count in the mean over the batch)."""
+def nkd(
+    student_logits: jax.Array, teacher_logits: jax.Array, labels: jax.Array, gamma: float = 1.5, tau: float = 1.0
+) -> jax.Array:
+    """`-p_T(t) log p_S(t) - gamma tau^2 sum_{k != t} N_T(k) log N_S(k)`: Yang et al. 2023 (arXiv:2303.13005), eq. 9.
 
-    lam: float = 1.0
-    beta: float = 1.0
-    tau: float = 4.0
-    printed: bool = False
+    p are probabilities at temperature 1, N the softmax over the other classes at temperature tau, t the target class.
+    Arguments as `dkd`.
+    """
+    teacher_logits = jax.lax.stop_gradient(teacher_logits)
+    target = _target(labels, teacher_logits)
+    log_s, log_t = (jnp.sum(jnp.where(target, _log_softmax(z), 0.0), -1) for z in (student_logits, teacher_logits))
+    others_s, others_t = (_log_softmax_of_others(z, target, tau) for z in (student_logits, teacher_logits))
+    others = jnp.sum(jnp.where(target, 0.0, jnp.exp(others_t) * others_s), axis=-1)
+    return -jnp.exp(log_t) * log_s - gamma * tau**2 * others
 
-    def __call__(self, student, teacher, batch):
-        own = (self.lam, self.beta, self.tau, self.printed)
-        return over_labels(batch, lambda labels: three_term(student.logits, teacher.logits, labels, *own))
+
+def _target(labels, teacher_logits):
+    """`[B, K]` bool: the class of the label, or the teacher's likeliest where there is none."""
+    labels = jnp.asarray(labels, jnp.int32)
+    classes = jnp.where(labels >= 0, labels, teacher_logits.argmax(-1))
+    return classes[:, None] == jnp.arange(teacher_logits.shape[-1])[None]
+
+
+def _log_softmax_of_others(logits, target, tau):
+    """Log-softmax over all classes but the target, where it is 0."""
+    z = logits.astype(jnp.float32) / tau
+    rest = jax.nn.logsumexp(jnp.where(target, -jnp.inf, z), axis=-1, keepdims=True)
+    return jnp.where(target, 0.0, z - rest)
+
+
+def dist(
+    student_logits: jax.Array,
+    teacher_logits: jax.Array,
+    beta: float = 1.0,
+    gamma: float = 1.0,
+    tau: float = 1.0,
+    axis_name: str | None = None,
+) -> jax.Array:
+    """`tau^2 (beta (1 - corr of an example's probabilities) + gamma (1 - corr of a class's over the batch))`.
+
+    Huang et al. 2022 (arXiv:2205.10536), eq. 8 to 10, with Pearson's correlation of softmax(logits / tau); the second
+    part is the mean over the classes, the same for every example of the batch (of all devices of `axis_name`).
+    """
+    own = [jax.nn.softmax(z.astype(jnp.float32) / tau) for z in (student_logits, jax.lax.stop_gradient(teacher_logits))]
+    of_class = [gather(p, axis_name).T for p in own]
+    return tau**2 * (beta * (1 - _pearson(*own)) + gamma * (1 - _pearson(*of_class).mean()))
+
+
+def _pearson(a, b):
+    """Correlation of the rows of two `[N, M]`, with the published epsilon."""
+    a, b = (x - x.mean(-1, keepdims=True) for x in (a, b))
+    return jnp.sum(a * b, -1) / (norm(a)[:, 0] * norm(b)[:, 0] + 1e-8)
+
+
+def virtual_teacher(logits: jax.Array, labels: jax.Array, correct: float = 0.99, tau: float = 20.0) -> jax.Array:
+    """`KL(softmax(u / tau) || softmax(logits))`, u = `correct` for the label and the rest shared: `[B]`; 0 for label -1.
+
+    The hand-made teacher of Yuan et al. 2020 (arXiv:1909.11723), "teacher-free" distillation, as their code has it: tau
+    softens probabilities u, not logits, and not the student. Theirs is divided by K, and weighs it 0.1 against 0.9 CE.
+    """
+    num_classes = logits.shape[-1]
+    chosen = jax.nn.one_hot(labels, num_classes)
+    log_u = _log_softmax(chosen * correct + (1 - chosen) * (1 - correct) / (num_classes - 1), tau)
+    return jnp.where(labels >= 0, jnp.sum(jnp.exp(log_u) * (log_u - _log_softmax(logits)), axis=-1), 0.0)

@@ -1,0 +1,81 @@
+"""Networks as the steps use them: a model with its normalisation, and a teacher whose logits were computed beforehand."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from kd_jax.models import Output
+
+# (the compute type of the networks, the least precision of float32 products: 'highest' means float32 on every backend)
+PRECISIONS = {
+    'float32': (jnp.float32, 'highest'),
+    'tf32': (jnp.float32, 'tensorfloat32'),
+    'bfloat16': (jnp.bfloat16, 'highest'),
+}
+
+
+class Network(NamedTuple):
+    """A model with the normalisation and the image shape it was trained with; it takes pixels in 0..255."""
+
+    model: nn.Module
+    mean: tuple[float, ...]  # per channel, for images in 0..1
+    std: tuple[float, ...]
+    image_shape: tuple[int, int, int] | None = None  # (H, W, C) of its input; None: that of what it gets
+
+    def computing(self, precision: str, fast: bool) -> 'Network':
+        """This with the compute type of a precision, and with `fast` in the forms that are fast on a CPU."""
+        return self._replace(model=self.model.clone(dtype=PRECISIONS[precision][0], fast=fast))
+
+    def training(self, axis_name: str | None, freeze: Sequence[str] = ()) -> 'Network':
+        """This as it trains: BatchNorm over all devices of `axis_name`, and where `freeze` matches not at all."""
+        return self._replace(model=self.model.clone(axis_name=axis_name, frozen=tuple(freeze)))
+
+    def normalize(self, pixels: jax.Array) -> jax.Array:
+        """`[B, H, W, C]` pixels in 0..255 -> the model's input: resized (bilinear, antialiased), grey as three channels."""
+        if self.image_shape is not None:
+            height, width, channels = self.image_shape
+            if pixels.shape[-1] == 1 and channels > 1:
+                pixels = jnp.repeat(pixels, channels, axis=-1)
+            if pixels.shape[1:3] != (height, width):
+                pixels = jax.image.resize(pixels, (pixels.shape[0], height, width, channels), 'bilinear')
+        shape = (1, 1, 1, -1)
+        return (pixels / 255.0 - jnp.reshape(jnp.float32(self.mean), shape)) / jnp.reshape(jnp.float32(self.std), shape)
+
+    def predict(self, variables: dict[str, Any], pixels: jax.Array) -> Output:
+        """The model's output in evaluation mode, without gradient."""
+        return jax.lax.stop_gradient(self.model.apply(variables, self.normalize(pixels), train=False))
+
+
+class Stored(NamedTuple):
+    """A teacher whose logits were computed beforehand, in place of its network; see `kd_jax.soft_targets`."""
+
+    num_classes: int
+
+    def output(self, rows: dict[str, jax.Array]) -> Output:
+        """What the teacher said. rows: {'logits' [B, K]}, or of the k likeliest classes {'index', 'log' [B, k], 'rest' [B]}:
+        their log-probabilities, and the logarithm of what remains, which the other classes share equally.
+        """
+        if 'logits' in rows:
+            return Output(rows['logits'].astype(jnp.float32), {})
+        index, log, rest = rows['index'].astype(jnp.int32), rows['log'].astype(jnp.float32), rows['rest'].astype(jnp.float32)
+        others = max(self.num_classes - index.shape[1], 1)
+        logits = jnp.broadcast_to(rest[:, None] - jnp.log(jnp.float32(others)), (len(index), self.num_classes))
+        return Output(logits.at[jnp.arange(len(index))[:, None], index].set(log), {})
+
+
+def exactly(function: Callable, precision: str) -> Callable:
+    """`function` traced with the products of a precision."""
+
+    def traced(*arguments):
+        with jax.default_matmul_precision(PRECISIONS[precision][1]):
+            return function(*arguments)
+
+    return traced
+
+
+def variables_of(params: dict, model_state: dict) -> dict:
+    """The student's Flax variables."""
+    return {'params': params, **model_state}

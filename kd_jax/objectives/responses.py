@@ -1,0 +1,177 @@
+"""Terms on logits and labels; what they compute stands in `kd_jax.objectives.logits`."""
+
+from typing import ClassVar
+
+import flax.linen as nn
+import jax
+
+from kd_jax.errors import UserError
+from kd_jax.models.common import Output
+from kd_jax.objectives.common import Term, over_labels
+from kd_jax.objectives.logits import (
+    cross_entropy,
+    dist,
+    dkd,
+    kl,
+    logit_mse,
+    nkd,
+    soft_cross_entropy,
+    standardize,
+    taught,
+    virtual_teacher,
+)
+
+
+class CrossEntropy(Term):
+    """`cross_entropy` with the labels; under mixup with both labels."""
+
+    label_smoothing: float = 0.0
+    class_weights: tuple[float, ...] = ()
+
+    needs_teacher: ClassVar[bool] = False
+    needs_label: ClassVar[bool] = True
+
+    def __call__(self, student, teacher, batch):
+        return over_labels(
+            batch, lambda labels: cross_entropy(student.logits, labels, self.label_smoothing, self.class_weights)
+        )
+
+    def check(self, path, num_classes):
+        if self.class_weights and num_classes is not None and len(self.class_weights) != num_classes:
+            raise UserError(
+                f'{path}.class_weights has {len(self.class_weights)} numbers but the data has {num_classes} classes; '
+                f'give one number a class, or () for equal weights'
+            )
+
+
+class LogitTerm(Term):
+    """A term on the logits of student and teacher, with `standardize` on standardised ones (Sun et al. 2024).
+
+    The paper takes a lower temperature (2) and a higher weight (9) than without.
+    """
+
+    standardize: bool = False
+
+    @nn.nowrap
+    def logits(self, student: Output, teacher: Output) -> tuple[jax.Array, jax.Array]:
+        """What student and teacher said, `[B, K]` each, the teacher's without gradient."""
+        both = student.logits, jax.lax.stop_gradient(teacher.logits)
+        return tuple(map(standardize, both)) if self.standardize else both
+
+    def check(self, path, num_classes):
+        if self.standardize:
+            refuse_two_classes(
+                f'{path}.standardize=True', num_classes, 'standardised logits of two classes are always the same'
+            )
+
+
+def refuse_two_classes(what: str, num_classes: int | None, why: str) -> None:
+    """Raises `UserError` if there are two classes, of which `what` learns nothing."""
+    if num_classes == 2:
+        raise UserError(f'{what} has nothing to learn from with 2 classes: {why}; set it to 0 or False, or use plain kl')
+
+
+class KL(LogitTerm):
+    """`kl` from the teacher's softened probabilities, with the factor tau^2."""
+
+    tau: float = 4.0
+
+    def __call__(self, student, teacher, batch):
+        return kl(*self.logits(student, teacher), self.tau)
+
+
+class SoftCrossEntropy(LogitTerm):
+    """`soft_cross_entropy` with the teacher's softened probabilities, with the factor tau^2."""
+
+    tau: float = 4.0
+
+    def __call__(self, student, teacher, batch):
+        return soft_cross_entropy(*self.logits(student, teacher), self.tau)
+
+
+class LogitMSE(LogitTerm):
+    """`logit_mse` to the teacher's logits."""
+
+    def __call__(self, student, teacher, batch):
+        return logit_mse(*self.logits(student, teacher))
+
+
+class ThreeTerm(LogitTerm):
+    """`three_term`; unlabelled examples keep their teacher terms (and count in the mean over the batch)."""
+
+    lam: float = 1.0
+    beta: float = 1.0
+    tau: float = 4.0
+    printed: bool = False
+
+    def __call__(self, student, teacher, batch):
+        own = over_labels(batch, lambda labels: cross_entropy(student.logits, labels))
+        return own + taught(*self.logits(student, teacher), self.lam, self.beta, self.tau, self.printed)
+
+
+class DKD(LogitTerm):
+    """`dkd`; under mixup for both labels. The paper ramps it up during the first 20 of 240 epochs."""
+
+    alpha: float = 1.0
+    beta: float = 8.0
+    tau: float = 4.0
+
+    sees_ensemble: ClassVar[bool] = True
+
+    def __call__(self, student, teacher, batch):
+        logits = self.logits(student, teacher)
+        return over_labels(batch, lambda labels: dkd(*logits, labels, self.alpha, self.beta, self.tau))
+
+    def check(self, path, num_classes):
+        super().check(path, num_classes)
+        if self.beta:
+            refuse_two_classes(f'{path}.beta={self.beta}', num_classes, 'beside the target there is one class only')
+
+
+class NKD(LogitTerm):
+    """`nkd`; under mixup for both labels."""
+
+    gamma: float = 1.5
+    tau: float = 1.0
+
+    sees_ensemble: ClassVar[bool] = True
+
+    def __call__(self, student, teacher, batch):
+        logits = self.logits(student, teacher)
+        return over_labels(batch, lambda labels: nkd(*logits, labels, self.gamma, self.tau))
+
+    def check(self, path, num_classes):
+        super().check(path, num_classes)
+        if self.gamma:
+            refuse_two_classes(f'{path}.gamma={self.gamma}', num_classes, 'beside the target there is one class only')
+
+
+class DIST(LogitTerm):
+    """`dist`; on CIFAR the paper weighs both parts 2, at temperature 4."""
+
+    beta: float = 1.0
+    gamma: float = 1.0
+    tau: float = 1.0
+
+    sees_ensemble: ClassVar[bool] = True
+
+    def __call__(self, student, teacher, batch):
+        return dist(*self.logits(student, teacher), self.beta, self.gamma, self.tau, self.axis_name)
+
+    def check(self, path, num_classes):
+        super().check(path, num_classes)
+        if self.beta:
+            refuse_two_classes(f'{path}.beta={self.beta}', num_classes, 'correlations of two probabilities are always 1 or -1')
+
+
+class VirtualTeacher(Term):
+    """`virtual_teacher`; under mixup for both labels."""
+
+    correct: float = 0.99
+    tau: float = 20.0
+
+    needs_teacher: ClassVar[bool] = False
+    needs_label: ClassVar[bool] = True
+
+    def __call__(self, student, teacher, batch):
+        return over_labels(batch, lambda labels: virtual_teacher(student.logits, labels, self.correct, self.tau))
