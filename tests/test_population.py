@@ -228,15 +228,16 @@ def test_every_objective_takes_its_numbers_when_the_step_runs(name):
     batch = {'label': jnp.array([0, 1, 2, 1]), 'index': jnp.arange(4), 'mask': jnp.ones(4)}
     fields = [field for field in TRACED if field in objectives.defaults(name)]
     assert 'weight' in fields
-    made = term()
+    made = term(negatives=8) if name == 'crd' else term()
     taught = teacher if term.needs_teacher else None
-    variables = made.init(jax.random.key(0), student, taught, batch)
+    variables = made.init(jax.random.key(0), student, taught, batch | {'train_label': np.arange(6) % 3})
+    kept, keys = [name for name in variables if name != 'params'], {'negatives': jax.random.key(1)}
     for field in fields:
         value = 0.7
 
         def loss(logits, number, field=field):
             changed = made.clone(**{field: number})
-            values = changed.apply(variables, student.replace(logits=logits), taught, batch)
+            values, _ = changed.apply(variables, student.replace(logits=logits), taught, batch, mutable=kept, rngs=keys)
             return changed.weight_at(0.0) * values.sum()
 
         written = jax.value_and_grad(lambda x, v=value, f=loss: f(x, v))(student.logits)

@@ -185,7 +185,7 @@ def nkd(
 def _target(labels, teacher_logits):
     """`[B, K]` bool: the class of the label, or the teacher's likeliest where there is none."""
     labels = jnp.asarray(labels, jnp.int32)
-    classes = jnp.where(labels >= 0, labels, teacher_logits.argmax(-1))
+    classes = jnp.where(labels >= 0, labels, jnp.argmax(teacher_logits, -1))
     return classes[:, None] == jnp.arange(teacher_logits.shape[-1])[None]
 
 
