@@ -1,7 +1,8 @@
 """CIFAR-100 by the protocol of the published tables (RepDistiller, Tian et al. 2020, arXiv:1910.10699).
 
 SGD, momentum 0.9, batch 64, 240 epochs, learning rate 0.05 (MobileNetV2, ShuffleNets: 0.01) divided by ten after 150, 180
-and 210, weight decay 5e-4 on every parameter, crop 4 + flip, the last epoch's weights. Distillation: 0.1 CE + 0.9 KL at tau 4.
+and 210, weight decay 5e-4 on every parameter, crop 4 + flip, the last epoch's weights. The methods and their weights are
+those of configs/methods.py: `kl` is 0.1 CE + 0.9 KL at tau 4; `all` trains every one of them in one study.
 
     python -m kd_jax.main --config=configs/cifar100.py:method=kl,pair=resnet56-resnet20 [--config.data.path=TFDS_DIRECTORY]
 
@@ -11,7 +12,7 @@ Expected (the tables, top-1 %): resnet56 72.34, resnet20 69.06 alone, 70.66 dist
 --config.data.val_share=0.01 it is nearly all of them. Not yet measured with this code.
 """
 
-from configs import common
+from configs import common, methods
 
 PAIRS = (
     'resnet56-resnet20',
@@ -30,17 +31,8 @@ PAIRS = (
     'resnet56-cifar_mobilenet_v2_x0.5',
     'resnet32x4-cifar_mobilenet_v2_x0.5',
 )
-# Besides 0.1 CE; three_term contains its own.
-METHODS = {
-    'kl': {'kl': {'weight': 0.9, 'tau': 4.0}},
-    'soft_cross_entropy': {'soft_cross_entropy': {'weight': 0.9, 'tau': 4.0}},
-    'logit_mse': {'logit_mse': {'weight': 0.9}},
-    'three_term': {'three_term': {}},
-}
-
-
 def get_config(argument: str = ''):
-    chosen = common.arguments(argument, method=tuple(METHODS), pair=PAIRS)
+    chosen = common.arguments(argument, method=(*methods.METHODS, 'all'), pair=PAIRS)
     teacher, student = chosen['pair'].split('-')
     config = common.study()
     config.seeds = (0, 1, 2)
@@ -49,14 +41,7 @@ def get_config(argument: str = ''):
     config.augment.crop = 4
     config.augment.flip = True
 
-    objective = {name: common.term(name, **fields) for name, fields in METHODS[chosen['method']].items()}
-    if chosen['method'] != 'three_term':
-        objective['cross_entropy'] = common.term('cross_entropy', weight=0.1)
-    config.runs.teacher = common.run(config, teacher)
-    config.runs.alone = common.run(config, student)
-    config.runs.student = common.run(config, student, common.ConfigDict(objective))
-    config.runs.student.teachers = ('teacher',)
-    for run in config.runs.values():
+    def settled(run):
         run.epochs = 240.0
         run.eval_every = 10.0
         run.select = 'last'
@@ -64,4 +49,15 @@ def get_config(argument: str = ''):
         run.optim.learning_rate = 0.01 if small else 0.05
         run.optim.schedule = 'step'
         run.optim.step_epochs = (150.0, 180.0, 210.0)
+        return run
+
+    def make(objective=None):
+        return settled(common.run(config, student, objective))
+
+    config.runs.teacher = settled(common.run(config, teacher))
+    config.runs.alone = make()
+    if chosen['method'] == 'all':
+        methods.add_all(config, make)
+    else:
+        methods.add(config, chosen['method'], make)
     return config

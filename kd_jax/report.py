@@ -61,18 +61,24 @@ def mean_std(values: Sequence[float]) -> dict[str, float | int | None]:
 
 
 def gains(results: Sequence[Mapping[str, Any]], runs: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Each run with teachers against each run without that trains the same model: points of test top-1, paired by seed."""
+    """Each run against the first one of the same model that has neither teachers nor a start: points of test top-1.
+
+    Paired by seed. Runs from which others start are left out: they are not trained to their end.
+    """
     rows = []
     top1 = {(r['run'], r['seed']): 100 * r['test']['top1'] for r in results if r['test']}
-    plain = [name for name, run in runs.items() if not run['teachers']]
+    started_from = {run['init'] for run in runs.values()}
+    alone: dict[str, str] = {}
     for name, run in runs.items():
-        if not run['teachers']:
-            continue
-        for alone in plain:
-            pairs = [s for s in run['seeds'] if (name, s) in top1 and (alone, s) in top1]
-            if to_json(dict(runs[alone]['model'])) == to_json(dict(run['model'])) and pairs:
-                difference = mean_std([top1[name, s] - top1[alone, s] for s in pairs])
-                rows.append({'run': name, 'against': alone, 'top-1 points': difference})
+        model = json.dumps(to_json(dict(run['model'])), sort_keys=True)
+        if not run['teachers'] and not run['init']:
+            alone.setdefault(model, name)
+    for name, run in runs.items():
+        against = alone.get(json.dumps(to_json(dict(run['model'])), sort_keys=True), name)
+        pairs = [s for s in run['seeds'] if (name, s) in top1 and (against, s) in top1]
+        if against != name and name not in started_from and pairs:
+            difference = mean_std([top1[name, s] - top1[against, s] for s in pairs])
+            rows.append({'run': name, 'against': against, 'top-1 points': difference})
     return rows
 
 
