@@ -31,6 +31,8 @@ PAIRS = (
     'resnet56-cifar_mobilenet_v2_x0.5',
     'resnet32x4-cifar_mobilenet_v2_x0.5',
 )
+
+
 def get_config(argument: str = ''):
     chosen = common.arguments(argument, method=(*methods.METHODS, 'all'), pair=PAIRS)
     teacher, student = chosen['pair'].split('-')

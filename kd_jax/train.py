@@ -115,9 +115,18 @@ class Trainee:
         return chosen, flax.serialization.from_state_dict(self._fresh, self.checkpoints.read(chosen)[0])
 
     def conclude(
-        self, step: int, chosen: int, variables: Any, val: dict[str, Any], test: dict[str, Any] | None
+        self,
+        step: int,
+        chosen: int,
+        variables: Any,
+        val: dict[str, Any],
+        test: dict[str, Any] | None,
+        peer: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Writes result.json and returns what is in it, all of the `chosen` step; `test` is None if that split is not read."""
+        """Writes result.json and returns what is in it, all of the `chosen` step; `test` is None if that split is not read.
+
+        peer: what the second student of the run achieved, if there is one.
+        """
         program = self._program
         taught = (val if test is None else test).get('teacher')
         val, test = (split and {name: value for name, value in split.items() if name != 'teacher'} for split in (val, test))
@@ -135,7 +144,7 @@ class Trainee:
             'teacher': taught,
             'val': val,
             'test': test,
-        }
+        } | ({'peer': peer} if peer else {})
         if parallel.is_main():
             self.directory.finish(to_json(result))
             if test is not None:
@@ -202,9 +211,16 @@ def train(
         if profile and not trace.begun and parallel.is_main():
             warn(f'no trace of {one.title}: profile={profile} lies outside of what was trained now, up to step {step}')
         chosen, saved = one.chosen(step)
-    variables = selected(state if saved is None else par.replicate(saved))
+    state = state if saved is None else par.replicate(saved)
+    variables, peer = selected(state), None
     val, test = (evaluate.finish(_start_evaluation(program, variables, taught, split)) for split in ('val', 'test'))
-    return trainee.conclude(step, chosen, variables, val, test)
+    if program.peer is not None:
+        second = variables_of(state.params['peer'], state.model_state['peer'])
+        step_ = program.peer_eval_step
+        peer = {
+            split: evaluate.evaluate(step_, par, second, taught.judged(split), program.data(split)) for split in ('val', 'test')
+        }
+    return trainee.conclude(step, chosen, variables, val, test, peer)
 
 
 def selected(state: TrainState) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from kd_jax.data.views import Views
 from kd_jax.errors import UserError
 from kd_jax.networks import Network, variables_of
 from kd_jax.parallel import Parallel
-from kd_jax.step import TrainState, make_eval_step, make_train_step
+from kd_jax.step import PEER, TrainState, make_eval_step, make_train_step
 
 MODES = {'jit on 1': ('jit', 1), 'jit on 4': ('jit', 4), 'pmap on 4': ('pmap', 4)}
 BATCH = 16
@@ -41,21 +41,33 @@ def learned_parts(loss, student, variables, teachers, teacher_variables, splits)
 
 
 def run(splits, mode, devices, *, steps=10, model='resnet8', dropout=0.1, mixup=0.0, accumulate=1, freeze=(), ema=0.0,
-        objective=None, tx=None, count_teachers=1):  # fmt: skip
+        objective=None, tx=None, count_teachers=1, companions=(), past_steps=0, seeds=(0, 1), peer_seed=None):  # fmt: skip
     """Trains a small student; (state, metrics of each step, validation metrics, teachers after, teachers before)."""
     par = Parallel(mode, devices)
     student = network(model, splits, width=0.25, **({'dropout': dropout} if dropout else {}))
     teachers = (network('cnn', splits, width=0.25),) * count_teachers
     teacher_variables = tuple(init(net, splits, 7 + k) for k, net in enumerate(teachers))
     config = objective or {'cross_entropy': {'weight': 0.3}, 'kl': {'weight': 0.7, 'tau': 4.0}}
-    loss = objectives.build(config, (1.0,) * count_teachers if teachers else (), splits.num_classes, par.axis_name)
+    loss = objectives.build(config, (1.0,) * (count_teachers + len(companions)), splits.num_classes, par.axis_name)
     tx = tx or optax.sgd(0.05, momentum=0.9)
-    variables = init(student, splits, 0)
-    learned = learned_parts(loss, student, variables, teachers, teacher_variables, splits)
+    variables = init(student, splits, seeds[0])
+    learned = learned_parts(
+        loss,
+        student,
+        variables,
+        teachers + (student,) * len(companions),
+        (*teacher_variables, *(variables for _ in companions)),
+        splits,
+    )
     params = {'student': variables.pop('params'), 'objective': learned.pop('params', {})}
     model_state = {'student': variables, 'objective': learned}
-    average = {'params': params['student'], 'model_state': variables} if ema else None
-    state = TrainState(np.zeros((), np.int32), params, model_state, tx.init(params), average)
+    now = {'params': params['student'], 'model_state': variables}
+    if PEER in companions:
+        second = init(student, splits, seeds[1] if peer_seed is None else peer_seed)
+        params |= {'peer': second.pop('params'), 'peer_objective': params['objective']}
+        model_state |= {'peer': second, 'peer_objective': learned}
+    kept = [now if wanted else None for wanted in (ema, past_steps)]
+    state = TrainState(np.zeros((), np.int32), params, model_state, tx.init(params), *kept)
     train_step = make_train_step(
         student=student,
         teachers=teachers,
@@ -67,6 +79,9 @@ def run(splits, mode, devices, *, steps=10, model='resnet8', dropout=0.1, mixup=
         accumulate=accumulate,
         ema_decay=ema,
         freeze=freeze,
+        companions=companions,
+        peer=student if PEER in companions else None,
+        past_steps=past_steps,
         axis_name=par.axis_name,
     )
     train_step = par.compile(train_step, arguments=5, donate_first=True)

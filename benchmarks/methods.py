@@ -1,0 +1,139 @@
+"""What a step of each method costs, relative to plain distillation (`kl`) of the same pair:
+
+    python -m benchmarks.methods [--config=fashion_mnist] [--arguments=method=all] [--rounds=7] [--json=FILE]
+
+The runs of the config, on random images of the shape and number given, take turns in one process; runs that a method has
+beforehand (`ab_before`) stand in lines of their own. With `--results=WORKDIR/results.json` of a study of the same config,
+top-1 stands beside the cost: the README's table of methods.
+"""
+
+import importlib
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from benchmarks import race
+from configs import methods
+
+
+def worker(name: str, run: ConfigDict, config: ConfigDict, splits: Any, data: dict[str, Any]) -> Callable[[int], None]:
+    """`work(steps)` of a run whose teachers have random weights; one step is done."""
+    import jax
+    import jax.numpy as jnp
+
+    from kd_jax import parallel, program, teachers, train
+    from kd_jax.data import batches
+    from kd_jax.models import initial
+
+    facts = {'num_classes': splits.num_classes, 'image_shape': splits.train.image.shape[1:]}
+    facts |= {'mean': splits.mean, 'std': splits.std}
+    image = jnp.zeros((1, *facts['image_shape']))
+
+    def untrained(teacher):
+        network = teachers.build_network(config.runs[teacher].model, facts)
+        variables = initial.draw(lambda key: network.model.init(key, image, train=False), (0,))
+        return teachers.Trained(teacher, network, facts, 0.1, variables)
+
+    trained = [untrained(teacher) for teacher in program.named_teachers(run)]
+    par = parallel.Parallel(config.parallel, config.devices or None, fast=config.fast).for_batch(run.batch_size)
+    made = program.Program(name, run, splits, trained, par)
+    if 'train' not in data:
+        data['train'] = made.data('train')
+    state, taught, done = par.replicate(made.fresh_state(0, None)), made.taught(trained), 0
+    order = batches.TrainOrder(made.pool, made.train_count, run.batch_size, 0)
+
+    def work(steps: int) -> None:
+        nonlocal state, done
+        goal = done + steps
+        while done < goal:
+            count = min(made.steps_per_dispatch, goal - done)
+            batch = par.divide(train.stacked(order, done, count, made, taught), axis=1)
+            seed = np.int32([0, 0])
+            state, metrics = made.train_steps(state, seed, taught.variables['train'], data['train'], np.int32(count), batch)
+            done += count
+        jax.block_until_ready(metrics)
+
+    work(1)
+    return work
+
+
+def measure(config: ConfigDict, splits: Any, rounds: int, steps: int) -> dict[str, list[float]]:
+    """Seconds a step of each run of the student, one entry a round."""
+    data: dict[str, Any] = {}
+    workers = {}
+    for name in config.runs:
+        run = config.runs[name].copy_and_resolve_references()
+        if name == 'alone' or run.model == config.runs.alone.model:
+            run.data.labels_per_class = 0
+            workers[name] = worker(name, run, config, splits, data)
+            print(f'{name}: ready', flush=True)
+    seconds: dict[str, list[float]] = {name: [] for name in workers}
+    for number in range(-1, rounds):
+        for name, work in workers.items():
+            begin = time.perf_counter()
+            work(steps)
+            if number >= 0:
+                seconds[name].append((time.perf_counter() - begin) / steps)
+    return seconds
+
+
+def rows(seconds: Mapping[str, list[float]], results: Path | None) -> list[tuple[str, ...]]:
+    """The table: the student alone first, then the methods in the order of `configs.methods`."""
+    found = json.loads(results.read_text()) if results else {'table': [], 'gains': []}
+    top1 = {row['run']: row['top-1 %'] for row in found['table']}
+    gains = {row['run']: row['top-1 points'] for row in found['gains']}
+
+    def text(value, sign=''):
+        return f'{value["mean"]:{sign}.2f}' + (f' ± {value["std"]:.2f}' if value['std'] is not None else '') if value else '–'
+
+    lines = [('run', 'source', 'test top-1 %', 'against alone', 'ms a step', 'of `kl`', 'quartiles')]
+    if 'teacher' in top1:
+        lines.append(('teacher', '', text(top1['teacher']), '', '', '', ''))
+    order = [
+        'alone',
+        *(run for name in methods.METHODS for run in (*sorted(n for n in seconds if n.startswith(f'{name}_')), name)),
+    ]
+    for name in [n for n in dict.fromkeys(order) if n in seconds]:
+        relative = [a / b for a, b in zip(seconds[name], seconds['kl'], strict=True)]
+        low, _, high = statistics.quantiles(relative, n=4)
+        source = methods.METHODS[name].source if name in methods.METHODS else ''
+        cost = statistics.median(seconds[name]) / statistics.median(seconds['kl'])
+        figures = f'{1e3 * statistics.median(seconds[name]):.1f}', f'{cost:.2f}', f'{low:.2f} – {high:.2f}'
+        lines.append((f'`{name}`', source, text(top1.get(name)), text(gains.get(name), '+'), *figures))
+    return lines
+
+
+def main() -> None:
+    parser = race.parser('Steps of the methods.')
+    parser.add_argument('--config', default='fashion_mnist', help='a name in configs/ whose argument takes methods')
+    parser.add_argument('--arguments', default='method=all')
+    parser.add_argument('--shape', default='28,28,1', help='of the random images')
+    parser.add_argument('--count', type=int, default=54_000, help='of the random images')
+    parser.add_argument('--steps', type=int, default=8, help='in a turn')
+    parser.add_argument('--results', type=Path, help='results.json of such a study')
+    arguments = parser.parse_args()
+
+    from kd_jax import runtime
+    from kd_jax.data import Split, Splits
+
+    runtime.prepare()
+    config = importlib.import_module(f'configs.{arguments.config}').get_config(arguments.arguments)
+    rng = np.random.default_rng(0)
+    shape = tuple(map(int, arguments.shape.split(',')))
+    images = rng.integers(0, 256, (arguments.count, *shape), np.uint8)
+    labels = rng.integers(0, 10, arguments.count).astype(np.int32)
+    few, norm = Split(images[:64], labels[:64]), (0.5,) * shape[-1]
+    splits = Splits(Split(images, labels), few, few, 10, tuple(map(str, range(10))), norm, norm, 'random')
+    seconds = measure(config, splits, arguments.rounds, arguments.steps)
+    print(race.table(rows(seconds, arguments.results)))
+    race.conclude({'seconds': seconds}, arguments.json)
+
+
+if __name__ == '__main__':
+    main()
