@@ -1,7 +1,12 @@
-"""Strict where users are not: four fake CPU devices, rank promotion raises, warnings are errors, one compilation cache."""
+"""Strict where users are not: four fake CPU devices, rank promotion raises, warnings are errors, one compilation cache.
 
+When a worker process crashes, the end of the report says where: what its threads were doing is otherwise lost in the output.
+"""
+
+import faulthandler
 import os
 import tempfile
+from pathlib import Path
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=4'
@@ -9,5 +14,26 @@ os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', os.path.join(tempfile.gettemp
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 
 import jax
+import pytest
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+
+@pytest.hookimpl(trylast=True)  # after pytest's own, which writes to stderr
+def pytest_configure(config):
+    worker = os.environ.get('PYTEST_XDIST_WORKER')
+    if worker is None:
+        config.crashes = os.environ['KD_JAX_CRASHES'] = tempfile.mkdtemp(prefix='kd_jax_crashes_')
+    else:
+        config.crash_file = open(Path(os.environ['KD_JAX_CRASHES'], f'{worker}-{os.getpid()}'), 'w')  # noqa: SIM115
+        faulthandler.enable(config.crash_file)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    for path in sorted(Path(config.crashes).iterdir()):
+        dull = ('Extension modules', '/_pytest/', '/pluggy/', '/xdist/', '/execnet/')
+        lines = [line for line in path.read_text().splitlines() if not any(word in line for word in dull)]
+        if lines:
+            terminalreporter.section(f'worker {path.name} crashed')
+            for line in lines[:40]:
+                terminalreporter.line(line)
