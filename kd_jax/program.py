@@ -152,6 +152,7 @@ class Program:
         of = dict(zip(run.teachers, weights, strict=True))
         judging = tuple(weight for teacher, weight in zip(run.teachers, weights, strict=True) if teacher not in COMPANIONS)
         self.weights = judging + tuple(of[teacher] for teacher in companions)
+        judging = judging if any(judging) else (1.0,) * len(judging)
         self.objective = objectives.build(
             run.objective,
             teacher_weights=self.weights,

@@ -9,7 +9,7 @@ import pytest
 from helpers import run_main
 from tfds_sets import prepare_cifar10_like
 
-from configs import common
+from configs import common, methods
 from kd_jax import models, objectives, program, study
 from kd_jax.errors import UserError
 
@@ -17,13 +17,14 @@ ROOT = Path(__file__).parent.parent
 # Every config file with every argument that its docstring offers.
 CONFIGS = {
     'digits': ('', 'few', 'regime=all'),
-    'fashion_mnist': ('', 'all'),
+    'fashion_mnist': ('', 'all', *(f'method={name}' for name in methods.METHODS), 'method=all'),
     'cifar10': (None,),
     'pretrained': (None,),
     'cifar100': (
         '',
+        *(f'method={name}' for name in methods.METHODS),
+        'all',
         'method=soft_cross_entropy,pair=resnet32x4-resnet8x4',
-        'logit_mse',
         'three_term,resnet56-cifar_mobilenet_v2_x0.5',
         'resnet110-resnet32',
         'wrn_40_2-cifar_shufflenet_v1',
@@ -39,7 +40,7 @@ def get(name, argument):
 
 
 def test_the_table_is_complete():
-    assert set(CONFIGS) == {p.stem for p in (ROOT / 'configs').glob('*.py')} - {'common', '__init__'}
+    assert set(CONFIGS) == {p.stem for p in (ROOT / 'configs').glob('*.py')} - {'common', 'methods', '__init__'}
 
 
 @pytest.mark.parametrize(('name', 'argument'), ALL)
@@ -49,17 +50,45 @@ def test_a_config_makes_a_study(name, argument):
     if name == 'pretrained':
         assert list(config.teachers) == ['teacher'] and (ROOT / config.teachers.teacher.torch).exists()
     else:
-        assert names[0] == 'teacher'
-    assert {*names, *config.teachers} == {'teacher', 'alone', 'student'}
+        assert 'teacher' in names
+    every = (argument or '').endswith('all') and 'student' not in names
+    goals = methods.METHODS if every else ['student']
+    expected = {'teacher', 'alone', *goals}
+    own = {run for run in names if any(run.startswith(f'{goal}_') for goal in goals)}  # what a method needs beforehand
+    assert {*names, *config.teachers} == expected | own
     for run_name in names:
         run = config.runs[run_name].copy_and_resolve_references()
         program.check(run_name, run)
         model = dict(run.model)
         models.build(model.pop('name'), 10, **model)
         objectives.build(run.objective, (1.0,) * len(run.teachers), 10)
-    assert config.runs.alone.model == config.runs.student.model
-    assert config.runs.alone.data == config.runs.student.data  # the comparison is of the objective alone
-    assert config.runs.alone.epochs == config.runs.student.epochs
+    for goal in goals:
+        assert config.runs.alone.model == config.runs[goal].model
+        assert config.runs.alone.data == config.runs[goal].data  # the comparison is of the objective alone
+        longer = 4 if 'function_matching' in (goal, (argument or '').partition('=')[2]) else 1
+        assert longer * config.runs.alone.epochs == config.runs[goal].epochs
+
+
+def test_the_methods_have_their_papers_weights():
+    """Those of the CIFAR-100 tables, and the ramps as the same share of the epochs."""
+    config = get('cifar100', 'method=all')
+    weights = {
+        name: config.runs[name].objective[name].weight for name in ('fitnet', 'at', 'sp', 'cc', 'vid', 'rkd', 'pkt', 'ft')
+    }
+    assert weights == {'fitnet': 100, 'at': 1000, 'sp': 3000, 'cc': 0.02, 'vid': 1, 'rkd': 1, 'pkt': 30000, 'ft': 200}
+    assert {name: config.runs[name].objective[name].weight for name in ('nst', 'crd', 'ofd', 'dist')} == {
+        'nst': 50, 'crd': 0.8, 'ofd': 1e-3, 'dist': 2,
+    }  # fmt: skip
+    assert config.runs.dkd.objective.dkd.ramp_epochs == config.runs.reviewkd.objective.reviewkd.ramp_epochs == 20
+    assert config.runs.ab_before.epochs == config.runs.fsp_before.epochs == 30
+    assert config.runs.crd.objective.crd.negatives == 16384 and config.runs.kl_standardized.objective.kl.weight == 9
+    assert get('fashion_mnist', 'method=dkd').runs.student.objective.dkd.ramp_epochs == pytest.approx(2 / 12)
+    assert config.runs.crd_kl.objective.kl.weight == 1 and config.runs.at.objective.cross_entropy.weight == 1
+
+
+def test_the_readme_names_every_method_and_every_objective():
+    text = (ROOT / 'README.md').read_text()
+    assert [name for name in (*methods.METHODS, *objectives.OBJECTIVES) if f'`{name}`' not in text] == []
 
 
 @pytest.mark.parametrize('name', CONFIGS)

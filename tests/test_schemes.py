@@ -135,6 +135,29 @@ def test_a_teacher_and_a_companion_share_by_weight(tmp_path):
     assert results['one', 0]['teacher'] == pytest.approx(results['two', 0]['teacher'], rel=1e-3)
 
 
+def test_terms_of_all_kinds_and_several_teachers_from_config_alone(tmp_path):
+    data = save_npz(tmp_path / 'three.npz', random_splits(unlabelled=20))
+    objective = common.distillation(0.5, 2.0)
+    chosen = {
+        'at': {'weight': 10.0},
+        'rkd': {'weight': 0.02, 'only_where': 'teacher_surer'},
+        'fitnet': {},
+        'dkd': {'weight': 0.1, 'ramp_epochs': 2.0},
+        'crd': {'weight': 0.05, 'negatives': 8, 'dim': 8},
+    }
+    for name, fields in chosen.items():
+        objective[name] = common.term(name, **fields)
+    changes = {'teachers': ('first', 'second', 'self:average'), 'teacher_weights': (2.0, 1.0, 1.0), 'optim.ema_decay': 0.9}
+    runs = {'first': (None, {}), 'second': (None, {'model.name': 'resnet8'}), 'own': (objective, changes)}
+    result = train(config_of(data, **runs), tmp_path / 'w')['own', 0]
+    assert result['test']['top1'] > 0.8 and result['teacher']['agreement'] > 0.6
+    with Checkpoints(tmp_path / 'w/own/seed0/checkpoints') as checkpoints:
+        state = checkpoints.read(result['checkpoint'])[0]
+    learned = {f'{name}_{k}' for name in ('crd', 'fitnet') for k in range(3)}  # a set for each teacher
+    assert set(state['params']['objective']) == learned
+    assert set(state['model_state']['objective']['memory']) == {f'crd_{k}' for k in range(3)}
+
+
 @pytest.mark.parametrize(
     ('changes', 'words'),
     [
