@@ -136,7 +136,7 @@ def test_a_teacher_and_a_companion_share_by_weight(tmp_path):
 
 
 def test_terms_of_all_kinds_and_several_teachers_from_config_alone(tmp_path):
-    data = save_npz(tmp_path / 'three.npz', random_splits(unlabelled=20))
+    data = save_npz(tmp_path / 'three.npz', random_splits())
     objective = common.distillation(0.5, 2.0)
     chosen = {
         'at': {'weight': 10.0},
@@ -147,7 +147,8 @@ def test_terms_of_all_kinds_and_several_teachers_from_config_alone(tmp_path):
     }
     for name, fields in chosen.items():
         objective[name] = common.term(name, **fields)
-    changes = {'teachers': ('first', 'second', 'self:average'), 'teacher_weights': (2.0, 1.0, 1.0), 'optim.ema_decay': 0.9}
+    changes = {'teachers': ('first', 'second', 'self:average'), 'teacher_weights': (2.0, 1.0, 1.0)}
+    changes |= {'optim.ema_decay': 0.9, 'data.labels_per_class': 12}
     runs = {'first': (None, {}), 'second': (None, {'model.name': 'resnet8'}), 'own': (objective, changes)}
     result = train(config_of(data, **runs), tmp_path / 'w')['own', 0]
     assert result['test']['top1'] > 0.8 and result['teacher']['agreement'] > 0.6
