@@ -10,7 +10,8 @@ Distillation: Hinton et al. 2015, arXiv:1503.02531, with the student's unlabelle
 
 Hardware, duration, expected numbers: README, "Results". With few labels the learning rates of alone and student were each
 chosen on the validation split among 0.02, 0.05 and 0.1 (one seed, three epochs, method kl); with all labels they are not
-tuned. The methods' weights are those of their papers, for other networks and data; none was tuned here.
+tuned. Other methods, and `all`, train with alone's learning rate and their papers' weights, made for other networks and
+data; none was tuned here.
 """
 
 from configs import common, methods
@@ -33,7 +34,7 @@ def get_config(argument: str = ''):
 
     def make(objective=None):
         run = settled(common.run(config, 'cnn', objective))
-        run.optim.learning_rate = 0.05
+        run.optim.learning_rate = 0.05 if regime == 'all' or method == 'kl' else 0.02
         run.model.width = 0.25
         if regime == 'few':
             run.data.labels_per_class = 20
@@ -46,7 +47,4 @@ def get_config(argument: str = ''):
         methods.add_all(config, make)
     else:
         methods.add(config, method, make)
-    for run in config.runs.values():
-        if run.model.name == 'cnn' and not run.teachers:
-            run.optim.learning_rate = config.runs.alone.optim.learning_rate
     return config

@@ -94,7 +94,8 @@ class Parallel:
         """`step(a1, ..., batch)` with `arguments` arguments, of which all but the last are replicated.
 
         Outputs are replicated. With `donate_first` the buffers of the first argument are reused for the output and
-        must not be read afterwards. `axis` is that of `divide`.
+        must not be read afterwards; where there is no such argument, several CPU devices finish one call before the next.
+        `axis` is that of `divide`.
         """
         donate = (0,) if donate_first else ()
         if self.mode == 'pmap':
@@ -104,7 +105,9 @@ class Parallel:
             shardings = (self.replicated,) * (arguments - 1) + (self._divided(axis),)
             made = jax.jit(step, in_shardings=shardings, out_shardings=self.replicated, donate_argnums=donate)
         options = self._options()
-        return _with_options(made, options) if options else made
+        made = _with_options(made, options) if options else made
+        alone = len(self) == 1 or self.devices[0].platform != 'cpu'
+        return made if alone or donate_first else _one_at_a_time(made)
 
     def compile_each(self, step: Callable, *, own: int, shared: int, donate_first: bool = False) -> Callable:
         """`step` on each device by itself: the first `own` arguments and all outputs have a device axis `[D, ...]`.
@@ -130,6 +133,20 @@ class Parallel:
         if jax.process_count() == 1:
             return flag
         return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+
+
+def _one_at_a_time(made: Callable) -> Callable:
+    """`made`, which waits for its results.
+
+    Where calls do not wait for each other's results, one device can begin several; in each it keeps a thread while it
+    waits for the other devices, until none is left for those to get there (XLA ends the process after 40 seconds).
+    """
+
+    def call(*arguments):
+        return jax.block_until_ready(made(*arguments))
+
+    call.lower = made.lower
+    return call
 
 
 def _with_options(made: Callable, options: dict[str, str]) -> Callable:

@@ -16,7 +16,7 @@ PAIRS = {
     'resnet56-resnet20': ((0.5, 1 / 3), (0.5, 1 / 3)),  # resnet20 and resnet8, at half of their widths
     'cifar_vgg13-cifar_mobilenet_v2_x0.5': ((0.25, 1.0), (0.5, 0.25)),
 }
-SHARE = 8 / 240  # of the protocol's epochs
+SHARE = 12 / 240  # of the protocol's epochs
 
 
 def study(pair):

@@ -28,13 +28,15 @@ def data(tmp_path_factory):
 LONG = CHANGES | {'epochs': 5.0, 'eval_every': 2.5}  # 50 steps
 
 
-def study_of(data, text, changes=None, **fields):
+def study_of(data, text, changes=None, terms=None, **fields):
     config = config_of(
         data, teacher=(None, {'epochs': 3.0}), student=(common.distillation(), LONG | {'population': text} | (changes or {}))
     )
     with config.unlocked():
         config.augment.crop, config.augment.flip = 1, True
         config.update_from_flattened_dict(fields)
+        for name, own in (terms or {}).items():
+            config.runs.student.objective[name] = common.term(name, **own)
     return config
 
 
@@ -46,7 +48,7 @@ def alone(workdir, config, name):
     with config.unlocked():
         del config.runs['student']
         del config.runs['teacher']
-        run.teachers = (str(workdir / 'teacher'),)
+        run.teachers = (str(workdir / 'teacher'), *run.teachers[1:])
         config.runs.student = run
     return config
 
@@ -63,6 +65,17 @@ CASES = {
         'seed=2,5; objective.kl.tau=2',
         {'model.dropout': 0.2, 'optim.ema_decay': 0.9, 'optim.warmup_epochs': 1.0},
         {'augment.mixup': 0.3},
+    ),
+    'average as a teacher': (
+        'objective.kl.tau=1,4',
+        {'teachers': ('teacher', 'self:average'), 'optim.ema_decay': 0.9},
+        {},
+    ),
+    'a peer': ('objective.kl.weight=0.5,1', {'teachers': ('teacher', 'self:peer')}, {}),
+    'features and memory': (
+        'objective.at.weight=1,10; seed=0,1',
+        {},
+        {'terms': {'at': {}, 'fitnet': {}, 'crd': {'weight': 0.05, 'negatives': 8, 'dim': 8}}},
     ),
     'stored and in parts': ('objective.kl.tau=1,4,8', {'soft_targets': 'exact', 'optim.accumulate': 2, 'batch_size': 16}, {}),
 }

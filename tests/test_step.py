@@ -242,3 +242,20 @@ def test_evaluation_counts_every_example_once_for_every_batch_size():
             total, correct = total + float(sums['count']), correct + float(sums['top1'])
         assert total == 22
         assert correct / 22 == pytest.approx(expected)
+
+
+@pytest.mark.parametrize('mode', ['jit', 'pmap'])
+def test_several_cpu_devices_finish_a_call_that_the_next_one_does_not_wait_for(mode):
+    """Otherwise a device may begin so many calls that no thread is left for the others to get to where they meet."""
+    par = Parallel(mode, 4)
+
+    def step(matrix, batch):
+        for _ in range(20):
+            matrix = jnp.tanh(matrix @ matrix)
+        found = matrix[:4] * batch.sum()
+        return jax.lax.pmean(found, par.axis_name) if par.axis_name else found
+
+    matrix = par.replicate(np.eye(600, dtype=np.float32))
+    run = par.compile(step, arguments=2)
+    for _ in range(20):
+        assert run(matrix, par.divide(np.ones(8, np.float32))).is_ready()
