@@ -3,7 +3,7 @@
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,26 +82,47 @@ def evaluate_run(workdir: Path, split: str = 'test') -> dict[str, Any]:
     Raises:
       UserError: for a workdir that is missing or unfinished, or another split than 'train', 'val', 'test'.
     """
-    run = find_run(workdir, seed=0)
-    trained = teachers.load(run)
-    if 'data' not in run.info()['config']:
-        raise UserError(f'{run.path} was imported and names no data; name it as a teacher in a study, whose table will show it')
-    splits = data_lib.load(ConfigDict(run.info()['config']['data']))
+    return evaluate_together([workdir], split)
+
+
+def evaluate_together(workdirs: Sequence[Path], split: str = 'test') -> dict[str, Any]:
+    """Evaluates finished runs as one: the average of their probabilities, on a split of the data they were trained on.
+
+    Raises:
+      UserError: for a workdir that is missing or unfinished, or runs of different data.
+    """
+    runs = [find_run(workdir, seed=0) for workdir in workdirs]
+    trained = [teachers.load(run) for run in runs]
+    data = []
+    for run in runs:
+        config = run.info()['config']
+        if 'data' not in config:
+            raise UserError(
+                f'{run.path} was imported and names no data; name it as a teacher in a study, whose table will show it'
+            )
+        data.append({name: value for name, value in config['data'].items() if not name.startswith('labels')})
+    for run, own in zip(runs, data, strict=True):
+        if own != data[0]:
+            raise UserError(f'{run.path} was trained on other data than {runs[0].path}; take runs of the same data')
+    splits = data_lib.load(ConfigDict(runs[0].info()['config']['data']))
     parallel = Parallel('auto')
-    fn = step.make_eval_step(student=trained.network, teachers=(), teacher_weights=(), axis_name=parallel.axis_name)
-    fn = parallel.compile(fn, arguments=4)
-    data = on_device(parallel, getattr(splits, split))
-    return evaluate(fn, parallel, parallel.replicate(trained.variables), (), data)
+    student = trained[0].network if len(trained) == 1 else networks.Ensemble(tuple(t.network for t in trained))
+    fn = step.make_eval_step(student=student, teachers=(), teacher_weights=(), axis_name=parallel.axis_name)
+    variables = parallel.replicate(trained[0].variables if len(trained) == 1 else tuple(t.variables for t in trained))
+    placed = on_device(parallel, getattr(splits, split))
+    return evaluate(parallel.compile(fn, arguments=4), parallel, variables, (), placed)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description='Evaluate a finished run.')
-    parser.add_argument('workdir', type=Path, help='<workdir>/<run>/seed<k>, or <workdir>/<run> for its first seed')
+    parser = argparse.ArgumentParser(description='Evaluate a finished run, or several as one (average probabilities).')
+    parser.add_argument(
+        'workdir', type=Path, nargs='+', help='<workdir>/<run>/seed<k>, or <workdir>/<run> for its first seed; any number'
+    )
     parser.add_argument('--split', default='test', choices=('train', 'val', 'test'))
     arguments = parser.parse_args()
     with told_to_the_user():
         runtime.prepare()
-        print(json.dumps(evaluate_run(arguments.workdir, arguments.split), indent=1))
+        print(json.dumps(evaluate_together(arguments.workdir, arguments.split), indent=1))
 
 
 if __name__ == '__main__':

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.models import Output
+from kd_jax.models.common import mean_probabilities
 
 # (the compute type of the networks, the least precision of float32 products: 'highest' means float32 on every backend)
 PRECISIONS = {
@@ -47,6 +48,16 @@ class Network(NamedTuple):
     def predict(self, variables: dict[str, Any], pixels: jax.Array) -> Output:
         """The model's output in evaluation mode, without gradient."""
         return jax.lax.stop_gradient(self.model.apply(variables, self.normalize(pixels), train=False))
+
+
+class Ensemble(NamedTuple):
+    """Networks that predict together: the average of their probabilities, each from its own view of the pixels."""
+
+    networks: tuple[Network, ...]
+
+    def predict(self, variables: tuple[dict[str, Any], ...], pixels: jax.Array) -> Output:
+        members = [network.predict(own, pixels).logits for network, own in zip(self.networks, variables, strict=True)]
+        return Output(mean_probabilities(members), {})
 
 
 class Stored(NamedTuple):

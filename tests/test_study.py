@@ -9,10 +9,10 @@ import pytest
 from helpers import random_splits, save_npz
 
 from configs import common
-from kd_jax import report, study
+from kd_jax import report, study, teachers
 from kd_jax.checkpoint import load_variables
 from kd_jax.errors import UserError
-from kd_jax.evaluate import evaluate_run
+from kd_jax.evaluate import evaluate_run, evaluate_together
 from kd_jax.workdir import RunDirectory
 
 
@@ -102,6 +102,29 @@ def test_teacher_assistant_student_in_one_study(data, tmp_path):
     assert {'top1', 'teacher_agreement', 'teacher_kl'} <= set(lines[1])
     again = evaluate_run(tmp_path / 'student/seed1')
     assert again == pytest.approx(results['student', 1]['test'], abs=1e-6)
+
+
+def test_several_students_are_evaluated_as_one(data, tmp_path):
+    """The average of probabilities: accuracy and negative log-likelihood by hand; models may differ, data may not."""
+    changes = {'epochs': 2.0, 'eval_every': 1.0}
+    train(
+        config_of(data, cnn=(None, changes | {'seeds': (0, 1)}), resnet=(None, changes | {'model.name': 'resnet8'})), tmp_path
+    )
+    runs = [tmp_path / name for name in ('cnn/seed0', 'cnn/seed1', 'resnet/seed0')]
+    with np.load(data) as arrays:
+        images, labels = arrays['test_image'], arrays['test_label']
+    trained = [teachers.load(RunDirectory(run)) for run in runs]
+    logits = [np.float64(t.network.predict(t.variables, np.float32(images)).logits) for t in trained]
+    probabilities = np.mean([np.exp(z) / np.exp(z).sum(1, keepdims=True) for z in logits], axis=0)
+    together = evaluate_together(runs)
+    assert together['top1'] == pytest.approx((probabilities.argmax(1) == labels).mean())
+    nll = -np.log(probabilities[np.arange(len(labels)), labels]).mean()
+    assert together['nll'] == pytest.approx(nll, rel=1e-5)
+    assert together['nll'] < np.mean([evaluate_run(run)['nll'] for run in runs])  # of the same examples: Jensen
+    other = save_npz(tmp_path / 'other.npz', random_splits(seed=1))
+    train(config_of(other, cnn=(None, {'epochs': 0.5})), tmp_path / 'other')
+    with pytest.raises(UserError, match='was trained on other data than .*; take runs of the same data'):
+        evaluate_together([runs[0], tmp_path / 'other/cnn'])
 
 
 def test_teachers_and_starts_may_come_from_another_study(data, tmp_path):
