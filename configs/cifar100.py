@@ -35,7 +35,7 @@ PAIRS = (
 
 def get_config(argument: str = ''):
     chosen = common.arguments(argument, method=(*methods.METHODS, 'all'), pair=PAIRS)
-    teacher, student = chosen['pair'].split('-')
+    names = dict(zip(('teacher', 'student'), chosen['pair'].split('-'), strict=True))
     config = common.study()
     config.seeds = (0, 1, 2)
     config.data.source = 'tfds'
@@ -53,11 +53,10 @@ def get_config(argument: str = ''):
         run.optim.step_epochs = (150.0, 180.0, 210.0)
         return run
 
-    def make(objective=None):
-        return settled(common.run(config, student, objective))
+    def make(objective=None, teacher=False):
+        return settled(common.run(config, names['teacher' if teacher else 'student'], objective))
 
-    config.runs.teacher = settled(common.run(config, teacher))
-    config.runs.alone = make()
+    config.runs.teacher, config.runs.alone = make(teacher=True), make()
     if chosen['method'] == 'all':
         methods.add_all(config, make)
     else:

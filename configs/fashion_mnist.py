@@ -27,21 +27,18 @@ def get_config(argument: str = ''):
     config.augment.crop = 2
     config.augment.flip = True
 
-    def settled(run):
+    def make(objective=None, teacher=False):
+        run = common.run(config, 'resnet8' if teacher else 'cnn', objective)
         run.batch_size = 128
         run.epochs = 2.0
+        if not teacher:
+            run.optim.learning_rate = 0.05 if regime == 'all' or method == 'kl' else 0.02
+            run.model.width = 0.25
+            if regime == 'few':
+                run.data.labels_per_class = 20
         return run
 
-    def make(objective=None):
-        run = settled(common.run(config, 'cnn', objective))
-        run.optim.learning_rate = 0.05 if regime == 'all' or method == 'kl' else 0.02
-        run.model.width = 0.25
-        if regime == 'few':
-            run.data.labels_per_class = 20
-        return run
-
-    config.runs.teacher = settled(common.run(config, 'resnet8'))
-    config.runs.alone = make()
+    config.runs.teacher, config.runs.alone = make(teacher=True), make()
     config.runs.alone.optim.learning_rate = 0.02 if regime == 'few' else 0.05
     if method == 'all':
         methods.add_all(config, make)

@@ -15,7 +15,7 @@ from kd_jax.errors import UserError
 
 RAMP, BEFORE = 20 / 240, 30 / 240  # of the epochs
 
-Make = Callable[[ConfigDict], ConfigDict]  # an objective -> a run of the student
+Make = Callable[..., ConfigDict]  # make(objective): a run of the student; make(objective, teacher=True): of the teacher's model
 
 
 class Method(NamedTuple):
@@ -56,16 +56,15 @@ def _before(**terms: Mapping[str, Any]):
 
 def _assistant(config, name, run, make):
     """An assistant of half the teacher's width learns from the teacher, and the student from the assistant."""
-    assistant = config.runs.teacher.copy_and_resolve_references()
-    assistant.model.width = 0.5
-    assistant.objective, assistant.teachers = make(run.objective).objective, ('teacher',)
+    assistant = make(run.objective.copy_and_resolve_references(), teacher=True)
+    assistant.model.width, assistant.teachers = 0.5, ('teacher',)
     config.runs[f'{name}_assistant'] = assistant
     run.teachers = (f'{name}_assistant',)
 
 
 def _generations(config, name, run, make):
     """The student alone teaches a second one, and that a third."""
-    second = make(run.objective)
+    second = make(run.objective.copy_and_resolve_references())
     second.teachers = ('alone',)
     config.runs[f'{name}_second'] = second
     run.teachers = (f'{name}_second',)
@@ -73,7 +72,7 @@ def _generations(config, name, run, make):
 
 def _augmented_generations(config, name, run, make):
     """What the student has learned teaches the next one, which sees its images more strongly changed."""
-    first = make(run.objective)
+    first = make(run.objective.copy_and_resolve_references())
     first.teachers = ('teacher',)
     config.runs[f'{name}_first'] = first
     run.teachers, run.init = ('teacher', f'{name}_first'), f'{name}_first'
@@ -82,7 +81,7 @@ def _augmented_generations(config, name, run, make):
 
 def _two_teachers(config, name, run, make):
     """A second teacher, three quarters as wide; the average of both teachers' probabilities is learned."""
-    second = config.runs.teacher.copy_and_resolve_references()
+    second = make(teacher=True)
     second.model.width = 0.75
     config.runs[f'{name}_teacher'] = second
     run.teachers = ('teacher', f'{name}_teacher')
@@ -163,7 +162,7 @@ METHODS = {
 def add(config: ConfigDict, method: str, make: Make, name: str = 'student') -> ConfigDict:
     """Adds the runs of a method to a study that has 'teacher' and 'alone'; returns its last one, called `name`.
 
-    make: gives a run of the student for an objective, without teachers.
+    make: gives a run of the student, or of the teacher's model, for an objective (None: the labels), without teachers.
     """
     if method not in METHODS:
         raise UserError(f'unknown method {method!r}; known: {", ".join(METHODS)}')

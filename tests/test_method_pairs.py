@@ -1,4 +1,4 @@
-"""Every method of configs/methods.py, with its paper's weights, from one command: within a family and across, on real digits."""
+"""Every method of configs/methods.py with its paper's weights, within a family and across, from one command on real digits."""
 
 import json
 import math
@@ -17,18 +17,27 @@ PAIRS = {
     'cifar_vgg13-cifar_mobilenet_v2_x0.5': ((0.25, 1.0), (0.5, 0.25)),
 }
 SHARE = 12 / 240  # of the protocol's epochs
+INTERVALS = 4  # validations a run
 
 
 def study(pair):
     return cifar100.get_config(f'method=all,pair={pair}')
 
 
-def shortened(run):
-    """field -> value: all that the protocol counts in epochs, in proportion; four validations."""
-    fields = {'epochs': run.epochs * SHARE, 'eval_every': run.epochs * SHARE / 4, 'past_epochs': run.past_epochs * SHARE}
-    fields['optim.step_epochs'] = tuple(epoch * SHARE for epoch in run.optim.step_epochs)
-    ramps = {f'objective.{name}.ramp_epochs': term.ramp_epochs * SHARE for name, term in run.objective.items()}
-    return fields | {name: epochs for name, epochs in ramps.items() if epochs}
+def command(pair, config, path, workdir):
+    """The protocol, shortened: whatever it counts in epochs shrinks in proportion."""
+    flags = [f'--config=configs/cifar100.py:method=all,pair={pair}', f'--workdir={workdir}', '--config.seeds=(0,)']
+    flags += ['--config.data.source=npz', f'--config.data.path={path}', '--config.augment.flip=False']
+    flags += ['--config.augment.crop=2', '--config.tensorboard=False']
+    for name, run in config.runs.items():
+        width, depth = PAIRS[pair][run.model.name != config.runs.teacher.model.name]
+        fields = {'model.width': width * (run.model.width or 1), 'model.depth': depth, 'batch_size': 25}
+        fields |= {'epochs': run.epochs * SHARE, 'eval_every': run.epochs * SHARE / INTERVALS}
+        fields |= {'past_epochs': run.past_epochs * SHARE}
+        fields |= {'optim.step_epochs': tuple(epoch * SHARE for epoch in run.optim.step_epochs)}
+        fields |= {f'objective.{t}.ramp_epochs': term.ramp_epochs * SHARE for t, term in run.objective.items()}
+        flags += [f'--config.runs.{name}.{field}={value}' for field, value in fields.items()]
+    return flags
 
 
 def numbers(tree):
@@ -55,20 +64,37 @@ def test_every_objective_is_in_some_method():
     assert used == {name for name, term in OBJECTIVES.items() if not term.needs_heads}
 
 
+def test_every_run_of_every_method_follows_the_study():
+    """Those that a method makes of the teacher too."""
+    config = study('resnet56-resnet20')
+    config.seeds, config.data.path = (7,), '/elsewhere'
+    assert {(run.seeds, run.data.path) for run in config.runs.values()} == {((7,), '/elsewhere')}
+    assert {run.model.get_type('depth') for run in config.runs.values()} == {float}  # can be given on the command line
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('pair', PAIRS)
 def test_every_method_trains_end_to_end(pair, digits, tmp_path):
     config = study(pair)
-    flags = [f'--config=configs/cifar100.py:method=all,pair={pair}', f'--workdir={tmp_path}/w', '--config.seeds=(0,)']
-    flags += ['--config.data.source=npz', f'--config.data.path={digits}', '--config.augment.flip=False']
-    flags += ['--config.augment.crop=2', '--config.tensorboard=False']
-    for name, run in config.runs.items():
-        width, depth = PAIRS[pair][run.model.name != config.runs.teacher.model.name]
-        fields = {'model.width': width * (run.model.width or 1), 'model.depth': depth, 'batch_size': 25}
-        fields |= {'optim.learning_rate': 0.05} | shortened(run)
-        flags += [f'--config.runs.{name}.{field}={value}' for field, value in fields.items()]
-    done = run_main(*flags, timeout=3600)
+    done = run_main(*command(pair, config, digits, tmp_path / 'w'), timeout=3600)
     assert done.returncode == 0, done.stderr
-    results = {r['run']: r for r in json.loads((tmp_path / 'w/results.json').read_text())['results']}
+    check(config, tmp_path / 'w')
+
+
+def check(config, workdir):
+    """What the study of all methods left in its workdir: every run learned."""
+    results = {r['run']: r for r in json.loads((workdir / 'results.json').read_text())['results']}
     assert set(results) == set(config.runs)
     assert all(map(math.isfinite, numbers(results)))
+    top1 = {name: r['test']['top1'] for name, r in results.items()}  # chance is 0.1
+    assert top1['teacher'] > 0.8, top1
+    before = {run.init for run in config.runs.values() if 'cross_entropy' not in config.runs[run.init or 'alone'].objective}
+    assert min(value for name, value in top1.items() if name not in before) > 0.4, top1
+    assert results['kl']['teacher']['agreement'] > 0.6
+    for name, run in config.runs.items():
+        lines = [json.loads(line) for line in (workdir / name / 'seed0/metrics.jsonl').read_text().splitlines()]
+        assert all(map(math.isfinite, numbers(lines)))
+        trained = [line for line in lines if line['split'] == 'train']
+        assert len(trained) == INTERVALS
+        for term in run.objective:
+            assert trained[-1][term] < trained[0][term], (name, term)
