@@ -11,6 +11,10 @@ class UserError(Exception):
     """A mistake in the user's input. `str(error)` is one sentence: the value, what is allowed, the fix."""
 
 
+class Diverged(UserError):
+    """A training whose loss is not finite any more. Others need not end with it."""
+
+
 def fail(message: object) -> NoReturn:
     """One line on stderr, exit status 2."""
     print(f'error: {" ".join(str(message).split())}', file=sys.stderr, flush=True)

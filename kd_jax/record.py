@@ -11,7 +11,7 @@ import numpy as np
 
 from kd_jax import evaluate
 from kd_jax.checkpoint import Checkpoints
-from kd_jax.errors import UserError
+from kd_jax.errors import Diverged
 from kd_jax.monitor import Monitor
 
 SYNC_EVERY = 50  # steps between looks at the metrics; those of the newest dispatch are left out, so that no device waits
@@ -152,7 +152,7 @@ class Recorder:
         wrong = np.flatnonzero(~np.isfinite(losses))
         if len(wrong):
             loss = 'inf' if math.isinf(losses[wrong[0]]) else 'nan'
-            raise UserError(
+            raise Diverged(
                 f'the loss of {self.title} became {loss} at step {before + wrong[0] + 1}; the last good checkpoint is kept; '
                 f'lower optim.learning_rate (now {self.peak:g}) or set optim.clip_norm, in a new --workdir'
             )

@@ -9,8 +9,8 @@ import jax
 from ml_collections import ConfigDict
 
 from kd_jax import data, imported, parallel, population, program, report, soft_targets, teachers, train
-from kd_jax.errors import UserError, unknown
-from kd_jax.monitor import import_wandb, say
+from kd_jax.errors import Diverged, UserError, unknown
+from kd_jax.monitor import import_wandb, say, warn
 from kd_jax.workdir import RunDirectory, find_run, make_directory, to_json, write_json
 
 
@@ -282,18 +282,30 @@ class Study:
         for seed in unfinished:
             if self.parallel.any(should_stop()):
                 raise train.Stopped
-            train.train(
-                shared,
-                self.directory(name, seed),
-                seed,
-                taught=self._taught(shared, seed, should_stop),
-                start=self._start(name, seed, self._load),
-                should_stop=should_stop,
-                tensorboard=self.config.tensorboard,
-                wandb=self.config.wandb,
-                profile=tuple(self.config.profile),
-            )
+            needed = [ref for ref in references(run) if _owner(ref, self.runs) and not self.find(ref, seed).finished()]
+            if needed:
+                self._give_up(f'{name} seed {seed} was not trained, for {needed[0]} did not get to its end')
+                continue
+            try:
+                train.train(
+                    shared,
+                    self.directory(name, seed),
+                    seed,
+                    taught=self._taught(shared, seed, should_stop),
+                    start=self._start(name, seed, self._load),
+                    should_stop=should_stop,
+                    tensorboard=self.config.tensorboard,
+                    wandb=self.config.wandb,
+                    profile=tuple(self.config.profile),
+                )
+            except Diverged as error:
+                self._give_up(str(error))
         self._trained.clear()  # large teachers are read again rather than kept
+
+    def _give_up(self, why: str) -> None:
+        """The study ends with this sentence, after everything else is done."""
+        self.failures.append(why)
+        warn(f'{why} (the study goes on)')
 
     def _keeping(self, teacher: RunDirectory) -> Path:
         """Where a teacher's soft targets are kept: beside it, or in this workdir if nothing can be written there."""

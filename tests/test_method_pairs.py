@@ -96,5 +96,6 @@ def check(config, workdir):
         assert all(map(math.isfinite, numbers(lines)))
         trained = [line for line in lines if line['split'] == 'train']
         assert len(trained) == INTERVALS
-        for term in run.objective:
-            assert trained[-1][term] < trained[0][term], (name, term)
+        if not any(teacher.startswith('self:') for teacher in run.teachers):  # which agree at first, both ignorant
+            for term in run.objective:
+                assert trained[-1][term] < trained[0][term], (name, term)
