@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from kd_jax import data, imported, parallel, population, program, report, soft_targets, teachers, train
 from kd_jax.errors import Diverged, UserError, unknown
-from kd_jax.monitor import import_wandb, say, warn
+from kd_jax.monitor import import_wandb, say
 from kd_jax.workdir import RunDirectory, find_run, make_directory, to_json, write_json
 
 
@@ -305,7 +305,8 @@ class Study:
     def _give_up(self, why: str) -> None:
         """The study ends with this sentence, after everything else is done."""
         self.failures.append(why)
-        warn(f'{why} (the study goes on)')
+        if parallel.is_main():
+            say(f'{why} · the study goes on')
 
     def _keeping(self, teacher: RunDirectory) -> Path:
         """Where a teacher's soft targets are kept: beside it, or in this workdir if nothing can be written there."""
