@@ -129,7 +129,7 @@ METHODS = {
     'ab': Method('Heo et al. 2019', 1.0, {}, teachers=(), scheme=_before(ab={})),
     'ofd': Method('Heo et al. 2019', 1.0, {'ofd': {'weight': 1e-3}}),
     'ft': Method('Kim et al. 2018', 1.0, {'ft': {'weight': 200.0}}),
-    'fsp': Method('Yim et al. 2017', 1.0, {}, teachers=(), scheme=_before(fsp={'weight': 50.0})),
+    'fsp': Method('Yim et al. 2017', 1.0, {}, teachers=(), scheme=_before(fsp={})),
     'reviewkd': Method('Chen et al. 2021', 1.0, {'reviewkd': {'weight': 1.0}}, ramped=('reviewkd',)),
     # from relations between examples
     'sp': Method('Tung and Mori 2019', 1.0, {'sp': {'weight': 3000.0}}),

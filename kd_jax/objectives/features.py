@@ -220,7 +220,7 @@ class FSP(FeatureTerm):
     """Flow of the solution procedure, Yim et al. 2017 (CVPR): mean squared difference of `flow` from stem to last stage.
 
     The paper needs two networks of the same widths; here regressors bring the student's features to the teacher's. Made
-    for a first run without labels, from which another one starts; the tables weigh it 50.
+    for a first run without labels, from which another one starts; the tables' code weighs it 1 there.
     """
 
     @nn.compact
