@@ -81,8 +81,18 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(('mode', 'devices'), [('jit', 1), ('pmap', 4)], ids=str)
-@pytest.mark.parametrize('case', CASES)
+ON_FOUR = ('average as a teacher', 'a peer', 'features and memory')  # on one device they are slow tests
+
+
+@pytest.mark.parametrize(
+    ('case', 'mode', 'devices'),
+    [
+        pytest.param(case, *how, marks=[pytest.mark.slow] if case in ON_FOUR and how[1] == 1 else [])
+        for case in CASES
+        for how in (('jit', 1), ('pmap', 4))
+    ],
+    ids=str,
+)
 def test_a_member_is_what_it_would_be_alone(data, tmp_path, case, mode, devices):
     """50 steps: parameters to 1e-4, and the files of a run: the same validations, result and table."""
     text, changes, fields = CASES[case]
