@@ -82,7 +82,7 @@ def test_the_methods_have_their_papers_weights():
     assert config.runs.dkd.objective.dkd.ramp_epochs == config.runs.reviewkd.objective.reviewkd.ramp_epochs == 20
     assert config.runs.ab_before.epochs == config.runs.fsp_before.epochs == 30
     assert config.runs.crd.objective.crd.negatives == 16384 and config.runs.kl_standardized.objective.kl.weight == 9
-    assert get('fashion_mnist', 'method=dkd').runs.student.objective.dkd.ramp_epochs == pytest.approx(2 / 12)
+    assert get('fashion_mnist', 'method=dkd').runs.student.objective.dkd.ramp_epochs == pytest.approx(1 / 12)
     assert config.runs.crd_kl.objective.kl.weight == 1 and config.runs.at.objective.cross_entropy.weight == 1
 
 
