@@ -15,6 +15,7 @@ from kd_jax.errors import UserError
 
 CACHE_VARIABLE = 'KD_JAX_CACHE'  # environment: where compiled programs are kept; 'off' keeps none
 MOST_CPU_DEVICES = 8
+MOST_MAPS = 15_000
 
 # mallopt's parameters (malloc.h of glibc) and their values.
 _KEEP_MEMORY = {
@@ -56,6 +57,17 @@ def trim() -> None:
     """Gives freed memory back to the system, with glibc; what was freed and is needed at every step is better kept."""
     if _has_glibc():
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def forget_programs(most: int = MOST_MAPS) -> None:
+    """Frees compiled programs that nobody uses any more, if this process has more than `most` maps of memory.
+
+    Each program for a CPU takes several. Linux allows a process 65,530, and XLA crashes when it gets no more.
+    """
+    maps = Path('/proc/self/maps')
+    if maps.exists() and len(maps.read_bytes().splitlines()) > most:
+        jax.clear_caches()
+        gc.collect()
 
 
 @functools.cache

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from kd_jax import data, imported, parallel, population, program, report, soft_targets, teachers, train
+from kd_jax import data, imported, parallel, population, program, report, runtime, soft_targets, teachers, train
 from kd_jax.errors import Diverged, UserError, unknown
 from kd_jax.monitor import import_wandb, say
 from kd_jax.workdir import RunDirectory, find_run, make_directory, to_json, write_json
@@ -258,6 +258,8 @@ class Study:
                 test=test,
             )
         self._trained.clear()
+        del shared, together
+        runtime.forget_programs()
 
     def _import(self, name: str) -> None:
         """Gives the study an imported teacher as a finished run, if a run that is still to train needs it."""
@@ -301,6 +303,8 @@ class Study:
             except Diverged as error:
                 self._give_up(str(error))
         self._trained.clear()  # large teachers are read again rather than kept
+        del shared
+        runtime.forget_programs()
 
     def _give_up(self, why: str) -> None:
         """The study ends with this sentence, after everything else is done."""

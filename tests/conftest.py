@@ -16,7 +16,16 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 import jax
 import pytest
 
+from kd_jax import runtime
+
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+
+@pytest.fixture(autouse=True)
+def few_programs():
+    """Thousands of programs would stay in a worker."""
+    yield
+    runtime.forget_programs()
 
 
 @pytest.hookimpl(trylast=True)  # after pytest's own, which writes to stderr

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
 from helpers import REPOSITORY, SMALL, run_main
 
@@ -216,3 +217,22 @@ def test_bad_values_are_refused_in_one_sentence(tmp_path, flag, message):
     done = run_main(*TINY, f'--config.{flag}', f'--workdir={tmp_path / "w"}', devices=2)
     assert (done.returncode, done.stderr) == (2, f'error: {message}\n')
     assert not (tmp_path / 'w').exists()
+
+
+@pytest.mark.skipif(not Path('/proc/self/maps').exists(), reason='Linux counts maps')
+def test_programs_that_nobody_uses_are_forgotten():
+    """XLA crashes when a process has as many maps of memory as Linux allows; each program takes some."""
+
+    def count():
+        return len(Path('/proc/self/maps').read_bytes().splitlines())
+
+    runtime.forget_programs(0)
+    before = count()
+    functions = [jax.jit(lambda x, k=k: jnp.sin(x) * k + jnp.cos(x @ x)) for k in range(60)]
+    for function in functions:
+        function(jnp.ones((3, 3)))
+    made = count()
+    runtime.forget_programs(made)  # allowed: nothing happens
+    assert count() >= made > before + 60
+    runtime.forget_programs(before)
+    assert count() < before + (made - before) / 2
