@@ -299,13 +299,20 @@ def test_gains_are_paired_by_seed_and_only_against_the_same_model():
     def result(run, seed, top1):
         return {'run': run, 'seed': seed, 'test': {'top1': top1}}
 
+    def run(model, teachers=(), init=''):
+        return {'teachers': teachers, 'init': init, 'model': {'name': model, 'width': 1}, 'seeds': (0, 1)}
+
     runs = {
-        'alone': {'teachers': (), 'model': {'name': 'cnn', 'width': 1}, 'seeds': (0, 1)},
-        'teacher': {'teachers': (), 'model': {'name': 'resnet8', 'width': 1}, 'seeds': (0, 1)},
-        'student': {'teachers': ('teacher',), 'model': {'name': 'cnn', 'width': 1}, 'seeds': (0, 1)},
+        'alone': run('cnn'),
+        'teacher': run('resnet8'),
+        'student': run('cnn', ('teacher',)),
+        'first': run('cnn', ('teacher',)),
     }
     results = [result('alone', 0, 0.5), result('alone', 1, 0.7), result('student', 0, 0.6), result('student', 1, 0.9)]
-    (gain,) = report.gains(results, runs)
+    results += [result('first', 0, 0.1), result('second', 0, 0.8), result('second', 1, 0.9)]
+    (gain, other) = report.gains(results, runs | {'second': run('cnn', init='first')})
+    assert (other['run'], other['against']) == ('second', 'alone')  # and what it started from is not compared
+    assert other['top-1 points']['mean'] == pytest.approx(25.0)
     assert (gain['run'], gain['against']) == ('student', 'alone')
     assert gain['top-1 points']['mean'] == pytest.approx(15.0)
     assert gain['top-1 points']['std'] == pytest.approx(math.sqrt(50))
