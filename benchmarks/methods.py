@@ -9,7 +9,6 @@ top-1 stands beside the cost: the README's table of methods.
 
 import importlib
 import json
-import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,11 +23,10 @@ from configs import methods
 
 def worker(name: str, run: ConfigDict, config: ConfigDict, splits: Any, data: dict[str, Any]) -> Callable[[int], None]:
     """`work(steps)` of a run whose teachers have random weights; one step is done."""
-    import jax
     import jax.numpy as jnp
 
-    from kd_jax import parallel, program, teachers, train
-    from kd_jax.data import batches
+    from benchmarks import our_side
+    from kd_jax import parallel, program, teachers
     from kd_jax.models import initial
 
     facts = {'num_classes': splits.num_classes, 'image_shape': splits.train.image.shape[1:]}
@@ -45,31 +43,18 @@ def worker(name: str, run: ConfigDict, config: ConfigDict, splits: Any, data: di
     made = program.Program(name, run, splits, trained, par)
     if 'train' not in data:
         data['train'] = made.data('train')
-    state, taught, done = par.replicate(made.fresh_state(0, None)), made.taught(trained), 0
-    order = batches.TrainOrder(made.pool, made.train_count, run.batch_size, 0)
-
-    def work(steps: int) -> None:
-        nonlocal state, done
-        goal = done + steps
-        while done < goal:
-            count = min(made.steps_per_dispatch, goal - done)
-            batch = par.divide(train.stacked(order, done, count, made, taught), axis=1)
-            seed = np.int32([0, 0])
-            state, metrics = made.train_steps(state, seed, taught.variables['train'], data['train'], np.int32(count), batch)
-            done += count
-        jax.block_until_ready(metrics)
-
+    work = our_side.stepper(made, made.taught(trained), data['train'])
     work(1)
     return work
 
 
-def measure(config: ConfigDict, splits: Any, rounds: int, steps: int) -> dict[str, list[float]]:
-    """Seconds a step of each run of the student, one entry a round."""
+def measure(config: ConfigDict, splits: Any, rounds: int, steps: int, only: set[str]) -> dict[str, list[float]]:
+    """Seconds a step of each run of the student, or of those named and `kl`, one entry a round."""
     data: dict[str, Any] = {}
     workers = {}
     for name in config.runs:
         run = config.runs[name].copy_and_resolve_references()
-        if name == 'alone' or run.model == config.runs.alone.model:
+        if run.model == config.runs.alone.model and (not only or name in only | {'kl'}):
             run.data.labels_per_class = 0
             workers[name] = worker(name, run, config, splits, data)
             print(f'{name}: ready', flush=True)
@@ -95,16 +80,14 @@ def rows(seconds: Mapping[str, list[float]], results: Path | None) -> list[tuple
     lines = [('run', 'source', 'test top-1 %', 'against alone', 'ms a step', 'of `kl`', 'quartiles')]
     if 'teacher' in top1:
         lines.append(('teacher', '', text(top1['teacher']), '', '', '', ''))
-    order = [
-        'alone',
-        *(run for name in methods.METHODS for run in (*sorted(n for n in seconds if n.startswith(f'{name}_')), name)),
-    ]
-    for name in [n for n in dict.fromkeys(order) if n in seconds]:
-        relative = [a / b for a, b in zip(seconds[name], seconds['kl'], strict=True)]
-        low, _, high = statistics.quantiles(relative, n=4)
+    order = ['alone']
+    for name in methods.METHODS:  # what a method needs beforehand, then itself
+        order += [*sorted(run for run in seconds if run.startswith(f'{name}_') and run not in methods.METHODS), name]
+    laps = {name: race.Lap({}, taken, 0.0) for name, taken in seconds.items()}
+    for name in filter(laps.__contains__, dict.fromkeys(order)):
+        cost, low, high = race.ratio(laps[name], laps['kl'])
         source = methods.METHODS[name].source if name in methods.METHODS else ''
-        cost = statistics.median(seconds[name]) / statistics.median(seconds['kl'])
-        figures = f'{1e3 * statistics.median(seconds[name]):.1f}', f'{cost:.2f}', f'{low:.2f} – {high:.2f}'
+        figures = f'{1e3 * laps[name].median:.1f}', f'{cost:.2f}', f'{low:.2f} – {high:.2f}'
         lines.append((f'`{name}`', source, text(top1.get(name)), text(gains.get(name), '+'), *figures))
     return lines
 
@@ -112,7 +95,8 @@ def rows(seconds: Mapping[str, list[float]], results: Path | None) -> list[tuple
 def main() -> None:
     parser = race.parser('Steps of the methods.')
     parser.add_argument('--config', default='fashion_mnist', help='a name in configs/ whose argument takes methods')
-    parser.add_argument('--arguments', default='method=all')
+    parser.add_argument('--arguments', default='method=all', help='of the config; it must have all methods')
+    parser.add_argument('--only', default='', help='of these runs, such as at,ab_before')
     parser.add_argument('--shape', default='28,28,1', help='of the random images')
     parser.add_argument('--count', type=int, default=54_000, help='of the random images')
     parser.add_argument('--steps', type=int, default=8, help='in a turn')
@@ -130,7 +114,7 @@ def main() -> None:
     labels = rng.integers(0, 10, arguments.count).astype(np.int32)
     few, norm = Split(images[:64], labels[:64]), (0.5,) * shape[-1]
     splits = Splits(Split(images, labels), few, few, 10, tuple(map(str, range(10))), norm, norm, 'random')
-    seconds = measure(config, splits, arguments.rounds, arguments.steps)
+    seconds = measure(config, splits, arguments.rounds, arguments.steps, set(filter(None, arguments.only.split(','))))
     print(race.table(rows(seconds, arguments.results)))
     race.conclude({'seconds': seconds}, arguments.json)
 

@@ -43,6 +43,25 @@ def make_program(spec: Mapping[str, Any], splits: Splits, fast: bool) -> tuple[p
     return program.Program('student', run.copy_and_resolve_references(), splits, trained, par, spec.get('steps', 0)), trained
 
 
+def stepper(made: program.Program, taught: program.Taught, data: dict[str, Any]) -> Callable[[int], None]:
+    """`work(steps)`: the training of a run, from its first step on, with the training images `data` on the devices."""
+    par, done = made.parallel, 0
+    state = par.replicate(made.fresh_state(0, None))
+    order = batches.TrainOrder(made.pool, made.train_count, made.run.batch_size, 0)
+
+    def work(steps: int) -> None:
+        nonlocal state, done
+        goal = done + steps
+        while done < goal:
+            count = min(made.steps_per_dispatch, goal - done)
+            batch = par.divide(train.stacked(order, done, count, made, taught), axis=1)
+            state, metrics = made.train_steps(state, np.int32(0), taught.variables['train'], data, np.int32(count), batch)
+            done += count
+        jax.block_until_ready(metrics)
+
+    return work
+
+
 def build(spec: Mapping[str, Any], images: np.ndarray, labels: np.ndarray) -> tuple[Callable[[int], None], dict[str, Any]]:
     """`(work(steps), facts)`; one step is done.
 
@@ -58,20 +77,7 @@ def build(spec: Mapping[str, Any], images: np.ndarray, labels: np.ndarray) -> tu
     if not fast:
         image = jnp.zeros((1, *splits.train.image.shape[1:]))
         jax.block_until_ready(made.student.model.init(jax.random.key(0), image, train=False))
-    state = par.replicate(made.fresh_state(0, None))
-    taught = made.taught(trained)
-    order = batches.TrainOrder(made.pool, made.train_count, spec['batch'], 0)
-    done = 0
-
-    def work(steps: int) -> None:
-        nonlocal state, done
-        goal = done + steps
-        while done < goal:
-            count = min(made.steps_per_dispatch, goal - done)
-            batch = par.divide(train.stacked(order, done, count, made, taught), axis=1)
-            state, metrics = made.train_steps(state, np.int32(0), taught.variables['train'], data, np.int32(count), batch)
-            done += count
-        jax.block_until_ready(metrics)
+    work = stepper(made, made.taught(trained), data)
 
     ready = time.perf_counter()
     work(1)

@@ -85,3 +85,15 @@ def test_the_regression_check_runs(tmp_path):
     )  # fmt: skip
     assert done.returncode in (0, 1), done.stderr  # 1: slower, which a busy machine can be
     assert json.loads((tmp_path / 'f.json').read_text())['ratios']['resnet56 alone against plain Flax'] > 0.5
+
+
+def test_steps_of_methods(tmp_path):
+    """Two runs of one method beside plain distillation, whose own cost is 1."""
+    few = ('--count=512', '--rounds=2', '--steps=1', f'--json={tmp_path / "f.json"}')
+    out = command('benchmarks.methods', '--only=fsp,fsp_before', *few)
+    lines = [[cell.strip() for cell in line.split('|')[1:-1]] for line in out.splitlines() if line.startswith('|')]
+    assert [line[0] for line in lines[2:]] == ['`kl`', '`fsp_before`', '`fsp`']
+    assert lines[2][5:] == ['1.00', '1.00 – 1.00']
+    seconds = json.loads((tmp_path / 'f.json').read_text())['seconds']
+    assert {name: len(taken) for name, taken in seconds.items()} == {'kl': 2, 'fsp': 2, 'fsp_before': 2}
+    assert all(0 < value < 60 for taken in seconds.values() for value in taken)
