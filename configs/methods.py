@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from configs import common
-from kd_jax.errors import UserError
+from kd_jax.errors import unknown
 
 RAMP, BEFORE = 20 / 240, 30 / 240  # of the epochs
 
@@ -165,7 +165,7 @@ def add(config: ConfigDict, method: str, make: Make, name: str = 'student') -> C
     make: gives a run of the student, or of the teacher's model, for an objective (None: the labels), without teachers.
     """
     if method not in METHODS:
-        raise UserError(f'unknown method {method!r}; known: {", ".join(METHODS)}')
+        raise unknown('method', method, METHODS)
     chosen = METHODS[method]
     run = make(ConfigDict())
     run.objective = _objective(chosen.labels, chosen.terms, dict.fromkeys(chosen.ramped, RAMP * run.epochs))

@@ -68,13 +68,13 @@ def gains(results: Sequence[Mapping[str, Any]], runs: Mapping[str, Any]) -> list
     rows = []
     top1 = {(r['run'], r['seed']): 100 * r['test']['top1'] for r in results if r['test']}
     started_from = {run['init'] for run in runs.values()}
+    models = {name: json.dumps(to_json(dict(run['model'])), sort_keys=True) for name, run in runs.items()}
     alone: dict[str, str] = {}
     for name, run in runs.items():
-        model = json.dumps(to_json(dict(run['model'])), sort_keys=True)
         if not run['teachers'] and not run['init']:
-            alone.setdefault(model, name)
+            alone.setdefault(models[name], name)
     for name, run in runs.items():
-        against = alone.get(json.dumps(to_json(dict(run['model'])), sort_keys=True), name)
+        against = alone.get(models[name], name)
         pairs = [s for s in run['seeds'] if (name, s) in top1 and (against, s) in top1]
         if against != name and name not in started_from and pairs:
             difference = mean_std([top1[name, s] - top1[against, s] for s in pairs])

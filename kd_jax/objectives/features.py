@@ -40,14 +40,18 @@ class FitNet(FeatureTerm):
         return mean_square(self.regressed(mine, theirs.shape[-1], 0), theirs)
 
 
+def factor(x: jax.Array) -> jax.Array:
+    """`[B, H, W, C] -> [B, H * W]`: the mean over channels of the squared map, of unit length."""
+    return unit(jnp.mean(x * x, axis=-1).reshape(len(x), -1))
+
+
 def at(student: jax.Array, teacher: jax.Array) -> jax.Array:
     """Mean squared difference of attention maps: each example's mean over channels of the squared map, unit length.
 
     Zagoruyko and Komodakis 2017 (arXiv:1612.03928), eq. 2, as their code has it: the mean over the pixels of the square
     where the paper prints the norm.
     """
-    maps = [unit(jnp.mean(x * x, axis=-1).reshape(len(x), -1)) for x in (student, teacher)]
-    return jnp.mean((maps[0] - maps[1]) ** 2, axis=-1)
+    return jnp.mean((factor(student) - factor(teacher)) ** 2, axis=-1)
 
 
 class AT(FeatureTerm):
@@ -163,11 +167,6 @@ class OFD(FeatureTerm):
             found = jnp.where(count > 0, total / jnp.maximum(count, 1.0), running.value)
             running.value = jnp.where(running.value < 0, 0.9 * running.value + 0.1 * found, found)
         return running.value
-
-
-def factor(x: jax.Array) -> jax.Array:
-    """`[B, H, W, C] -> [B, H * W]`: the mean over channels of the squared map, of unit length."""
-    return unit(jnp.mean(x * x, axis=-1).reshape(len(x), -1))
 
 
 class FT(FeatureTerm):
