@@ -86,6 +86,21 @@ def test_the_methods_have_their_papers_weights():
     assert config.runs.crd_kl.objective.kl.weight == 1 and config.runs.at.objective.cross_entropy.weight == 1
 
 
+@pytest.mark.parametrize(
+    ('argument', 'model', 'labels'),
+    [
+        ('', 'cnn', 20),
+        ('all', 'cnn', 0),
+        ('method=at', 'resnet8', 0),
+        ('few,method=at', 'resnet8', 20),
+        ('method=all', 'resnet8', 0),
+    ],
+)
+def test_fashion_mnist_has_few_labels_where_they_are_seen_often_enough_or_asked_for(argument, model, labels):
+    alone = get('fashion_mnist', argument).runs.alone
+    assert (alone.model.name, alone.data.labels_per_class) == (model, labels)
+
+
 def test_the_readme_names_every_method_and_every_objective():
     text = (ROOT / 'README.md').read_text()
     assert [name for name in (*methods.METHODS, *objectives.OBJECTIVES) if f'`{name}`' not in text] == []
