@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from benchmarks import race
 from configs import methods
+from kd_jax.errors import UserError, told_to_the_user, unknown
 
 
 def worker(name: str, run: ConfigDict, config: ConfigDict, splits: Any, data: dict[str, Any]) -> Callable[[int], None]:
@@ -68,18 +69,46 @@ def measure(config: ConfigDict, splits: Any, rounds: int, steps: int, only: set[
     return seconds
 
 
-def rows(seconds: Mapping[str, list[float]], results: Path | None) -> list[tuple[str, ...]]:
+def read(path: Path, config: ConfigDict) -> dict[str, Any]:
+    """results.json of a study of this config.
+
+    Raises:
+      UserError: if there is none, or it is of a study with other runs.
+    """
+    if not path.is_file():
+        raise UserError(
+            f'{path} does not exist; give results.json of a finished study of the same config, which is in its workdir'
+        )
+    found = json.loads(path.read_text())
+    missing = set(config.runs) - {row['run'] for row in found['table']}
+    if missing:
+        raise UserError(
+            f'{path} is of another study: it has no runs {", ".join(sorted(missing))}; give that of the '
+            'same config, all of whose runs are finished'
+        )
+    return found
+
+
+def objective(run: ConfigDict) -> str:
+    """The weighted sum that a run minimises, such as `0.1 CE + 0.9 kl`."""
+    terms = sorted(run.objective.items(), key=lambda item: item[0] != 'cross_entropy')
+    return ' + '.join(
+        (f'{term.weight:g} ' if term.weight != 1 else '') + ('CE' if name == 'cross_entropy' else name) for name, term in terms
+    )
+
+
+def rows(seconds: Mapping[str, list[float]], config: ConfigDict, results: dict[str, Any] | None) -> list[tuple[str, ...]]:
     """The table: the student alone first, then the methods in the order of `configs.methods`."""
-    found = json.loads(results.read_text()) if results else {'table': [], 'gains': []}
+    found = results or {'table': [], 'gains': []}
     top1 = {row['run']: row['top-1 %'] for row in found['table']}
     gains = {row['run']: row['top-1 points'] for row in found['gains']}
 
     def text(value, sign=''):
         return f'{value["mean"]:{sign}.2f}' + (f' ± {value["std"]:.2f}' if value['std'] is not None else '') if value else '–'
 
-    lines = [('run', 'source', 'test top-1 %', 'against alone', 'ms a step', 'of `kl`', 'quartiles')]
+    lines = [('run', 'source', 'objective', 'test top-1 %', 'against alone', 'ms a step', 'of `kl`', 'quartiles')]
     if 'teacher' in top1:
-        lines.append(('teacher', '', text(top1['teacher']), '', '', '', ''))
+        lines.append(('teacher', '', 'CE', text(top1['teacher']), '', '', '', ''))
     order = ['alone']
     for name in methods.METHODS:  # what a method needs beforehand, then itself
         order += [*sorted(run for run in seconds if run.startswith(f'{name}_') and run not in methods.METHODS), name]
@@ -88,7 +117,8 @@ def rows(seconds: Mapping[str, list[float]], results: Path | None) -> list[tuple
         cost, low, high = race.ratio(laps[name], laps['kl'])
         source = methods.METHODS[name].source if name in methods.METHODS else ''
         figures = f'{1e3 * laps[name].median:.1f}', f'{cost:.2f}', f'{low:.2f} – {high:.2f}'
-        lines.append((f'`{name}`', source, text(top1.get(name)), text(gains.get(name), '+'), *figures))
+        quality = text(top1.get(name)), text(gains.get(name), '+')
+        lines.append((f'`{name}`', source, objective(config.runs[name]), *quality, *figures))
     return lines
 
 
@@ -107,15 +137,21 @@ def main() -> None:
     from kd_jax.data import Split, Splits
 
     runtime.prepare()
-    config = importlib.import_module(f'configs.{arguments.config}').get_config(arguments.arguments)
+    only = set(filter(None, arguments.only.split(',')))
+    with told_to_the_user():
+        config = importlib.import_module(f'configs.{arguments.config}').get_config(arguments.arguments)
+        for name in ('kl', *only):
+            if name not in config.runs:
+                raise unknown('run', name, config.runs)
+        results = read(arguments.results, config) if arguments.results else None
     rng = np.random.default_rng(0)
     shape = tuple(map(int, arguments.shape.split(',')))
     images = rng.integers(0, 256, (arguments.count, *shape), np.uint8)
     labels = rng.integers(0, 10, arguments.count).astype(np.int32)
     few, norm = Split(images[:64], labels[:64]), (0.5,) * shape[-1]
     splits = Splits(Split(images, labels), few, few, 10, tuple(map(str, range(10))), norm, norm, 'random')
-    seconds = measure(config, splits, arguments.rounds, arguments.steps, set(filter(None, arguments.only.split(','))))
-    print(race.table(rows(seconds, arguments.results)))
+    seconds = measure(config, splits, arguments.rounds, arguments.steps, only)
+    print(race.table(rows(seconds, config, results)))
     race.conclude({'seconds': seconds}, arguments.json)
 
 

@@ -2,7 +2,8 @@
 
 SGD, momentum 0.9, batch 64, 240 epochs, learning rate 0.05 (MobileNetV2, ShuffleNets: 0.01) divided by ten after 150, 180
 and 210, weight decay 5e-4 on every parameter, crop 4 + flip, the last epoch's weights. The methods and their weights are
-those of configs/methods.py: `kl` is 0.1 CE + 0.9 KL at tau 4; `all` trains every one of them in one study.
+those of configs/methods.py (`kl` is 0.1 CE + 0.9 KL at tau 4; DKD's beta and ReviewKD's weight depend on the pair, as they
+do in their authors' code); `all` trains every one of them in one study.
 
     python -m kd_jax.main --config=configs/cifar100.py:method=kl,pair=resnet56-resnet20 [--config.data.path=TFDS_DIRECTORY]
 
@@ -33,6 +34,26 @@ PAIRS = (
 )
 
 
+# Weights that the authors chose for each pair; elsewhere that of configs/methods.py. DKD: mdistiller; ReviewKD: its code.
+DKD_BETA = {
+    'resnet56-resnet20': 2.0,
+    'resnet110-resnet32': 2.0,
+    'wrn_40_2-wrn_16_2': 6.0,
+    'wrn_40_2-wrn_40_1': 6.0,
+    'cifar_vgg13-cifar_vgg8': 6.0,
+    'cifar_vgg13-cifar_mobilenet_v2_x0.5': 6.0,
+}
+REVIEWKD_WEIGHT = {
+    'resnet56-resnet20': 0.6,
+    'resnet32x4-resnet8x4': 5.0,
+    'wrn_40_2-wrn_16_2': 5.0,
+    'wrn_40_2-wrn_40_1': 5.0,
+    'resnet32x4-cifar_shufflenet_v1': 5.0,
+    'resnet32x4-cifar_shufflenet_v2': 8.0,
+    'wrn_40_2-cifar_shufflenet_v1': 5.0,
+}
+
+
 def get_config(argument: str = ''):
     chosen = common.arguments(argument, method=(*methods.METHODS, 'all'), pair=PAIRS)
     names = dict(zip(('teacher', 'student'), chosen['pair'].split('-'), strict=True))
@@ -61,4 +82,9 @@ def get_config(argument: str = ''):
         methods.add_all(config, make)
     else:
         methods.add(config, chosen['method'], make)
+    for run in config.runs.values():
+        if 'dkd' in run.objective:
+            run.objective.dkd.beta = DKD_BETA.get(chosen['pair'], run.objective.dkd.beta)
+        if 'reviewkd' in run.objective:
+            run.objective.reviewkd.weight = REVIEWKD_WEIGHT.get(chosen['pair'], run.objective.reviewkd.weight)
     return config

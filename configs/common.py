@@ -141,10 +141,11 @@ def distillation(alpha: float = 0.9, tau: float = 4.0) -> ConfigDict:
     return ConfigDict({'cross_entropy': term('cross_entropy', weight=1 - alpha), 'kl': term('kl', weight=alpha, tau=tau)})
 
 
-def arguments(text: str, **allowed: tuple[str, ...]) -> dict[str, str]:
+def arguments(text: str, **allowed: tuple[str | None, ...]) -> dict[str, str | None]:
     """The argument of a config, `configs/x.py:key=value,key=value`, as a dict.
 
-    allowed: key -> its values, the default first. A value alone means the first key that allows it.
+    allowed: key -> its values, the default first (None: what it is if left out). A value alone means the first key that
+    allows it.
 
     Raises:
       UserError: for another key or value.
@@ -157,7 +158,7 @@ def arguments(text: str, **allowed: tuple[str, ...]) -> dict[str, str]:
         if key not in allowed or value not in allowed[key]:
             raise UserError(
                 f'unknown config argument {part!r}; allowed: '
-                + '; '.join(f'{k}={" | ".join(values)}' for k, values in allowed.items())
+                + '; '.join(f'{k}={" | ".join(filter(None, values))}' for k, values in allowed.items())
             )
         chosen[key] = value
     return chosen

@@ -5,23 +5,24 @@ Distillation: Hinton et al. 2015, arXiv:1503.02531, with the student's unlabelle
     apt-get install dataset-fashion-mnist          # or --config.data.path=DIR with the four idx files
     python -m kd_jax.main --config=configs/fashion_mnist.py            # 20 labels a class for alone and student
     python -m kd_jax.main --config=configs/fashion_mnist.py:all        # all labels for everybody
-    python -m kd_jax.main --config=configs/fashion_mnist.py:method=at  # another method of configs/methods.py
+    python -m kd_jax.main --config=configs/fashion_mnist.py:method=at  # any method of configs/methods.py
     python -m kd_jax.main --config=configs/fashion_mnist.py:method=all # every one of them in one study
 
-Hardware, duration, expected numbers: README, "Results" and "Methods". With `kl` the student is a small CNN. With few labels
-the learning rates of alone and student were each chosen on the validation split among 0.02, 0.05 and 0.1 (one seed, three
-epochs); with all labels they are not tuned. With the other methods and with `all` the student is a resnet8 a quarter as wide,
-for the papers' weights were made for networks with BatchNorm, and trains for one epoch with all labels: of `few`, whose
-unlabelled images all take part, an epoch shows the cross entropy each label once. Nothing is tuned there.
+Hardware, duration, expected numbers: README, "Results" and "Methods". Where no method is named the student is a small CNN
+and learns by `kl`. With few labels the learning rates of alone and student were each chosen on the validation split among
+0.02, 0.05 and 0.1 (one seed, three epochs); with all labels they are not tuned. Where a method is named, `kl` too, all labels
+are there and the student is a resnet8 a quarter as wide, for the papers' weights were made for networks with BatchNorm. It
+trains for one epoch; nothing is tuned. `few,method=NAME` leaves it 20 labels a class: as the unlabelled images take part in
+every epoch, cross entropy then sees each label once.
 """
 
 from configs import common, methods
 
 
 def get_config(argument: str = ''):
-    chosen = common.arguments(argument, regime=('auto', 'few', 'all'), method=(*methods.METHODS, 'all'))
+    chosen = common.arguments(argument, regime=(None, 'few', 'all'), method=(None, *methods.METHODS, 'all'))
     method = chosen['method']
-    few = chosen['regime'] == 'few' or (chosen['regime'] == 'auto' and method == 'kl')
+    few = chosen['regime'] == 'few' or not (chosen['regime'] or method)
     config = common.study()
     config.seeds = (0, 1, 2)
     config.data.source = 'idx'
@@ -30,23 +31,23 @@ def get_config(argument: str = ''):
     config.augment.flip = True
 
     def make(objective=None, teacher=False):
-        run = common.run(config, 'cnn' if method == 'kl' and not teacher else 'resnet8', objective)
+        run = common.run(config, 'resnet8' if teacher or method else 'cnn', objective)
         run.batch_size = 128
         run.epochs = 2.0
         if not teacher:
             run.optim.learning_rate = 0.05
             run.model.width = 0.25
-            if method != 'kl':
+            if method:
                 run.epochs = 1.0
             if few:
                 run.data.labels_per_class = 20
         return run
 
     config.runs.teacher, config.runs.alone = make(teacher=True), make()
-    if few and method == 'kl':
+    if few and not method:
         config.runs.alone.optim.learning_rate = 0.02
     if method == 'all':
         methods.add_all(config, make)
     else:
-        methods.add(config, method, make)
+        methods.add(config, method or 'kl', make)
     return config

@@ -1,8 +1,10 @@
-"""The methods of the published tables as runs of a study, with the papers' weights: `add(config, 'at', student)`.
+"""The methods of the published tables as runs of a study, with the papers' weights: `add(config, 'at', make)`.
 
 Weights are those of the CIFAR-100 tables (RepDistiller, arXiv:1910.10699; mdistiller for DKD, ReviewKD, OFD) unless a
 method's paper says otherwise; where they ramp a term up during 20 of 240 epochs, or train 30 of 240 beforehand, it is the
-same share of the epochs here. Every method's fields expand into the config and can be overridden.
+same share of the epochs here. Where authors chose a weight for each pair, this is the commonest one; configs/cifar100.py has
+those of its pairs. Every method's fields expand into the config and can be overridden; what was counted in epochs (ramps,
+first runs, `past_epochs`) is a number there and does not follow when a run's `epochs` is overridden.
 """
 
 from collections.abc import Callable, Mapping
@@ -126,8 +128,8 @@ METHODS = {
     'at': Method('Zagoruyko and Komodakis 2017', 1.0, {'at': {'weight': 1000.0}}),
     'nst': Method('Huang and Wang 2017', 1.0, {'nst': {'weight': 50.0}}),
     'vid': Method('Ahn et al. 2019', 1.0, {'vid': {'weight': 1.0}}),
-    'ab': Method('Heo et al. 2019', 1.0, {}, teachers=(), scheme=_before(ab={})),
-    'ofd': Method('Heo et al. 2019', 1.0, {'ofd': {'weight': 1e-3}}),
+    'ab': Method('Heo et al. 2019, AAAI', 1.0, {}, teachers=(), scheme=_before(ab={})),
+    'ofd': Method('Heo et al. 2019, ICCV', 1.0, {'ofd': {'weight': 1e-3}}),
     'ft': Method('Kim et al. 2018', 1.0, {'ft': {'weight': 200.0}}),
     'fsp': Method('Yim et al. 2017', 1.0, {}, teachers=(), scheme=_before(fsp={})),
     'reviewkd': Method('Chen et al. 2021', 1.0, {'reviewkd': {'weight': 1.0}}, ramped=('reviewkd',)),

@@ -92,6 +92,10 @@ def evaluate_together(workdirs: Sequence[Path], split: str = 'test') -> dict[str
       UserError: for a workdir that is missing or unfinished, or runs of different data.
     """
     runs = [find_run(workdir, seed=0) for workdir in workdirs]
+    paths = [run.path.resolve() for run in runs]
+    for path in paths:
+        if paths.count(path) > 1:
+            raise UserError(f'{path} is given twice; an ensemble is of different runs, give each of them once')
     trained = [teachers.load(run) for run in runs]
     data = []
     for run in runs:

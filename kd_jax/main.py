@@ -12,6 +12,7 @@ from ml_collections import ConfigDict, config_flags
 
 from kd_jax import parallel, runtime
 from kd_jax.checkpoint import system_reason
+from kd_jax.command import parse
 from kd_jax.errors import UserError, fail
 from kd_jax.monitor import say
 from kd_jax.study import Study
@@ -24,16 +25,6 @@ _ONLY = flags.DEFINE_list('only', [], 'Train these runs of the study only')
 _COORDINATOR = flags.DEFINE_string('coordinator', '', "host:port of process 0; 'auto' on Cloud TPU and SLURM; '' = one process")
 _PROCESSES = flags.DEFINE_integer('processes', None, 'How many processes there are, with --coordinator=host:port')
 _PROCESS = flags.DEFINE_integer('process', None, 'Which of them this is')
-
-
-def parse(argv: list[str]) -> list[str]:
-    """Parses the flags; a mistake is one sentence."""
-    try:
-        return flags.FLAGS(argv)
-    except UserError as error:
-        fail(error)
-    except (AttributeError, KeyError, OSError, TypeError, ValueError, flags.Error) as error:
-        fail(f'{error}; python -m kd_jax.main --help lists the flags')
 
 
 def load_config() -> ConfigDict:

@@ -236,7 +236,8 @@ class Program:
         if run.soft_targets == 'live':
             return None
         if not count_teachers:
-            raise UserError(f"{field} is {run.soft_targets!r}, but the run has no teacher; name one in teachers, or set 'live'")
+            mine = f'its teachers {tuple(run.teachers)} learn with it' if run.teachers else 'the run has no teacher'
+            raise UserError(f"{field} is {run.soft_targets!r}, but {mine}: name a trained run in teachers, or set 'live'")
         wanted = run.soft_targets, run.soft_targets_dtype, run.soft_targets_top_k
         return soft_targets.kind(field, *wanted, self.views, self.mixup, self.splits.num_classes)
 

@@ -19,6 +19,7 @@ from ml_collections import config_flags
 
 from kd_jax import checkpoint, evaluate, runtime, teachers
 from kd_jax import data as data_lib
+from kd_jax.command import parse
 from kd_jax.data import Splits
 from kd_jax.data.views import Views
 from kd_jax.errors import UserError, fail, told_to_the_user, unknown
@@ -287,4 +288,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-    app.run(main)
+    app.run(main, flags_parser=parse)

@@ -49,7 +49,8 @@ def load(run: RunDirectory) -> Trained:
       UserError: if the run is unfinished, its files are damaged, or its model is not in the zoo.
     """
     if not run.finished():
-        raise UserError(f'the run in {run.path} is unfinished (it has no result.json); run its study again to complete it')
+        state = 'is unfinished (it has no result.json)' if run.path.exists() else 'does not exist'
+        raise UserError(f'the run in {run.path} {state}; run its study again to complete it, if with --only then that run too')
     info = run.info()
     network = build_network(info['config']['model'], info['data'], resize=True)
     variables = checkpoint.load_variables(run.path, run.result()['checkpoint'])

@@ -45,7 +45,17 @@ def finished(tmp_path_factory):
         ([], ['--config']),
         (['--config=configs/digits.py', '--config.runs.alone.optim.learning_rte=1'], ['learning_rte', 'learning_rate']),
         (['--config=configs/digits.py', '--config.runs.alone.epochs=many'], ['many']),
-        (['--config=configs/digits.py', '--confg=1'], ['confg']),
+        (['--config=configs/digits.py', '--confg=1'], ['confg', 'kd_jax.main --help']),
+        (['--config', 'configs/digits.py', '--config.runs.studnt.epochs=1'], ["unknown run 'studnt'; did you mean 'student'?"]),
+        (['--config=configs/digits.py', '--config.runs.alone.epochs.least=1'], ['runs.alone.epochs is 60.0', "'least'"]),
+        (
+            ['--config=configs/digits.py', '--config.runs.student.objective.kl.tua=1'],
+            ["unknown field of runs.student.objective.kl 'tua'", "did you mean 'tau'? known: only_where, "],
+        ),
+        (
+            ['--config=configs/digits.py', '--config.runs.student.objective.at.weight=1'],
+            ["term of runs.student.objective 'at'", "a config file adds terms: run.objective.at = common.term('at')"],
+        ),
         (['--config=configs/digits.py', 'digits'], ["unexpected argument 'digits'"]),
         ([*TINY, '--config.runs.alone.model.name=ccn'], ["unknown model 'ccn'", "did you mean 'cnn'"]),
         ([*TINY, '--config.data.source=digit'], ["unknown data source 'digit'", "did you mean 'digits'"]),
@@ -62,10 +72,10 @@ def finished(tmp_path_factory):
         ([*TINY, '--config.parallel=pmp'], ["unknown parallel mode 'pmp'"]),
         ([*TINY, '--only=alon'], ["unknown run 'alon'", "did you mean 'alone'"]),
         ([*SMALL, '--config.runs.student.objective.kl.tau=0.'], ['objective.kl.tau is 0.0', 'greater than 0']),
-        ([*SMALL, '--only=student'], ['teacher', 'unfinished']),
+        ([*SMALL, '--only=student'], ['teacher', 'does not exist', 'if with --only then that run too']),
         ([*SMALL, '--config.runs.student.teachers=("/nowhere",)', '--only=student'], ['/nowhere is neither a run']),
         ([*SMALL, '--config.runs.teacher.init=student'], ['in a circle: ', 'student']),
-        ([*SMALL, '--config.runs.alone.teachers=("student",)', '--only=alone'], ['student', 'unfinished']),
+        ([*SMALL, '--config.runs.alone.teachers=("student",)', '--only=alone'], ['student', 'does not exist']),
     ],
     ids=lambda value: ' '.join(v.rsplit('.', 1)[-1] for v in value[-2:]) if isinstance(value, list) else None,
 )
@@ -77,6 +87,32 @@ def test_refused_before_training(flags, parts, tmp_path):
 def test_a_batch_that_the_devices_cannot_share(tmp_path):
     done = run_main(*TINY, '--config.runs.alone.batch_size=63', f'--workdir={tmp_path}', devices=2)
     assert_refused(done, 'a batch of 63 cannot be shared equally by 2 devices', '--config.runs.alone.batch_size=64')
+
+
+@pytest.mark.parametrize(
+    ('text', 'parts'),
+    [
+        ('from configs import nothing', [', line 1: ImportError', "'nothing'"]),
+        ('def get_config():\n    return (', [', line 2: SyntaxError', 'never closed']),
+        ('config = 1', ['has no function get_config()', 'configs/']),
+        (
+            "from configs import common\ndef get_config():\n    run = common.run(common.study(), '')\n    run.teachers = ('a')",
+            [', line 4: TypeError', "'teachers'", "<class 'tuple'>"],
+        ),
+    ],
+    ids=['import', 'syntax', 'no get_config', 'type'],
+)
+def test_a_config_file_with_a_mistake(text, parts, tmp_path):
+    (tmp_path / 'mine.py').write_text(text)
+    assert_refused(run_main(f'--config={tmp_path}/mine.py', f'--workdir={tmp_path}/w'), *parts)
+
+
+def test_a_wrong_field_of_soft_targets(tmp_path):
+    done = subprocess.run(
+        [sys.executable, '-m', 'kd_jax.soft_targets', '--teacher=x', '--data=configs/digits.py', '--data.augment.crp=1'],
+        cwd=REPOSITORY, capture_output=True, text=True, env=environment(), check=False,
+    )  # fmt: skip
+    assert_refused(done, "unknown field of augment 'crp'; did you mean 'crop'?")
 
 
 def test_a_workdir_with_another_config(finished):

@@ -87,13 +87,28 @@ def test_the_regression_check_runs(tmp_path):
     assert json.loads((tmp_path / 'f.json').read_text())['ratios']['resnet56 alone against plain Flax'] > 0.5
 
 
+def test_a_table_of_methods_takes_the_results_of_all_of_them_only(tmp_path):
+    """Refused before anything is measured."""
+    (tmp_path / 'results.json').write_text(json.dumps({'results': [], 'table': [{'run': 'alone'}], 'gains': []}))
+    for flags, sentence in (
+        ([f'--results={tmp_path}/nothing.json'], 'nothing.json does not exist'),
+        ([f'--results={tmp_path}/results.json'], 'is of another study: it has no runs ab, ab_before, assistant'),
+        (['--only=dkk'], "unknown run 'dkk'; did you mean 'dkd'?"),
+        (['--arguments=method=dkd'], "unknown run 'kl'"),
+    ):
+        done = subprocess.run(
+            [sys.executable, '-m', 'benchmarks.methods', *flags], capture_output=True, text=True, cwd=REPOSITORY, check=False
+        )
+        assert done.returncode == 2 and sentence in done.stderr and 'ready' not in done.stdout, done.stderr
+
+
 def test_steps_of_methods(tmp_path):
     """Two runs of one method beside plain distillation, whose own cost is 1."""
     few = ('--count=512', '--rounds=2', '--steps=1', f'--json={tmp_path / "f.json"}')
     out = command('benchmarks.methods', '--only=fsp,fsp_before', *few)
     lines = [[cell.strip() for cell in line.split('|')[1:-1]] for line in out.splitlines() if line.startswith('|')]
     assert [line[0] for line in lines[2:]] == ['`kl`', '`fsp_before`', '`fsp`']
-    assert lines[2][5:] == ['1.00', '1.00 – 1.00']
+    assert lines[2][2] == '0.1 CE + 0.9 kl' and lines[2][6:] == ['1.00', '1.00 – 1.00']
     seconds = json.loads((tmp_path / 'f.json').read_text())['seconds']
     assert {name: len(taken) for name, taken in seconds.items()} == {'kl': 2, 'fsp': 2, 'fsp_before': 2}
     assert all(0 < value < 60 for taken in seconds.values() for value in taken)

@@ -91,6 +91,7 @@ def test_the_methods_have_their_papers_weights():
     [
         ('', 'cnn', 20),
         ('all', 'cnn', 0),
+        ('method=kl', 'resnet8', 0),
         ('method=at', 'resnet8', 0),
         ('few,method=at', 'resnet8', 20),
         ('method=all', 'resnet8', 0),
@@ -99,6 +100,20 @@ def test_the_methods_have_their_papers_weights():
 def test_fashion_mnist_has_few_labels_where_they_are_seen_often_enough_or_asked_for(argument, model, labels):
     alone = get('fashion_mnist', argument).runs.alone
     assert (alone.model.name, alone.data.labels_per_class) == (model, labels)
+
+
+def test_weights_that_depend_on_the_pair():
+    found = {}
+    for pair in (
+        'resnet56-resnet20',
+        'wrn_40_2-wrn_40_1',
+        'resnet32x4-cifar_shufflenet_v2',
+        'resnet56-cifar_mobilenet_v2_x0.5',
+    ):
+        runs = get('cifar100', f'all,pair={pair}').runs
+        found[pair] = runs.dkd.objective.dkd.beta, runs.reviewkd.objective.reviewkd.weight
+    assert list(found.values()) == [(2, 0.6), (6, 5), (8, 8), (8, 1)]
+    assert get('cifar100', 'dkd').runs.student.objective.dkd.beta == 2
 
 
 def test_the_readme_names_every_method_and_every_objective():

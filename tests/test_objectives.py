@@ -964,6 +964,7 @@ def test_a_new_method_is_one_class_and_one_line(monkeypatch):
         ({'dist': {'gamma': float('inf')}}, (1.0,), 'objective.dist.gamma is inf; it must be a finite number, 0 or more'),
         ({'virtual_teacher': {'correct': 1.0}}, (), 'objective.virtual_teacher.correct is 1.0; .* less than 1'),
         ({'virtual_teacher': {'correct': 0.0}}, (), 'objective.virtual_teacher.correct is 0.0; .* greater than 0'),
+        ({'virtual_teacher': {'correct': 0.2}}, (), 'correct is 0.2; with 5 classes .* more than 0.2, such as 0.99'),
         ({'virtual_teacher': {}}, (1.0,), 'has 1 teacher\\(s\\) but no term of its objective uses them'),
         ({'kl': {'standardize': 1}}, (1.0,), 'objective.kl.standardize is 1; it must be True or False'),
         ({'kl': {'only_where': 'teacher_left'}}, (1.0,), "only_where is 'teacher_left'.*always.*teacher_right.*teacher_surer"),
@@ -1007,7 +1008,9 @@ def test_defaults_of_an_unknown_objective_names_the_known_ones():
     ],
 )
 def test_what_two_classes_leave_nothing_of_is_refused(name, fields, field):
-    with pytest.raises(UserError, match=f'objective.{name}.{field}.*nothing to learn.* 2 classes: .*; set it to') as caught:
+    with pytest.raises(
+        UserError, match=f'objective.{name}.{field}.*nothing to learn.* 2 classes: .*; set {field}=(0|False), '
+    ) as caught:
         build({name: fields}, (1.0,), num_classes=2)
     assert '\n' not in str(caught.value)
     build({name: fields}, (1.0,), num_classes=3)

@@ -331,6 +331,7 @@ def test_a_teacher_of_other_classes_is_refused(data, tmp_path):
         ({'soft_targets': 'exact', 'augment.cutout': 2}, 'augment.cutout makes more views'),
         ({'soft_targets': '4', 'augment.mixup': 0.2}, 'augment.mixup=0.2 every image is mixed'),
         ({'soft_targets': '4', 'teachers': (), 'objective.kl.weight': 0.0}, 'the run has no teacher'),
+        ({'soft_targets': '4', 'teachers': ('self:peer',)}, r"its teachers \('self:peer',\) learn with it: name a trained run"),
     ],
     ids=str,
 )

@@ -21,6 +21,7 @@ LEVELS = {
     'data': 1,
     'checkpoint': 1,
     'workdir': 1,
+    'command': 1,
     'monitor': 1,
     'parallel': 1,
     'tables': 1,

@@ -125,6 +125,8 @@ def test_several_students_are_evaluated_as_one(data, tmp_path):
     train(config_of(other, cnn=(None, {'epochs': 0.5})), tmp_path / 'other')
     with pytest.raises(UserError, match='was trained on other data than .*; take runs of the same data'):
         evaluate_together([runs[0], tmp_path / 'other/cnn'])
+    with pytest.raises(UserError, match='cnn/seed0 is given twice'):
+        evaluate_together([*runs, tmp_path / 'cnn'])
 
 
 def test_teachers_and_starts_may_come_from_another_study(data, tmp_path):

@@ -60,15 +60,14 @@ class LogitTerm(Term):
 
     def check(self, path, num_classes):
         if self.standardize:
-            refuse_two_classes(
-                f'{path}.standardize=True', num_classes, 'standardised logits of two classes are always the same'
-            )
+            why = 'standardised logits of two classes are always the same'
+            refuse_two_classes(f'{path}.standardize=True', num_classes, why, 'standardize=False')
 
 
-def refuse_two_classes(what: str, num_classes: int | None, why: str) -> None:
-    """Raises `UserError` if there are two classes, of which `what` learns nothing."""
+def refuse_two_classes(what: str, num_classes: int | None, why: str, without: str) -> None:
+    """Raises `UserError` if there are two classes, of which `what` learns nothing; `without` is the field that is off."""
     if num_classes == 2:
-        raise UserError(f'{what} has nothing to learn from with 2 classes: {why}; set it to 0 or False, or use plain kl')
+        raise UserError(f'{what} has nothing to learn from with 2 classes: {why}; set {without}, or use plain kl')
 
 
 class KL(LogitTerm):
@@ -125,7 +124,7 @@ class DKD(LogitTerm):
     def check(self, path, num_classes):
         super().check(path, num_classes)
         if self.beta:
-            refuse_two_classes(f'{path}.beta={self.beta}', num_classes, 'beside the target there is one class only')
+            refuse_two_classes(f'{path}.beta={self.beta}', num_classes, 'beside the target there is one class only', 'beta=0')
 
 
 class NKD(LogitTerm):
@@ -143,7 +142,9 @@ class NKD(LogitTerm):
     def check(self, path, num_classes):
         super().check(path, num_classes)
         if self.gamma:
-            refuse_two_classes(f'{path}.gamma={self.gamma}', num_classes, 'beside the target there is one class only')
+            refuse_two_classes(
+                f'{path}.gamma={self.gamma}', num_classes, 'beside the target there is one class only', 'gamma=0'
+            )
 
 
 class DIST(LogitTerm):
@@ -161,7 +162,9 @@ class DIST(LogitTerm):
     def check(self, path, num_classes):
         super().check(path, num_classes)
         if self.beta:
-            refuse_two_classes(f'{path}.beta={self.beta}', num_classes, 'correlations of two probabilities are always 1 or -1')
+            refuse_two_classes(
+                f'{path}.beta={self.beta}', num_classes, 'correlations of two probabilities are always 1 or -1', 'beta=0'
+            )
 
 
 class VirtualTeacher(Term):
@@ -172,6 +175,13 @@ class VirtualTeacher(Term):
 
     needs_teacher: ClassVar[bool] = False
     needs_label: ClassVar[bool] = True
+
+    def check(self, path, num_classes):
+        if num_classes and self.correct <= 1 / num_classes:
+            raise UserError(
+                f'{path}.correct is {self.correct}; with {num_classes} classes the virtual teacher is right about the label '
+                f'only if it is more than {1 / num_classes:.3g}, such as 0.99'
+            )
 
     def __call__(self, student, teacher, batch):
         return over_labels(batch, lambda labels: virtual_teacher(student.logits, labels, self.correct, self.tau))

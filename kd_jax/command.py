@@ -1,0 +1,66 @@
+"""How commands read their flags: a mistake there, or in a config file, is one sentence."""
+
+import re
+import runpy
+import traceback
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from kd_jax.errors import UserError, fail, unknown
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Parses the flags; a mistake is one sentence. For `app.run(main, flags_parser=parse)`."""
+    try:
+        return flags.FLAGS(argv)
+    except UserError as error:
+        fail(error)
+    except Exception as error:  # a config file may raise anything
+        for name in ('config', 'data'):
+            message = _mistake(name, argv[1:])
+            if message:
+                fail(message)
+        fail(f'{error}; python -m kd_jax.{Path(argv[0]).stem} --help lists the flags')
+
+
+def _mistake(name: str, arguments: list[str]) -> str:
+    """What is wrong with the file that flag `name` gives, or with the fields that follow it; '' if nothing is."""
+    given = [a.partition('=')[2] or follows for a, follows in zip(arguments, [*arguments[1:], ''], strict=True)
+             if re.fullmatch(rf'--?{name}(=.*)?', a)]  # fmt: skip
+    path, colon, argument = (given or [''])[-1].partition(':')
+    if not Path(path).is_file():
+        return ''
+    try:
+        names = runpy.run_path(path)
+        if 'get_config' not in names:
+            return f'{path} has no function get_config(), which gives the study; start from the files in configs/'
+        config = names['get_config'](*([argument] if colon else []))
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        if isinstance(error, SyntaxError) and error.filename == path:
+            lines.append(error.lineno)
+        return f'{path}{f", line {lines[-1]}" if lines else ""}: {type(error).__name__}: {error}'
+    for argument in arguments:
+        field = re.match(rf'--?(?:no)?{name}\.([\w.]+)(?![\w.\[])', argument)
+        message = _wrong_field(field[1], config) if field else ''
+        if message:
+            return message
+    return ''
+
+
+def _wrong_field(field: str, config: ConfigDict) -> str:
+    """Where `field`, such as 'runs.student.epoch', leaves the config; '' if it does not."""
+    at, path = config, []
+    for name in field.split('.'):
+        if not isinstance(at, ConfigDict):
+            return f'{".".join(path)} is {at!r}; it has no fields, such as {name!r}'
+        if name not in at:
+            here, last = '.'.join(path), path[-1] if path else ''
+            kind = {'runs': 'run', 'objective': f'term of {here}', '': 'field'}.get(last, f'field of {here}')
+            add = f'; a config file adds terms: run.objective.{name} = common.term({name!r})' if last == 'objective' else ''
+            return f'{unknown(kind, name, at)}{add}'
+        at = at[name]
+        path.append(name)
+    return ''
