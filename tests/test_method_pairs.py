@@ -97,5 +97,6 @@ def check(config, workdir):
         trained = [line for line in lines if line['split'] == 'train']
         assert len(trained) == INTERVALS
         if not any(teacher.startswith('self:') for teacher in run.teachers):  # which agree at first, both ignorant
-            for term in run.objective:
+            # The virtual teacher is all but undecided (0.99 and 0.01, at temperature 20): learning leads away from it.
+            for term in set(run.objective) - {'virtual_teacher'}:
                 assert trained[-1][term] < trained[0][term], (name, term)
