@@ -99,12 +99,14 @@ def objective(run: ConfigDict) -> str:
 
 def rows(seconds: Mapping[str, list[float]], config: ConfigDict, results: dict[str, Any] | None) -> list[tuple[str, ...]]:
     """The table: the student alone first, then the methods in the order of `configs.methods`."""
+    from kd_jax import report
+
     found = results or {'table': [], 'gains': []}
     top1 = {row['run']: row['top-1 %'] for row in found['table']}
     gains = {row['run']: row['top-1 points'] for row in found['gains']}
 
     def text(value, sign=''):
-        return f'{value["mean"]:{sign}.2f}' + (f' ± {value["std"]:.2f}' if value['std'] is not None else '') if value else '–'
+        return report.with_spread(value, sign=sign) if value else '–'
 
     lines = [('run', 'source', 'objective', 'test top-1 %', 'against alone', 'ms a step', 'of `kl`', 'quartiles')]
     if 'teacher' in top1:

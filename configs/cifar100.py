@@ -34,23 +34,18 @@ PAIRS = (
 )
 
 
-# Weights that the authors chose for each pair; elsewhere that of configs/methods.py. DKD: mdistiller; ReviewKD: its code.
-DKD_BETA = {
-    'resnet56-resnet20': 2.0,
-    'resnet110-resnet32': 2.0,
-    'wrn_40_2-wrn_16_2': 6.0,
-    'wrn_40_2-wrn_40_1': 6.0,
-    'cifar_vgg13-cifar_vgg8': 6.0,
-    'cifar_vgg13-cifar_mobilenet_v2_x0.5': 6.0,
-}
-REVIEWKD_WEIGHT = {
-    'resnet56-resnet20': 0.6,
-    'resnet32x4-resnet8x4': 5.0,
-    'wrn_40_2-wrn_16_2': 5.0,
-    'wrn_40_2-wrn_40_1': 5.0,
-    'resnet32x4-cifar_shufflenet_v1': 5.0,
-    'resnet32x4-cifar_shufflenet_v2': 8.0,
-    'wrn_40_2-cifar_shufflenet_v1': 5.0,
+# What authors chose for a pair, in place of configs/methods.py; DKD: mdistiller; ReviewKD: its code.
+CHOSEN = {
+    'resnet56-resnet20': {'dkd.beta': 2.0, 'reviewkd.weight': 0.6},
+    'resnet110-resnet32': {'dkd.beta': 2.0, 'reviewkd.weight': 1.0},
+    'resnet32x4-resnet8x4': {'dkd.beta': 8.0, 'reviewkd.weight': 5.0},
+    'wrn_40_2-wrn_16_2': {'dkd.beta': 6.0, 'reviewkd.weight': 5.0},
+    'wrn_40_2-wrn_40_1': {'dkd.beta': 6.0, 'reviewkd.weight': 5.0},
+    'cifar_vgg13-cifar_vgg8': {'dkd.beta': 6.0},
+    'cifar_vgg13-cifar_mobilenet_v2_x0.5': {'dkd.beta': 6.0},
+    'resnet32x4-cifar_shufflenet_v1': {'dkd.beta': 8.0, 'reviewkd.weight': 5.0},
+    'resnet32x4-cifar_shufflenet_v2': {'dkd.beta': 8.0, 'reviewkd.weight': 8.0},
+    'wrn_40_2-cifar_shufflenet_v1': {'dkd.beta': 8.0, 'reviewkd.weight': 5.0},
 }
 
 
@@ -83,8 +78,8 @@ def get_config(argument: str = ''):
     else:
         methods.add(config, chosen['method'], make)
     for run in config.runs.values():
-        if 'dkd' in run.objective:
-            run.objective.dkd.beta = DKD_BETA.get(chosen['pair'], run.objective.dkd.beta)
-        if 'reviewkd' in run.objective:
-            run.objective.reviewkd.weight = REVIEWKD_WEIGHT.get(chosen['pair'], run.objective.reviewkd.weight)
+        for path, value in CHOSEN.get(chosen['pair'], {}).items():
+            term, _, field = path.partition('.')
+            if term in run.objective:
+                run.objective[term][field] = value
     return config

@@ -1,4 +1,4 @@
-"""How commands read their flags: a mistake there, or in a config file, is one sentence."""
+"""How commands read their flags and configs: a mistake there is one sentence."""
 
 import re
 import runpy
@@ -6,7 +6,7 @@ import traceback
 from pathlib import Path
 
 from absl import flags
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_flags
 
 from kd_jax.errors import UserError, fail, unknown
 
@@ -25,11 +25,23 @@ def parse(argv: list[str]) -> list[str]:
         fail(f'{error}; python -m kd_jax.{Path(argv[0]).stem} --help lists the flags')
 
 
+def load_config(name: str = 'config') -> ConfigDict:
+    """The study that the flag `name` gives; a file that cannot be read is one sentence."""
+    path = config_flags.get_config_filename(flags.FLAGS[name])
+    try:
+        config = flags.FLAGS[name].value
+        config.runs  # noqa: B018  (a config that failed to load says so when it is used)
+    except OSError:
+        fail(f'cannot read the config {path!r}; name a file such as configs/digits.py, from the directory that holds it')
+    except AttributeError as error:
+        fail(f'{path} is not a study: {error}; start from configs.common.study()')
+    return config
+
+
 def _mistake(name: str, arguments: list[str]) -> str:
     """What is wrong with the file that flag `name` gives, or with the fields that follow it; '' if nothing is."""
-    given = [a.partition('=')[2] or follows for a, follows in zip(arguments, [*arguments[1:], ''], strict=True)
-             if re.fullmatch(rf'--?{name}(=.*)?', a)]  # fmt: skip
-    path, colon, argument = (given or [''])[-1].partition(':')
+    text = '\n'.join(arguments)  # a value stands behind '=' or is the next argument
+    path, colon, argument = (re.findall(rf'^--?{name}[=\n](.*)$', text, re.MULTILINE) or [''])[-1].partition(':')
     if not Path(path).is_file():
         return ''
     try:
@@ -42,12 +54,8 @@ def _mistake(name: str, arguments: list[str]) -> str:
         if isinstance(error, SyntaxError) and error.filename == path:
             lines.append(error.lineno)
         return f'{path}{f", line {lines[-1]}" if lines else ""}: {type(error).__name__}: {error}'
-    for argument in arguments:
-        field = re.match(rf'--?(?:no)?{name}\.([\w.]+)(?![\w.\[])', argument)
-        message = _wrong_field(field[1], config) if field else ''
-        if message:
-            return message
-    return ''
+    fields = re.findall(rf'^--?(?:no)?{name}\.([\w.]+)(?:=|$)', text, re.MULTILINE)
+    return next(filter(None, (_wrong_field(field, config) for field in fields)), '')
 
 
 def _wrong_field(field: str, config: ConfigDict) -> str:

@@ -8,36 +8,23 @@ from pathlib import Path
 import jax
 import yaml
 from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 from kd_jax import parallel, runtime
 from kd_jax.checkpoint import system_reason
-from kd_jax.command import parse
+from kd_jax.command import load_config, parse
 from kd_jax.errors import UserError, fail
 from kd_jax.monitor import say
 from kd_jax.study import Study
 from kd_jax.train import Stopped
 from kd_jax.workdir import to_json
 
-_CONFIG = config_flags.DEFINE_config_file('config', lock_config=True, help_string='The study, such as configs/digits.py')
+config_flags.DEFINE_config_file('config', lock_config=True, help_string='The study, such as configs/digits.py')
 _WORKDIR = flags.DEFINE_string('workdir', '', "Where results go; '' = runs/<config>")
 _ONLY = flags.DEFINE_list('only', [], 'Train these runs of the study only')
 _COORDINATOR = flags.DEFINE_string('coordinator', '', "host:port of process 0; 'auto' on Cloud TPU and SLURM; '' = one process")
 _PROCESSES = flags.DEFINE_integer('processes', None, 'How many processes there are, with --coordinator=host:port')
 _PROCESS = flags.DEFINE_integer('process', None, 'Which of them this is')
-
-
-def load_config() -> ConfigDict:
-    """The study that --config names; a file that cannot be read is one sentence."""
-    path = config_flags.get_config_filename(flags.FLAGS['config'])
-    try:
-        config = _CONFIG.value
-        config.runs  # noqa: B018  (a config that failed to load says so when it is used)
-    except OSError:
-        fail(f'cannot read the config {path!r}; name a file such as configs/digits.py, from the directory that holds it')
-    except AttributeError as error:
-        fail(f'{path} is not a study: {error}; start from configs.common.study()')
-    return config
 
 
 def default_workdir() -> Path:

@@ -60,6 +60,12 @@ def mean_std(values: Sequence[float]) -> dict[str, float | int | None]:
     return {'mean': float(np.mean(values)), 'std': std, 'n': len(values)}
 
 
+def with_spread(value: Mapping[str, Any], digits: int = 2, sign: str = '') -> str:
+    """`14.32 ± 1.20`: what `mean_std` gives, as text."""
+    text = f'{value["mean"]:{sign},.{digits}f}'
+    return text if value['std'] is None else f'{text} ± {value["std"]:.{digits}f}'
+
+
 def gains(results: Sequence[Mapping[str, Any]], runs: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Each run against the first one of the same model that has neither teachers nor a start: points of test top-1.
 
@@ -85,8 +91,7 @@ def gains(results: Sequence[Mapping[str, Any]], runs: Mapping[str, Any]) -> list
 def _cell(value: Mapping[str, Any] | None, path: Sequence[str], digits: int) -> str:
     if value is None:
         return '–'
-    text = f'{value["mean"]:,.{digits}f}'
-    return f'{text} ± {value["std"]:.{digits}f}' if value['std'] is not None and path[0] in SPREAD else text
+    return with_spread(value if path[0] in SPREAD else {**value, 'std': None}, digits)
 
 
 def _cells(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
@@ -104,10 +109,8 @@ def _cells(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]
 def gain_line(gain: Mapping[str, Any]) -> str:
     """`student against alone: +14.32 ± 1.20 points of test top-1 (n = 5, paired by seed)`."""
     d = gain['top-1 points']
-    spread = f' ± {d["std"]:.2f}' if d['std'] is not None else ''
-    return (
-        f'{gain["run"]} against {gain["against"]}: {d["mean"]:+.2f}{spread} points of test top-1 (n = {d["n"]}, paired by seed)'
-    )
+    points = with_spread(d, sign='+')
+    return f'{gain["run"]} against {gain["against"]}: {points} points of test top-1 (n = {d["n"]}, paired by seed)'
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], gain_rows: Sequence[Mapping[str, Any]]) -> str:

@@ -22,9 +22,9 @@ from absl import app, flags
 from ml_collections import ConfigDict
 
 from kd_jax import evaluate, population, runtime
-from kd_jax.command import parse
+from kd_jax.command import load_config, parse
 from kd_jax.errors import UserError, fail, told_to_the_user, unknown
-from kd_jax.main import default_workdir, load_config
+from kd_jax.main import default_workdir
 from kd_jax.monitor import say
 from kd_jax.study import Study, order, references
 from kd_jax.train import Stopped

@@ -19,7 +19,7 @@ from ml_collections import config_flags
 
 from kd_jax import checkpoint, evaluate, runtime, teachers
 from kd_jax import data as data_lib
-from kd_jax.command import parse
+from kd_jax.command import load_config, parse
 from kd_jax.data import Splits
 from kd_jax.data.views import Views
 from kd_jax.errors import UserError, fail, told_to_the_user, unknown
@@ -271,7 +271,7 @@ def main(argv: list[str]) -> None:
     with told_to_the_user():
         if len(argv) > 1 or not _TEACHER.value or _DATA.value is None:
             fail('give --teacher=WORKDIR and --data=CONFIG, such as --teacher=runs/digits/teacher --data=configs/digits.py')
-        config = _DATA.value.copy_and_resolve_references()
+        config = load_config('data').copy_and_resolve_references()
         runtime.prepare(fast=config.fast)
         runs = [run for path in _TEACHER.value for run in _runs(Path(path).expanduser())]
         loaded = [teachers.load(run) for run in runs]

@@ -237,6 +237,8 @@ class Study:
         groups: dict[tuple[Path, ...], list[population.Member]] = {}
         for name in names:
             for seed in self.unfinished(name):
+                if self._lacks_a_run(name, seed):
+                    continue
                 run = self.runs[name]
                 start = self._start(name, seed, self._load)
                 member = population.Member(name, run, seed, self.directory(name, seed), start)
@@ -284,9 +286,7 @@ class Study:
         for seed in unfinished:
             if self.parallel.any(should_stop()):
                 raise train.Stopped
-            needed = [ref for ref in references(run) if _owner(ref, self.runs) and not self.find(ref, seed).finished()]
-            if needed:
-                self._give_up(f'{name} seed {seed} was not trained, for {needed[0]} did not get to its end')
+            if self._lacks_a_run(name, seed):
                 continue
             try:
                 train.train(
@@ -305,6 +305,14 @@ class Study:
         self._trained.clear()  # large teachers are read again rather than kept
         del shared
         runtime.forget_programs()
+
+    def _lacks_a_run(self, name: str, seed: int) -> bool:
+        """Whether a run of this study that `name` needs did not get to its end; if so, it is given up."""
+        for reference in references(self.runs[name]):
+            if _owner(reference, self.runs) and not self.find(reference, seed).finished():
+                self._give_up(f'{name} seed {seed} was not trained, for {reference} did not get to its end')
+                return True
+        return False
 
     def _give_up(self, why: str) -> None:
         """The study ends with this sentence, after everything else is done."""

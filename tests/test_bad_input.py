@@ -115,6 +115,14 @@ def test_a_wrong_field_of_soft_targets(tmp_path):
     assert_refused(done, "unknown field of augment 'crp'; did you mean 'crop'?")
 
 
+def test_a_config_of_soft_targets_that_is_not_there():
+    done = subprocess.run(
+        [sys.executable, '-m', 'kd_jax.soft_targets', '--teacher=x', '--data=configs/nothing.py'],
+        cwd=REPOSITORY, capture_output=True, text=True, env=environment(), check=False,
+    )  # fmt: skip
+    assert_refused(done, "cannot read the config 'configs/nothing.py'")
+
+
 def test_a_workdir_with_another_config(finished):
     before = snapshot(finished)
     done = run_main(*TINY, '--config.runs.alone.optim.learning_rate=0.01', f'--workdir={finished}')

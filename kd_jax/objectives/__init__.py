@@ -169,8 +169,9 @@ def _typed(path: str, value: Any, default: Any) -> Any:
     number = isinstance(value, Real) and not isinstance(value, bool)
     if isinstance(default, tuple):
         fits, words = isinstance(value, (tuple, list)), 'a list'
-        default = default or ((value,) if value else default)
         value = tuple(value) if fits else value
+        if value and not default:
+            default = (value,)  # an example
     elif isinstance(default, bool):
         fits, words = isinstance(value, bool), 'True or False'
     elif isinstance(default, int):
