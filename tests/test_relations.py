@@ -336,6 +336,13 @@ def test_what_relations_do_not_see(name):
         assert np.abs(loss(s + 1, t) - want).max() > 1e-2 * np.max(want)
 
 
+def test_the_huber_loss_has_the_published_values_and_gradients_also_at_its_bends():
+    gaps = np.float32([-3, -1, -0.7, -1e-3, 0, 1e-6, 0.5, 1, 1 + 1e-6, 2])
+    values, gradients = jax.vmap(jax.value_and_grad(relations.huber_loss))(jnp.asarray(gaps))
+    np.testing.assert_allclose(values, smooth_l1(np.float64(gaps), 0.0), rtol=1e-6)
+    np.testing.assert_allclose(gradients, np.clip(gaps, -1, 1), atol=1e-7)  # of sums with 1: rounded as that is
+
+
 # CRD
 
 

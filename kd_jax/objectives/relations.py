@@ -9,6 +9,7 @@ from typing import ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from optax.losses import huber_loss
 
 from kd_jax.models.layers import Dense
 from kd_jax.objectives.common import Term, first_of_mine, gather, norm, unit
@@ -87,10 +88,6 @@ def _mine(x, like, axis_name):
     return jax.lax.dynamic_slice_in_dim(x, first_of_mine(like, axis_name), len(like))
 
 
-def _huber(x):
-    return jnp.where(jnp.abs(x) < 1, 0.5 * x * x, jnp.abs(x) - 0.5)
-
-
 def rkd_distance(student: jax.Array, teacher: jax.Array, axis_name: str | None = None) -> jax.Array:
     """Huber loss of the distances to all examples, in units of their mean: Park et al. 2019 (arXiv:1904.05068), eq. 7."""
 
@@ -99,7 +96,7 @@ def rkd_distance(student: jax.Array, teacher: jax.Array, axis_name: str | None =
         found = jnp.where(jnp.eye(len(squares), dtype=bool), 0.0, jnp.sqrt(squares))
         return _mine(found / jnp.maximum(jnp.sum(found) / max(found.size - len(found), 1), 1e-12), x, axis_name)
 
-    return jnp.mean(_huber(distances(student) - distances(jax.lax.stop_gradient(teacher))), axis=-1)
+    return jnp.mean(huber_loss(distances(student), distances(jax.lax.stop_gradient(teacher))), axis=-1)
 
 
 def rkd_angle(student: jax.Array, teacher: jax.Array, axis_name: str | None = None) -> jax.Array:
@@ -119,7 +116,7 @@ def rkd_angle(student: jax.Array, teacher: jax.Array, axis_name: str | None = No
         inner = products[None] - rows[:, :, None] - rows[:, None] + own[:, None, None]
         return inner * inverse[:, :, None] * inverse[:, None]
 
-    return jnp.mean(_huber(cosines(student) - cosines(jax.lax.stop_gradient(teacher))), axis=(1, 2))
+    return jnp.mean(huber_loss(cosines(student), cosines(jax.lax.stop_gradient(teacher))), axis=(1, 2))
 
 
 class RKD(Term):
