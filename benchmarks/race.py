@@ -16,6 +16,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from kd_jax import markdown
+
 REPOSITORY = Path(__file__).parent.parent
 
 
@@ -130,10 +132,7 @@ def serve(build: Callable[[], tuple[Callable[..., None], dict[str, Any]]]) -> No
 
 def table(rows: Sequence[Sequence[str]]) -> str:
     """Rows of text as a Markdown table, the first row as its head, padded to be read as it is."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ['| ' + ' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + ' |' for row in rows]
-    lines.insert(1, '|' + '|'.join('-' * (width + 2) for width in widths) + '|')
-    return '\n'.join(lines)
+    return markdown.table(rows[0], rows[1:], padded=True)
 
 
 def hardware() -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from kd_jax.errors import UserError, told_to_the_user
+from kd_jax.markdown import table
 from kd_jax.workdir import read_json, to_json
 
 # (heading, path in result.json, factor, digits)
@@ -116,9 +117,9 @@ def gain_line(gain: Mapping[str, Any]) -> str:
 def markdown(rows: Sequence[Mapping[str, Any]], gain_rows: Sequence[Mapping[str, Any]]) -> str:
     """The closing table and the gains as Markdown."""
     head, body = _cells(rows)
-    lines = ['| ' + ' | '.join(line) + ' |' for line in (head, ['---'] * 3 + ['---:'] * (len(head) - 3), *body)]
+    text = table(head, body, 'lll' + 'r' * (len(head) - 3))
     note = '\nTest split, read once after training; mean ± sample standard deviation over seeds.\n'
-    return '\n'.join(lines) + '\n' + note + ''.join(f'\n- {gain_line(g)}' for g in gain_rows) + ('\n' if gain_rows else '')
+    return text + '\n' + note + ''.join(f'\n- {gain_line(g)}' for g in gain_rows) + ('\n' if gain_rows else '')
 
 
 def show(rows: Sequence[Mapping[str, Any]], gain_rows: Sequence[Mapping[str, Any]]) -> None:

@@ -21,7 +21,7 @@ import flax
 from absl import app, flags
 from ml_collections import ConfigDict
 
-from kd_jax import evaluate, population, runtime
+from kd_jax import evaluate, markdown, population, runtime
 from kd_jax.command import load_config, parse
 from kd_jax.errors import UserError, fail, told_to_the_user, unknown
 from kd_jax.main import default_workdir
@@ -266,18 +266,17 @@ class Search:
         }
         write_json(self.workdir / 'search.json', found)
         self.best.write_text(self._best_config(best.params))
-        rows = [('trial', *self.space, 'val top-1 %')]
-        rows += [
+        head = ('trial', *self.space, 'val top-1 %')
+        rows = [
             (f'{t.number}', *(_word(t.params[f]) for f in self.space), _percent(t.user_attrs['val'])) for t in ranked[:SHOWN]
         ]
-        lines = ['| ' + ' | '.join(row) + ' |' for row in rows]
-        lines.insert(1, '|' + '---:|' * len(rows[0]))
+        table = markdown.table(head, rows, 'r' * len(head), rule='')
         summary = (
             f'{counts["COMPLETE"]} trials complete, {counts["PRUNED"]} pruned, {counts["FAIL"]} failed; '
             f'{len(test)} seed(s) each. The best on validation has {_percent(test)} % on the test split.'
         )
-        (self.workdir / 'search.md').write_text('\n'.join([*lines, '', summary, '']))
-        say('\n' + '\n'.join([*lines, '', summary, f'python -m kd_jax.main --config={self.best} trains it again']))
+        (self.workdir / 'search.md').write_text(f'{table}\n\n{summary}\n')
+        say(f'\n{table}\n\n{summary}\npython -m kd_jax.main --config={self.best} trains it again')
         self._plot(complete)
         return found
 

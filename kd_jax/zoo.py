@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from kd_jax import models, pretrained
+from kd_jax import markdown, models, pretrained
 from kd_jax.errors import UserError, told_to_the_user
 
 BEGIN, END = '<!-- zoo -->', '<!-- /zoo -->'
@@ -61,12 +61,12 @@ def macs(jaxpr: Any) -> int:
 
 def table() -> str:
     """One line a model, in the order of `MODELS`."""
-    lines = [HEAD, ('---', '---', '---:', '---:', '---')]
+    rows = []
     for name in models.MODELS:
         e = entry(name)
         form = f'{"small images" if pretrained.input_of(name) is None else "ImageNet"}, {e.size} px'
-        lines.append((f'`{name}`', form, f'{e.params:,}', f'{e.macs / 1e6:,.1f}', ', '.join(e.sources) or '—'))
-    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+        rows.append((f'`{name}`', form, f'{e.params:,}', f'{e.macs / 1e6:,.1f}', ', '.join(e.sources) or '—'))
+    return markdown.table(HEAD, rows, 'llrrl')
 
 
 def write(path: Path) -> None:

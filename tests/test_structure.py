@@ -12,6 +12,7 @@ PACKAGE = ROOT / 'kd_jax'
 # A module imports modules of its own level or below. Within a level, only along the pairs named in SAME_LEVEL.
 LEVELS = {
     'errors': 0,
+    'markdown': 0,
     'models': 0,
     'objectives': 0,
     'metrics': 0,
