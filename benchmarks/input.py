@@ -153,7 +153,7 @@ def main() -> None:
         middle, low, high = race.ratio(alone['loader'], lap)
         seconds = lap.median / passes
         rows.append(
-            (name, f'{1e3 * seconds:.2f}', f'{arguments.batch / seconds:,.0f}', f'{middle:.2f}', f'{low:.2f} – {high:.2f}')
+            (name, f'{1e3 * seconds:.2f}', f'{arguments.batch / seconds:,.0f}', f'{middle:.2f}', race.between(low, high))
         )
         figures['pipelines'][name] = {
             'seconds_a_batch': [s / passes for s in lap.seconds], 'ratio': [middle, low, high], **lap.facts
@@ -171,7 +171,7 @@ def main() -> None:
                 f'{1e3 * lap.median:.2f}',
                 f'{arguments.batch / lap.median:,.0f}',
                 f'{middle:.2f}',
-                f'{low:.2f} – {high:.2f}',
+                race.between(low, high),
                 f'{1e3 * pipeline:.2f}' if pipeline else '–',
                 f'{100 * pipeline / lap.median:.0f} %' if pipeline else '–',
             )

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from benchmarks import race
 from configs import methods
 from kd_jax.errors import UserError, told_to_the_user, unknown
+from kd_jax.spread import with_spread
 
 
 def worker(name: str, run: ConfigDict, config: ConfigDict, splits: Any, data: dict[str, Any]) -> Callable[[int], None]:
@@ -99,14 +100,12 @@ def objective(run: ConfigDict) -> str:
 
 def rows(seconds: Mapping[str, list[float]], config: ConfigDict, results: dict[str, Any] | None) -> list[tuple[str, ...]]:
     """The table: the student alone first, then the methods in the order of `configs.methods`."""
-    from kd_jax import report
-
     found = results or {'table': [], 'gains': []}
     top1 = {row['run']: row['top-1 %'] for row in found['table']}
     gains = {row['run']: row['top-1 points'] for row in found['gains']}
 
     def text(value, sign=''):
-        return report.with_spread(value, sign=sign) if value else '–'
+        return with_spread(value, sign=sign) if value else '–'
 
     lines = [('run', 'source', 'objective', 'test top-1 %', 'against alone', 'ms a step', 'of `kl`', 'quartiles')]
     if 'teacher' in top1:
@@ -118,7 +117,7 @@ def rows(seconds: Mapping[str, list[float]], config: ConfigDict, results: dict[s
     for name in filter(laps.__contains__, dict.fromkeys(order)):
         cost, low, high = race.ratio(laps[name], laps['kl'])
         source = methods.METHODS[name].source if name in methods.METHODS else ''
-        figures = f'{1e3 * laps[name].median:.1f}', f'{cost:.2f}', f'{low:.2f} – {high:.2f}'
+        figures = f'{1e3 * laps[name].median:.1f}', f'{cost:.2f}', race.between(low, high)
         quality = text(top1.get(name)), text(gains.get(name), '+')
         lines.append((f'`{name}`', source, objective(config.runs[name]), *quality, *figures))
     return lines

@@ -235,7 +235,7 @@ def main() -> None:
                 PASSES[number],
                 *(f'{1e3 * laps[name].median:.2f}' for name in OURS + PEERS),
                 f'{middle:.2f}',
-                f'{low:.2f} – {high:.2f}',
+                race.between(low, high),
                 f'{ratios["lax"][0]:.2f}',
                 f'{ratios["NCHW"][0]:.2f}',
             )

@@ -104,6 +104,11 @@ def ratio(base: Lap, other: Lap) -> tuple[float, float, float]:
     return middle, low, high
 
 
+def between(low: float, high: float) -> str:
+    """`1.02 – 1.10`: the quartiles of `ratio`, as text."""
+    return f'{low:.2f} – {high:.2f}'
+
+
 def serve(build: Callable[[], tuple[Callable[..., None], dict[str, Any]]]) -> None:
     """A contender's side: `build` returns `work(units)`, which has already done one unit, and its facts.
 

@@ -120,7 +120,7 @@ def main() -> None:
                 f'{1e3 * lap.median:.1f}',
                 f'{arguments.batch / lap.median:,.0f}',
                 f'{middle:.2f}',
-                f'{low:.2f} – {high:.2f}',
+                race.between(low, high),
                 f'{lap.facts["start_s"]:.1f}',
                 f'{lap.peak_mb:,.0f}',
                 f'{100 * share:.0f} %',

@@ -146,7 +146,7 @@ def main() -> None:
                 f'{1e3 * lap.median:.1f}',
                 f'{1e3 * lap.median / students:.1f}',
                 f'{ratios[0]:.2f}',
-                f'{ratios[1]:.2f} – {ratios[2]:.2f}',
+                race.between(*ratios[1:]),
                 f'{ceiling:.2f}' if ceiling else '',
                 f'{100 * ratios[0] / ceiling:.0f} %' if ceiling else '',
             )

@@ -11,6 +11,7 @@ import numpy as np
 
 from kd_jax.errors import UserError, told_to_the_user
 from kd_jax.markdown import table
+from kd_jax.spread import mean_std, with_spread
 from kd_jax.workdir import read_json, to_json
 
 # (heading, path in result.json, factor, digits)
@@ -53,18 +54,6 @@ def aggregate(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 WIDTH = 150  # of the closing table on the terminal, in characters
-
-
-def mean_std(values: Sequence[float]) -> dict[str, float | int | None]:
-    """{'mean', 'std': sample standard deviation or None for one value, 'n'}."""
-    std = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return {'mean': float(np.mean(values)), 'std': std, 'n': len(values)}
-
-
-def with_spread(value: Mapping[str, Any], digits: int = 2, sign: str = '') -> str:
-    """`14.32 ± 1.20`: what `mean_std` gives, as text."""
-    text = f'{value["mean"]:{sign},.{digits}f}'
-    return text if value['std'] is None else f'{text} ± {value["std"]:.{digits}f}'
 
 
 def gains(results: Sequence[Mapping[str, Any]], runs: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -26,6 +26,7 @@ from kd_jax.command import load_config, parse
 from kd_jax.errors import UserError, fail, told_to_the_user, unknown
 from kd_jax.main import default_workdir
 from kd_jax.monitor import say
+from kd_jax.spread import mean_std, percent
 from kd_jax.study import Study, order, references
 from kd_jax.train import Stopped
 from kd_jax.workdir import RunDirectory, make_directory, write_json
@@ -242,7 +243,7 @@ class Search:
                 values = [run.result()['val']['top1'] for run in runs]
                 trial.set_user_attr('val', values)
                 self.study.tell(trial, statistics.mean(values))
-                say(f'{name} · val top-1 {_percent(values)} · {_words(trial.params)}')
+                say(f'{name} · val top-1 {percent(values)} · {_words(trial.params)}')
             else:
                 ended = states.PRUNED if trial.number in pruned else states.FAIL
                 self.study.tell(trial, state=ended)
@@ -268,12 +269,12 @@ class Search:
         self.best.write_text(self._best_config(best.params))
         head = ('trial', *self.space, 'val top-1 %')
         rows = [
-            (f'{t.number}', *(_word(t.params[f]) for f in self.space), _percent(t.user_attrs['val'])) for t in ranked[:SHOWN]
+            (f'{t.number}', *(_word(t.params[f]) for f in self.space), percent(t.user_attrs['val'])) for t in ranked[:SHOWN]
         ]
         table = markdown.table(head, rows, 'r' * len(head), rule='')
         summary = (
             f'{counts["COMPLETE"]} trials complete, {counts["PRUNED"]} pruned, {counts["FAIL"]} failed; '
-            f'{len(test)} seed(s) each. The best on validation has {_percent(test)} % on the test split.'
+            f'{len(test)} seed(s) each. The best on validation has {percent(test)} % on the test split.'
         )
         (self.workdir / 'search.md').write_text(f'{table}\n\n{summary}\n')
         say(f'\n{table}\n\n{summary}\npython -m kd_jax.main --config={self.best} trains it again')
@@ -316,8 +317,8 @@ class Search:
             1, len(numbers), figsize=(4 * len(numbers), 3.2), layout='constrained', squeeze=False, sharey=True
         )
         for ax, field in zip(axes[0], numbers, strict=True):
-            values = [100 * statistics.mean(t.user_attrs['val']) for t in complete]
-            spread = [100 * statistics.stdev(t.user_attrs['val']) if len(t.user_attrs['val']) > 1 else 0.0 for t in complete]
+            found = [mean_std([100 * value for value in t.user_attrs['val']]) for t in complete]
+            values, spread = [f['mean'] for f in found], [f['std'] or 0.0 for f in found]
             ax.errorbar([t.params[field] for t in complete], values, spread, fmt='o', capsize=2)
             ax.set_xlabel(field)
             if getattr(self.space[field], 'log', False):
@@ -334,11 +335,6 @@ class Search:
         axes[0][0].set_ylabel('validation top-1 %' + (f' ({below} below)' if below else ''))
         figure.savefig(self.workdir / 'search.png', dpi=120)
         pyplot.close(figure)
-
-
-def _percent(values: Sequence[float]) -> str:
-    mean = f'{100 * statistics.mean(values):.2f}'
-    return mean if len(values) < 2 else f'{mean} ± {100 * statistics.stdev(values):.2f}'
 
 
 def _word(value: Any) -> str:

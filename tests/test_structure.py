@@ -13,6 +13,7 @@ PACKAGE = ROOT / 'kd_jax'
 LEVELS = {
     'errors': 0,
     'markdown': 0,
+    'spread': 0,
     'models': 0,
     'objectives': 0,
     'metrics': 0,
