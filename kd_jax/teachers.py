@@ -13,6 +13,7 @@ import numpy as np
 from kd_jax import checkpoint, models, pretrained
 from kd_jax.data import Splits
 from kd_jax.errors import UserError
+from kd_jax.models.common import param_count as param_count  # also called teachers.param_count
 from kd_jax.networks import Network
 from kd_jax.workdir import RunDirectory
 
@@ -126,8 +127,3 @@ def start_from(trained: Trained, fresh: dict[str, Any], warn) -> dict[str, Any]:
     old, new = (flax.traverse_util.flatten_dict(tree, sep='/') for tree in (trained.variables, fresh))
     merged = {name: new[name] if name in afresh else np.asarray(old[name]) for name in new}
     return flax.traverse_util.unflatten_dict(merged, sep='/')
-
-
-def param_count(variables: dict[str, Any]) -> int:
-    """Number of parameters (running statistics do not count)."""
-    return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(variables['params']))

@@ -14,6 +14,7 @@ import jax
 
 from kd_jax import markdown, models, pretrained
 from kd_jax.errors import UserError, told_to_the_user
+from kd_jax.models.common import param_count
 
 BEGIN, END = '<!-- zoo -->', '<!-- /zoo -->'
 HEAD = ('name', 'form', 'parameters', 'MACs (M)', 'weights import from')
@@ -40,8 +41,7 @@ def entry(name: str) -> Entry:
     key = jax.eval_shape(partial(jax.random.key, 0))
     start = partial(model.init_with_output, train=False)  # one trace for both counts; initialisers multiply no matrices
     forward, (_, variables) = jax.make_jaxpr(start, return_shape=True)(key, image)
-    params = sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
-    return Entry(name, size, classes, params, macs(forward.jaxpr), pretrained.sources(name, variables))
+    return Entry(name, size, classes, param_count(variables), macs(forward.jaxpr), pretrained.sources(name, variables))
 
 
 def macs(jaxpr: Any) -> int:

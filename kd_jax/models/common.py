@@ -6,7 +6,7 @@ Parameter paths are the same in every family, so that a pattern can name them: `
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
@@ -44,6 +44,11 @@ class Output:
     logits: jax.Array
     features: Features
     heads: dict[str, Exit] = flax.struct.field(default_factory=dict)
+
+
+def param_count(variables: Mapping[str, Any]) -> int:
+    """Number of parameters of a model's variables, or of their shapes (running statistics do not count)."""
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(variables['params']))
 
 
 class Classifier(nn.Module, kw_only=True):

@@ -23,6 +23,7 @@ import numpy as np
 from kd_jax import models, parallel
 from kd_jax.checkpoint import Checkpoints
 from kd_jax.errors import UserError, unknown
+from kd_jax.models.common import param_count
 from kd_jax.models.efficientnet import EfficientNet
 from kd_jax.models.googlenet import GoogLeNet
 from kd_jax.models.inception import InceptionV3
@@ -323,7 +324,7 @@ def make_run(
         'run': name,
         'seed': 0,
         'model': imported.model['name'],
-        'params': sum(x.size for x in jax.tree.leaves(params)),
+        'params': param_count(imported.variables),
         'steps': 0,
         'checkpoint': 0,
         'imported': {'path': imported.path, 'sha256': imported.checksum},
