@@ -2,14 +2,15 @@
 
 import hashlib
 import logging
+import os
 import sys
-from pathlib import Path
 from typing import Any
 
 import flax
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
 from kd_jax.errors import UserError
 
@@ -82,8 +83,9 @@ class Checkpoints:
     `best_step` and whatever the caller adds; the checksum is added here.
     """
 
-    def __init__(self, directory: Path, *, read_only: bool = False):
-        self.directory = Path(directory).absolute()
+    def __init__(self, directory: str | os.PathLike[str], *, read_only: bool = False):
+        directory = epath.Path(directory)  # whose own `absolute` takes buckets for directories here
+        self.directory = directory if directory.is_absolute() else epath.Path(os.getcwd(), directory)
         self._policy = _KeepLatestAndBest()
         logging.getLogger('absl').addFilter(_not_from_orbax)
         _ignore_closed_loops()
@@ -165,13 +167,13 @@ class Checkpoints:
         return None
 
 
-def load_variables(run_directory: Path, step: int) -> dict[str, Any]:
+def load_variables(run_directory: str | os.PathLike[str], step: int) -> dict[str, Any]:
     """The student's Flax variables (numpy arrays) of a run's checkpoint; the averaged ones if it kept an average.
 
     Raises:
       UserError: if the checkpoint is missing or damaged.
     """
-    directory = Path(run_directory) / 'checkpoints'
+    directory = epath.Path(run_directory) / 'checkpoints'
     fix = f'delete {run_directory} and run its study again'
     if not (directory / str(step)).is_dir():
         raise UserError(f'{run_directory} has no checkpoint of step {step}; {fix}')

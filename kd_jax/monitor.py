@@ -1,10 +1,13 @@
 """What the user sees while a run trains: progress, metrics.jsonl, TensorBoard events, Weights & Biases."""
 
+import contextlib
 import json
+import os
 import sys
 import time
-from pathlib import Path
 from typing import Any
+
+from etils import epath
 
 from kd_jax.errors import UserError
 
@@ -35,7 +38,7 @@ class Monitor:
     def __init__(
         self,
         title: str,
-        directory: Path,
+        directory: str | os.PathLike[str],
         *,
         total_steps: int,
         steps_per_epoch: float,
@@ -52,15 +55,17 @@ class Monitor:
         self._last = (time.perf_counter(), None)
         self._text = {'loss': '', 'val': ''}
         self._rate = 0.0
+        self._files = contextlib.ExitStack()
         if not active:
             return
+        directory = epath.Path(directory)
         if tensorboard:
             from tensorboardX import SummaryWriter
 
             self._events = SummaryWriter(str(directory / 'tensorboard'))
         if wandb:
             self._wandb = import_wandb(wandb).init(project=wandb, name=title, dir=str(directory), config=config, resume='allow')
-        self._file = open(directory / 'metrics.jsonl', 'a')  # noqa: SIM115  (closed in __exit__)
+        self._file = self._files.enter_context((directory / 'metrics.jsonl').open('a'))
 
     def __enter__(self):
         if self.active and self._shown and sys.stdout.isatty():
@@ -75,9 +80,9 @@ class Monitor:
     def __exit__(self, *_):
         if self._bar:
             self._bar.stop()
-        for sink in (self._file, self._events):
-            if sink:
-                sink.close()
+        self._files.close()
+        if self._events:
+            self._events.close()
         if self._wandb:
             self._wandb.finish()
 

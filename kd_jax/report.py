@@ -4,15 +4,15 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from kd_jax.errors import UserError, told_to_the_user
 from kd_jax.markdown import table
 from kd_jax.spread import mean_std, with_spread
-from kd_jax.workdir import read_json, to_json
+from kd_jax.workdir import PathLike, matches, read_json, to_json
 
 # (heading, path in result.json, factor, digits)
 COLUMNS = (
@@ -132,13 +132,13 @@ def show(rows: Sequence[Mapping[str, Any]], gain_rows: Sequence[Mapping[str, Any
     sys.stdout.flush()
 
 
-def read_metrics(run_directory: Path) -> list[dict[str, Any]]:
+def read_metrics(run_directory: PathLike) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl."""
-    path = run_directory / 'metrics.jsonl'
+    path = epath.Path(run_directory) / 'metrics.jsonl'
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def plot(workdir: Path) -> Path:
+def plot(workdir: PathLike) -> epath.Path:
     """Validation top-1 over epochs, one line a run (mean over seeds) in `<workdir>/curves.png`; needs matplotlib."""
     try:
         import matplotlib
@@ -147,9 +147,10 @@ def plot(workdir: Path) -> Path:
     matplotlib.use('Agg')
     from matplotlib import pyplot
 
+    workdir = epath.Path(workdir)
     figure, axes = pyplot.subplots(figsize=(6, 4), layout='constrained')
-    runs: dict[str, list[Path]] = {}
-    for config in sorted(workdir.glob('*/seed*/config.json')):
+    runs: dict[str, list[epath.Path]] = {}
+    for config in matches(workdir, '*/seed*/config.json'):
         runs.setdefault(config.parent.parent.name, []).append(config.parent)
     for name, directories in runs.items():
         curves = [[(m['epoch'], 100 * m['top1']) for m in read_metrics(d) if m['split'] == 'val'] for d in directories]
@@ -163,14 +164,15 @@ def plot(workdir: Path) -> Path:
     axes.set(xlabel='epoch', ylabel='validation top-1 (%)', title=f'{workdir.name}: mean and range over seeds')
     axes.legend()
     axes.grid(alpha=0.3)
-    figure.savefig(workdir / 'curves.png', dpi=120)
+    with (workdir / 'curves.png').open('wb') as file:
+        figure.savefig(file, dpi=120, format='png')
     pyplot.close(figure)
     return workdir / 'curves.png'
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description='Show the closing table of a study again.')
-    parser.add_argument('workdir', type=Path)
+    parser.add_argument('workdir', type=epath.Path)
     parser.add_argument('--plot', action='store_true', help='also draw the validation curves to curves.png')
     arguments = parser.parse_args()
     with told_to_the_user():

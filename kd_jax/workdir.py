@@ -1,12 +1,19 @@
-"""The files of a run: `<workdir>/<run>/seed<k>/` with config.json, checkpoints/, metrics.jsonl, result.json."""
+"""The files of a run: `<workdir>/<run>/seed<k>/` with config.json, checkpoints/, metrics.jsonl, result.json.
 
+A path may be text, a `pathlib.Path` or an `epath.Path`, which also names buckets (`gs://...`).
+"""
+
+import glob
+import io
 import json
 import os
-from pathlib import Path
 from typing import Any
+
+from etils import epath
 
 from kd_jax.errors import UserError
 
+PathLike = str | os.PathLike[str]
 _MISSING = object()
 
 
@@ -15,18 +22,30 @@ def to_json(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_text(path: PathLike, text: str) -> None:
     """Writes all of it or nothing: a reader never sees half a file, nor does a crash leave one."""
+    path = epath.Path(path)
     new = path.with_suffix('.tmp')
-    with open(new, 'w') as file:
-        json.dump(value, file, indent=1)
+    with new.open('w') as file:
+        file.write(text)
         file.flush()
-        os.fsync(file.fileno())
+        try:
+            number = file.fileno()
+        except (AttributeError, io.UnsupportedOperation):  # of a bucket, where it is whole once it is closed
+            number = None
+        if number is not None:
+            os.fsync(number)
     new.replace(path)
 
 
-def read_json(path: Path) -> Any:
+def write_json(path: PathLike, value: Any) -> None:
+    """`write_text` of a value in JSON."""
+    write_text(path, json.dumps(value, indent=1))
+
+
+def read_json(path: PathLike) -> Any:
     """The contents of a JSON file; `UserError` if it is not one."""
+    path = epath.Path(path)
     try:
         return json.loads(path.read_text())
     except (ValueError, OSError) as error:
@@ -49,15 +68,15 @@ def differences(here: dict, there: dict, prefix: str = '') -> list[str]:
 class RunDirectory:
     """One run with one seed on disk."""
 
-    def __init__(self, path: Path):
-        self.path = Path(path)
+    def __init__(self, path: PathLike):
+        self.path = epath.Path(path)
 
     @property
-    def checkpoints(self) -> Path:
+    def checkpoints(self) -> epath.Path:
         return self.path / 'checkpoints'
 
     @property
-    def metrics(self) -> Path:
+    def metrics(self) -> epath.Path:
         return self.path / 'metrics.jsonl'
 
     def finished(self) -> bool:
@@ -106,23 +125,27 @@ class RunDirectory:
                     kept.append(line)
             except ValueError:  # the line that a kill cut short
                 continue
-        new = self.metrics.with_suffix('.tmp')
-        new.write_text(''.join(line + '\n' for line in kept))
-        new.replace(self.metrics)
+        write_text(self.metrics, ''.join(line + '\n' for line in kept))
 
 
-def make_directory(path: Path) -> None:
+def make_directory(path: PathLike) -> None:
     """`mkdir -p`; `UserError` where that is impossible."""
+    path = epath.Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / '.write_test'
-        probe.touch()
+        probe.write_text('')
         probe.unlink(missing_ok=True)  # another process may have been here
     except OSError as error:
-        raise UserError(f'cannot write to {path}: {error.strerror}; choose another --workdir') from error
+        raise UserError(f'cannot write to {path}: {error.strerror or error}; choose another --workdir') from error
 
 
-def find_run(path: Path, seed: int) -> RunDirectory:
+def matches(path: PathLike, pattern: str) -> list[epath.Path]:
+    """What is in the directory `path` and fits to `pattern`, sorted; brackets and the like in `path` mean themselves."""
+    return sorted(epath.Path(glob.escape(os.fspath(epath.Path(path)))).glob(pattern))
+
+
+def find_run(path: PathLike, seed: int) -> RunDirectory:
     """The run that `path` means for a student of `seed`: a run's seed directory, or a run's directory.
 
     Of a run's directory the same seed is taken if it is there, otherwise the first one.
@@ -130,14 +153,14 @@ def find_run(path: Path, seed: int) -> RunDirectory:
     Raises:
       UserError: if nothing is there, or `path` is a whole study.
     """
-    path = Path(path)
+    path = epath.Path(path)
     if (path / 'config.json').exists():
         return RunDirectory(path)
-    seeds = sorted(path.glob('seed*/config.json'), key=lambda p: (len(p.parent.name), p.parent.name))
+    seeds = sorted(matches(path, 'seed*/config.json'), key=lambda p: (len(p.parent.name), p.parent.name))
     if seeds:
         same = path / f'seed{seed}'
         return RunDirectory(same if same / 'config.json' in seeds else seeds[0].parent)
-    runs = sorted({p.parent.parent.name for p in path.glob('*/seed*/config.json')})
+    runs = sorted({p.parent.parent.name for p in matches(path, '*/seed*/config.json')})
     if runs:
         raise UserError(
             f'{path} is a study, not a run; name one of its runs, such as {path / runs[0]} (it has {", ".join(runs)})'

@@ -72,6 +72,13 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_used(tmp_path, ho
         assert checkpoints.read(30)[0]['step'] == 30
 
 
+def test_a_directory_may_be_relative_or_text(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save('runs/checkpoints', (10,), best_step=10)
+    assert (tmp_path / 'runs/checkpoints/10').is_dir()
+    assert np.array_equal(load_variables('runs', 10)['batch_stats']['mean'], [10, 10, 10])
+
+
 def test_nothing_saved_is_none(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.restore_latest(state(0), print) is None

@@ -5,6 +5,7 @@ import math
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import flax
 import jax
@@ -348,7 +349,7 @@ def test_an_interrupted_import_is_completed(file, tmp_path):
     facts = {'image_shape': (32, 32, 3), **CIFAR}
     pretrained.make_run(directory, 'teacher', imported, **facts)
     (directory.path / 'result.json').unlink()
-    next(p for p in directory.checkpoints.rglob('*') if p.is_file() and 'state' in p.parts).write_bytes(b'')
+    next(p for p in Path(directory.checkpoints).rglob('*') if p.is_file() and 'state' in p.parts).write_bytes(b'')
     with pytest.raises(UserError, match='unfinished'):
         teachers.load(directory)
     assert pretrained.make_run(directory, 'teacher', imported, **facts)

@@ -1,10 +1,18 @@
 """Run directories: same config or a sentence, whole files, and what a path means."""
 
 import json
+import os
+from pathlib import Path
+from typing import ClassVar
 
 import pytest
+from etils import epath
+from etils.epath import backend, gpath
+from fsspec.implementations.memory import MemoryFileSystem
 
+from kd_jax import report, workdir
 from kd_jax.errors import UserError
+from kd_jax.monitor import Monitor
 from kd_jax.workdir import RunDirectory, differences, find_run, make_directory, read_json, write_json
 
 
@@ -39,6 +47,75 @@ def test_a_kill_while_writing_leaves_the_old_file(tmp_path):
     with pytest.raises(TypeError):
         write_json(path, {'a': object()})
     assert read_json(path) == {'a': 1}
+
+
+def test_a_file_takes_its_name_when_it_is_on_the_disk(tmp_path, monkeypatch):
+    path = tmp_path / 'x.json'
+    write_json(path, [1])
+    synced = []
+
+    def full(number):
+        synced.append(os.fstat(number).st_ino)
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(os, 'fsync', full)
+    with pytest.raises(OSError, match='No space left'):
+        write_json(path, [2])
+    assert synced == [(tmp_path / 'x.tmp').stat().st_ino] and read_json(path) == [1]
+
+
+@pytest.mark.parametrize('kind', [str, Path, epath.Path])
+def test_paths_of_every_kind_are_taken(kind, tmp_path):
+    directory = kind(tmp_path / 'study' / 'a' / 'seed0')
+    RunDirectory(directory).start({'config': {}})
+    write_json(kind(tmp_path / 'x.json'), [1])
+    make_directory(kind(tmp_path / 'new' / 'one'))
+    assert read_json(kind(tmp_path / 'x.json')) == [1] and (tmp_path / 'new' / 'one').is_dir()
+    assert find_run(kind(tmp_path / 'study' / 'a'), 3).path == tmp_path / 'study' / 'a' / 'seed0'
+    assert report.read_metrics(directory) == []
+
+
+def test_brackets_in_a_path_mean_themselves(tmp_path):
+    run = make_run(tmp_path / 'tau[1-4]*' / 'a' / 'seed0')
+    make_run(tmp_path / 'tau1' / 'b' / 'seed0')
+    assert find_run(tmp_path / 'tau[1-4]*' / 'a', 0).path == run
+    assert workdir.matches(tmp_path / 'tau[1-4]*', '*/seed*') == [run]
+    with pytest.raises(UserError, match=r'is a study, not a run.*it has a\)'):
+        find_run(tmp_path / 'tau[1-4]*', 0)
+
+
+class Bucket(MemoryFileSystem):
+    """Objects in memory, named as Google's are."""
+
+    store: ClassVar = {}
+    cachable = False
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.removeprefix('gs://'))
+
+    def glob(self, path, **options):
+        return [name.removeprefix('/') for name in super().glob(path, **options)]
+
+
+def test_a_run_may_be_in_a_bucket(monkeypatch):
+    memory = Bucket()
+    monkeypatch.setattr(gpath, '_is_tf_installed', lambda: False)
+    monkeypatch.setattr(type(backend.fsspec_backend), '_get_filesystem', lambda self, name: memory)
+    make_directory('gs://bucket/study')
+    run = RunDirectory('gs://bucket/study/a/seed0')
+    run.start({'config': {'tau': 4}})
+    for step in (1, 2):  # the second goes on with the file
+        with Monitor('a', run.path, total_steps=2, steps_per_epoch=1.0, batch_size=1, tensorboard=False) as monitor:
+            monitor.write(step, 'train', {'loss': 0.5})
+    assert [line['step'] for line in report.read_metrics(run.path)] == [1, 2]
+    run.forget_after(1)
+    assert [line['step'] for line in report.read_metrics(run.path)] == [1]
+    run.finish({'test': None})
+    assert find_run('gs://bucket/study/a', 5).path == run.path and run.finished() and run.result() == {'test': None}
+    assert str(run.path) == 'gs://bucket/study/a/seed0'
+    files = ('config.json', 'metrics.jsonl', 'result.json')
+    assert sorted(memory.store) == [f'/bucket/study/a/seed0/{name}' for name in files]
 
 
 def test_damaged_json_is_one_sentence(tmp_path):
