@@ -5,7 +5,9 @@ import io
 import os
 import pickle
 import shutil
+import subprocess
 import sys
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -341,6 +343,87 @@ def test_deep_and_self_containing_pickles(tmp_path):
         tmp_path / 'x.pth', files.archive(b'\x80\x02}' + deep + good + b's' + files.text('a') + good + b's.', {'0': bytes(4)})
     )
     assert reader.read(key).keys() == {'a'}
+
+
+class Allowed(pickle.Unpickler):
+    """Python's own reader, which is allowed no name at all."""
+
+    def find_class(self, module, name):
+        raise pickle.UnpicklingError(name)
+
+    def persistent_load(self, identity):
+        return identity
+
+
+def read_beside(opcodes, tmp_path):
+    """The names in a file whose values are a tensor and `opcodes`."""
+    data = files.pickled({'a': files.tensor('0', 1, (1,), (1,)), 'b': opcodes})
+    return reader.read(write(tmp_path / 'x.pth', files.archive(data, {'0': bytes(4)}))).keys()
+
+
+@pytest.mark.parametrize(
+    'opcodes', [b'}%sNs', b'}(%sNu', b'(%sNd', b'\x8f(%s\x90', b'(%s\x91'], ids=['s', 'u', 'd', 'ADDITEMS', 'FROZENSET']
+)
+def test_keys_and_elements_are_not_hashed(opcodes, tmp_path):
+    """Why the interpreter is our own: others' hash takes twice as long with every pair, and overflows the stack."""
+
+    class Element:
+        seen = 0
+
+        def __hash__(self):
+            Element.seen += 1
+            return 1
+
+    class Counting(Allowed):
+        def persistent_load(self, identity):
+            return Element()
+
+    pairs = b'2\x86'  # (x, x) in the place of x
+    Counting(io.BytesIO(b'\x80\x04' + opcodes % (b'NQ' + 12 * pairs) + b'.')).load()
+    assert Element.seen == 2**12
+    for key in (b'N' + 200 * pairs, b'N' + 200_000 * b'\x85'):
+        if opcodes == b'(%s\x91':  # torch.save writes none
+            with pytest.raises(UserError, match='is damaged'):
+                read_beside(opcodes % key, tmp_path)
+        else:
+            assert read_beside(opcodes % key, tmp_path) == {'a'}
+
+
+def test_python_s_own_reader_is_ended_by_a_key():
+    """In a thread, whose stack has the same size everywhere."""
+    code = """
+import pickle, threading
+threading.stack_size(2**20)
+data = b'\\x80\\x02}N' + 200_000 * b'\\x85' + b'Ns.'
+thread = threading.Thread(target=pickle.loads, args=(data,))
+thread.start()
+thread.join()
+"""
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
+    assert done.returncode < 0  # by a signal: no exception could be caught
+
+
+def test_numbers_in_a_pickle_take_no_memory(tmp_path):
+    """The number under which a value is remembered, and lengths of what does not follow."""
+
+    def peak(action):
+        tracemalloc.start()
+        try:
+            action()
+        finally:
+            found = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        return found
+
+    number = (2**22).to_bytes(4, 'little')
+    remembered = b'Nr' + number
+    assert peak(lambda: Allowed(io.BytesIO(b'\x80\x02' + remembered + b'.')).load()) > 2**24
+    assert peak(lambda: read_beside(remembered + b'0j' + number, tmp_path)) < 2**20
+    length = (2**40).to_bytes(8, 'little')
+    for opcodes in (b'\x8e' + length, b'\x96' + length, b'\x8d' + length, b'\x8b\xff\xff\xff\x7f', b'T\xff\xff\xff\x7f'):
+        data = files.pickled({'b': opcodes})
+        assert peak(lambda data=data: sentence(write(tmp_path / 'x.pth', files.archive(data)), 'is damaged')) < 2**20
+    assert read_beside(b'\x95' + length + b'\x95' + length + b'N', tmp_path) == {'a'}  # frames mean nothing here
 
 
 # --- damage

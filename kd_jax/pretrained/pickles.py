@@ -3,6 +3,10 @@
 A pickle is a program for a stack machine that may call any function of any module. This interpreter knows the few
 functions that a state dict needs, and does itself what they would do; every other name is refused when it is named. No
 name is ever looked up, so there is nothing that a hostile file could call.
+
+Python's own `pickle.Unpickler`, however few names its `find_class` allows, cannot be bounded: it hashes what a file makes a
+key or an element of a set, where tuples in tuples take for ever or overflow the stack and end the process, and it makes
+room for as many values as the number says under which one is remembered.
 """
 
 import pickletools
