@@ -426,6 +426,21 @@ def test_numbers_in_a_pickle_take_no_memory(tmp_path):
     assert read_beside(b'\x95' + length + b'\x95' + length + b'N', tmp_path) == {'a'}  # frames mean nothing here
 
 
+def test_values_named_over_and_over_are_not_gone_through_each_time(tmp_path):
+    """A tenth of a megabyte would become a gigabyte of dicts, or keep a processor busy for hours."""
+    remember = b'q\x010'
+    pairs = b'](' + b''.join(files.text(str(k)) + b'N\x86' for k in range(2000)) + b'e\x85'
+    size = b'(' + files.storage('0', 1) + b'K\x00' + files.integers([1] * 2000) + b'2t'
+    for function, arguments in (
+        (files.name('collections', 'OrderedDict'), pairs),
+        (files.name('torch._utils', '_rebuild_tensor_v2'), size),
+    ):
+        calls = function + b'q\x020' + arguments + remember + b'N' + 20_000 * b'0h\x02h\x01R'
+        with pytest.raises(UserError, match='is damaged'):
+            read_beside(calls, tmp_path)
+    assert read_beside(files.name('collections', 'OrderedDict') + pairs + b'R', tmp_path) == {'a'}
+
+
 # --- damage
 
 

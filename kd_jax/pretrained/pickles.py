@@ -115,8 +115,10 @@ class _Machine:
         self.stack: list[Any] = []
         self.marked: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
+        self.left = 0  # items that calls may still go through: one list may be an argument of many
 
     def run(self, data: bytes) -> Any:
+        self.left = len(data)
         for opcode, argument, _ in pickletools.genops(data):
             if opcode.name == 'STOP':
                 return self.stack.pop()
@@ -159,6 +161,7 @@ class _Machine:
             stack.append(_known(f'{module}.{attribute}' if isinstance(module, str) and isinstance(attribute, str) else '?'))
         elif name in ('REDUCE', 'NEWOBJ', 'NEWOBJ_EX'):
             function, arguments, *_ = self.take(3 if name == 'NEWOBJ_EX' else 2)
+            self.spend(arguments)
             self.stack.append(_call(function, arguments))
         elif name == 'BUILD':  # attributes of an object, such as a state dict's `_metadata`: nobody reads them
             self.take(1)
@@ -180,6 +183,13 @@ class _Machine:
         values = self.stack[len(self.stack) - count :]
         del self.stack[len(self.stack) - count :]
         return values
+
+    def spend(self, arguments: Any) -> None:
+        """Counts the items of a call's arguments. A file has a byte for each, unless it names them over and over."""
+        if isinstance(arguments, tuple):
+            self.left -= sum(len(argument) for argument in arguments if type(argument) in (list, tuple, dict))
+        if self.left < 0:
+            raise Malformed('the same values are arguments many times')
 
     def above_mark(self) -> list[Any]:
         """All values since the last mark, which is removed."""
