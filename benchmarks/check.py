@@ -28,7 +28,7 @@ RACES = {
 
 def measure(rounds: int) -> dict[str, float]:
     """The ratio of each race: how many times as fast kd_jax is as its first contender."""
-    found = {}
+    ratios = {}
     for name, (teacher, student, kinds, steps) in RACES.items():
         if 'eager' in kinds and find_spec('torch') is None:
             print(f'{name}: left out, PyTorch is not installed', file=sys.stderr)
@@ -36,8 +36,8 @@ def measure(rounds: int) -> dict[str, float]:
         spec = {'teacher': teacher, 'student': student, 'batch': 64, 'size': 32, 'classes': 100, 'precision': 'float32'}
         spec |= {'cache': 'off', 'steps': 0}
         laps = race.race({kind: step.contender(spec, kind) for kind in kinds}, rounds=rounds, units=steps)
-        found[name] = statistics.median(a / b for a, b in zip(*(laps[kind].seconds for kind in kinds), strict=True))
-    return found
+        ratios[name] = statistics.median(a / b for a, b in zip(*(laps[kind].seconds for kind in kinds), strict=True))
+    return ratios
 
 
 def main() -> None:
@@ -45,19 +45,19 @@ def main() -> None:
     parser.set_defaults(rounds=7)
     parser.add_argument('--store', action='store_true', help=f'write the ratios to {STORED.name} instead')
     arguments = parser.parse_args()
-    found = measure(arguments.rounds)
+    ratios = measure(arguments.rounds)
     if arguments.store:
-        STORED.write_text(json.dumps({'hardware': race.hardware(), 'ratios': found}, indent=1) + '\n')
-        print(json.dumps(found, indent=1))
+        STORED.write_text(json.dumps({'hardware': race.hardware(), 'ratios': ratios}, indent=1) + '\n')
+        print(json.dumps(ratios, indent=1))
         return
     stored = json.loads(STORED.read_text())
-    slower = [name for name, value in found.items() if value < TOLERANCE * stored['ratios'][name]]
+    slower = [name for name, value in ratios.items() if value < TOLERANCE * stored['ratios'][name]]
     rows = [('race', 'stored', 'now', '')]
-    for name, value in found.items():
+    for name, value in ratios.items():
         rows.append((name, f'{stored["ratios"][name]:.2f}', f'{value:.2f}', 'slower' if name in slower else ''))
     print(race.table(rows))
     print(f'stored on {stored["hardware"]}; now on')
-    race.conclude({'ratios': found}, arguments.json)
+    race.conclude({'ratios': ratios}, arguments.json)
     if slower:
         sys.exit(f'slower: {", ".join(slower)}')
 

@@ -45,13 +45,13 @@ def host(images: np.ndarray, batch: int) -> Callable[[], float]:
         total, order = 0.0, rng.permutation(len(images))
         for start in range(0, len(images) - batch + 1, batch):
             y, x = rng.integers(0, 2 * CROP + 1, (2, batch))
-            seen = windows[order[start : start + batch], y, x]
+            pixels = windows[order[start : start + batch], y, x]
             flip = rng.random(batch) < 0.5
-            seen[flip] = seen[flip, :, ::-1]
-            seen = seen.astype(np.float32)
-            seen *= np.float32(1 / (255 * STD))
-            seen -= np.float32(MEAN / STD)
-            total += float(seen.sum())
+            pixels[flip] = pixels[flip, :, ::-1]
+            pixels = pixels.astype(np.float32)
+            pixels *= np.float32(1 / (255 * STD))
+            pixels -= np.float32(MEAN / STD)
+            total += float(pixels.sum())
         return total
 
     return work
@@ -61,26 +61,29 @@ def device(images: np.ndarray, labels: np.ndarray, batch: int) -> Callable[[], f
     """As in `kd_jax.step`: the images stay on the device, and the program of several steps makes a view of each batch."""
     import jax
 
-    from kd_jax import evaluate, parallel, program, runtime
-    from kd_jax.data import Split, batches
+    from kd_jax import build, evaluation, runtime
+    from kd_jax.data import ArraySource, batches
+    from kd_jax.data.dataset import read
     from kd_jax.data.views import Views
     from kd_jax.networks import Network
-    from kd_jax.step import several
+    from kd_jax.parallel import Parallel
+    from kd_jax.step import scan_steps
 
     runtime.prepare()
-    par = parallel.Parallel().for_batch(batch)
+    parallel = Parallel().for_batch(batch)
     network = Network(None, (MEAN,) * 3, (STD,) * 3, images.shape[1:])
     views = Views(crop=CROP, flip=True)
 
-    def one(state, seed, teacher_variables, data, batch):
-        pixels = views.pixels(jax.random.key(seed), data, batch['index'], batch['view'])
+    def one(state, seed, arrays, batch):
+        batch = read(arrays, batch)
+        pixels = views.augment(jax.random.key(seed), batch['image'], batch['index'], batch['view'])
         # Else the sum would be fused with the normalisation, and there would never be a batch.
         total = jax.lax.optimization_barrier(network.normalize(pixels)).sum()
-        return state, {'sum': jax.lax.psum(total, par.axis_name) if par.axis_name else total}
+        return state, {'sum': jax.lax.psum(total, parallel.axis_name) if parallel.axis_name else total}
 
-    steps = program.CPU_STEPS if par.devices[0].platform == 'cpu' else program.STEPS
-    run = par.compile(several(one), arguments=6, axis=1)
-    data = evaluate.on_device(par, Split(images, labels))
+    steps = build.CPU_STEPS if parallel.on_cpu else build.STEPS
+    run = parallel.compile(scan_steps(one), 'float32', arguments=5, axis=1)
+    arrays = evaluation.on_devices(parallel, ArraySource(images, labels))
     order = batches.TrainOrder(np.arange(len(images)), len(images), batch, 0)
     done = 0
 
@@ -89,8 +92,8 @@ def device(images: np.ndarray, labels: np.ndarray, batch: int) -> Callable[[], f
         total, goal = 0.0, done + len(images) // batch
         while done < goal:
             count = min(steps, goal - done)
-            several_batches = par.divide(order.several(done, count, steps), axis=1)
-            sums = run(np.int32(0), np.int32(0), (), data, np.int32(count), several_batches)[1]['sum']
+            stack = parallel.divide(order.stacked(done, count, steps), axis=1)
+            sums = run(np.int32(0), np.int32(0), arrays, np.int32(count), stack)[1]['sum']
             total += float(np.asarray(sums)[:count].sum())
             done += count
         return total
@@ -156,7 +159,7 @@ def main() -> None:
             (name, f'{1e3 * seconds:.2f}', f'{arguments.batch / seconds:,.0f}', f'{middle:.2f}', race.between(low, high))
         )
         figures['pipelines'][name] = {
-            'seconds_a_batch': [s / passes for s in lap.seconds], 'ratio': [middle, low, high], **lap.facts
+            'seconds_a_batch': [s / passes for s in lap.seconds], 'ratio': [middle, low, high], **lap.info
         }  # fmt: skip
     print(f'{arguments.images} images of {arguments.size} px, batch {arguments.batch}; medians of {arguments.rounds} rounds')
     print(race.table(rows))
@@ -177,7 +180,7 @@ def main() -> None:
             )
         )
         figures['steps'][name] = {
-            'seconds': lap.seconds, 'ratio': [middle, low, high], 'pipeline_share': pipeline / lap.median, **lap.facts
+            'seconds': lap.seconds, 'ratio': [middle, low, high], 'pipeline_share': pipeline / lap.median, **lap.info
         }  # fmt: skip
     print(f'\n{arguments.student} alone, batch {arguments.batch}, {arguments.size} px, float32')
     print(race.table(rows))

@@ -10,7 +10,7 @@ top-1 stands beside the cost: the README's table of methods.
 import importlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,42 +23,24 @@ from kd_jax.errors import UserError, told_to_the_user, unknown
 from kd_jax.spread import with_spread
 
 
-def worker(name: str, run: ConfigDict, config: ConfigDict, splits: Any, data: dict[str, Any]) -> Callable[[int], None]:
-    """`work(steps)` of a run whose teachers have random weights; one step is done."""
-    import jax.numpy as jnp
-
-    from benchmarks import our_side
-    from kd_jax import parallel, program, teachers
-    from kd_jax.models import initial
-
-    facts = {'num_classes': splits.num_classes, 'image_shape': splits.train.image.shape[1:]}
-    facts |= {'mean': splits.mean, 'std': splits.std}
-    image = jnp.zeros((1, *facts['image_shape']))
-
-    def untrained(teacher):
-        network = teachers.build_network(config.runs[teacher].model, facts)
-        variables = initial.draw(lambda key: network.model.init(key, image, train=False), (0,))
-        return teachers.Trained(teacher, network, facts, 0.1, variables)
-
-    trained = [untrained(teacher) for teacher in program.named_teachers(run)]
-    par = parallel.Parallel(config.parallel, config.devices or None, fast=config.fast).for_batch(run.batch_size)
-    made = program.Program(name, run, splits, trained, par)
-    if 'train' not in data:
-        data['train'] = made.data('train')
-    work = our_side.stepper(made, made.taught(trained), data['train'])
-    work(1)
-    return work
-
-
-def measure(config: ConfigDict, splits: Any, rounds: int, steps: int, only: set[str]) -> dict[str, list[float]]:
+def measure(config: ConfigDict, dataset: Any, rounds: int, steps: int, only: set[str]) -> dict[str, list[float]]:
     """Seconds a step of each run of the student, or of those named and `kl`, one entry a round."""
-    data: dict[str, Any] = {}
-    workers = {}
+    from benchmarks import our_side
+    from kd_jax import jobs
+    from kd_jax.parallel import Parallel
+
+    placement, workers = None, {}
     for name in config.runs:
         run = config.runs[name].copy_and_resolve_references()
         if run.model == config.runs.alone.model and (not only or name in only | {'kl'}):
-            run.data.labels_per_class = 0
-            workers[name] = worker(name, run, config, splits, data)
+            models = {teacher: config.runs[teacher].model for teacher in jobs.outside(run.teachers)}
+            teachers = our_side.random_teachers(models, dataset.info, run.precision)
+            parallel = Parallel(config.parallel, config.devices or None, fast=config.fast).for_batch(run.batch_size)
+            executor = our_side.start(run, dataset, teachers, parallel)
+            placement = placement or executor.placement
+            executor.placement.arrays = placement.arrays  # the images lie on the devices once
+            workers[name] = our_side.stepper(executor)
+            workers[name](1)
             print(f'{name}: ready', flush=True)
     seconds: dict[str, list[float]] = {name: [] for name in workers}
     for number in range(-1, rounds):
@@ -80,14 +62,14 @@ def read(path: Path, config: ConfigDict) -> dict[str, Any]:
         raise UserError(
             f'{path} does not exist; give results.json of a finished study of the same config, which is in its workdir'
         )
-    found = json.loads(path.read_text())
-    missing = set(config.runs) - {row['run'] for row in found['table']}
+    results = json.loads(path.read_text())
+    missing = set(config.runs) - {row['run'] for row in results['table']}
     if missing:
         raise UserError(
             f'{path} is of another study: it has no runs {", ".join(sorted(missing))}; give that of the '
             'same config, all of whose runs are finished'
         )
-    return found
+    return results
 
 
 def objective(run: ConfigDict) -> str:
@@ -100,9 +82,9 @@ def objective(run: ConfigDict) -> str:
 
 def rows(seconds: Mapping[str, list[float]], config: ConfigDict, results: dict[str, Any] | None) -> list[tuple[str, ...]]:
     """The table: the student alone first, then the methods in the order of `configs.methods`."""
-    found = results or {'table': [], 'gains': []}
-    top1 = {row['run']: row['top-1 %'] for row in found['table']}
-    gains = {row['run']: row['top-1 points'] for row in found['gains']}
+    results = results or {'table': [], 'gains': []}
+    top1 = {row['run']: row['top-1 %'] for row in results['table']}
+    gains = {row['run']: row['top-1 points'] for row in results['gains']}
 
     def text(value, sign=''):
         return with_spread(value, sign=sign) if value else '–'
@@ -134,8 +116,8 @@ def main() -> None:
     parser.add_argument('--results', type=Path, help='results.json of such a study')
     arguments = parser.parse_args()
 
+    from benchmarks import our_side
     from kd_jax import runtime
-    from kd_jax.data import Split, Splits
 
     runtime.prepare()
     only = set(filter(None, arguments.only.split(',')))
@@ -149,9 +131,7 @@ def main() -> None:
     shape = tuple(map(int, arguments.shape.split(',')))
     images = rng.integers(0, 256, (arguments.count, *shape), np.uint8)
     labels = rng.integers(0, 10, arguments.count).astype(np.int32)
-    few, norm = Split(images[:64], labels[:64]), (0.5,) * shape[-1]
-    splits = Splits(Split(images, labels), few, few, 10, tuple(map(str, range(10))), norm, norm, 'random')
-    seconds = measure(config, splits, arguments.rounds, arguments.steps, only)
+    seconds = measure(config, our_side.dataset_of(images, labels, 10), arguments.rounds, arguments.steps, only)
     print(race.table(rows(seconds, config, results)))
     race.conclude({'seconds': seconds}, arguments.json)
 

@@ -174,14 +174,14 @@ def contend(spec: dict[str, Any]) -> None:
 def measure(spec: dict[str, Any], layers: list[int], rounds: int, turn: float) -> dict[tuple[int, int], dict[str, race.Lap]]:
     """Laps by (layer, pass) and contender; a turn takes about `turn` seconds."""
     environment = {'KD_JAX_CACHE': 'off', 'JAX_PLATFORMS': 'cpu', 'CUDA_VISIBLE_DEVICES': ''}
-    running, facts = {}, {}
+    running, info = {}, {}
     for name in OURS + PEERS:
         running[name] = race.Contender('ops', spec | {'kind': name}, environment | (ALLOCATOR if name in PEERS else {}))
-        facts[name] = running[name].ready()
-    found = {}
+        info[name] = running[name].ready()
+    races = {}
     for item in [(layer, number) for layer in layers for number in range(len(PASSES))]:
         print(f'{LAYERS[item[0]].name}, {PASSES[item[1]]}', file=sys.stderr, flush=True)
-        laps = found[item] = {name: race.Lap(facts[name], [], 0.0) for name in running}
+        laps = races[item] = {name: race.Lap(info[name], [], 0.0) for name in running}
         units = {}
         for name, contender in running.items():
             contender.run(1, *item)  # compiles
@@ -195,7 +195,7 @@ def measure(spec: dict[str, Any], layers: list[int], rounds: int, turn: float) -
                 laps[name].seconds.append(running[name].run(units[name], *item) / units[name])
     for contender in running.values():
         contender.stop()
-    return found
+    return races
 
 
 def ratio(laps: dict[str, race.Lap], name: str) -> tuple[float, float, float]:
@@ -222,11 +222,11 @@ def main() -> None:
             sys.exit(f'unknown kind of layer {kind!r}; known: {", ".join(KINDS)}')
     spec = {'batch': arguments.batch, 'cores': arguments.cores}
     layers = [number for number, layer in enumerate(LAYERS) if layer.kind in kinds]
-    found = measure(spec, layers, arguments.rounds, arguments.turn)
+    races = measure(spec, layers, arguments.rounds, arguments.turn)
 
     rows = [('layer', 'pass', *(f'{name} ms' for name in OURS + PEERS), 'kd_jax', 'quartiles', 'lax', 'NCHW')]
     figures = {'spec': spec, 'base': PEERS[0], 'layers': []}
-    for (layer, number), laps in found.items():
+    for (layer, number), laps in races.items():
         ratios = {name: ratio(laps, name) for name in laps}
         middle, low, high = ratios['kd_jax']
         rows.append(
@@ -242,7 +242,7 @@ def main() -> None:
         )
         contenders = {name: {'seconds': lap.seconds, 'ratio': ratios[name]} for name, lap in laps.items()}
         figures['layers'].append({'layer': LAYERS[layer].name, 'pass': PASSES[number], 'contenders': contenders})
-    cores = next(iter(found[layers[0], 0].values())).facts['cores']
+    cores = next(iter(races[layers[0], 0].values())).info['cores']
     print(
         f'batch {arguments.batch}, float32, {cores} core{"s" if cores > 1 else ""} each; '
         f'medians of {arguments.rounds} rounds; the last four columns: how many times as fast as {PEERS[0]}'

@@ -2,68 +2,109 @@
 
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
-from configs import common
-from kd_jax import models, parallel, program, runtime, teachers, train
-from kd_jax.data import Split, Splits, batches
+from kd_jax import config, executors, jobs, models, runtime, trained
+from kd_jax.build import initial_state, job_of, run_spec
+from kd_jax.data import ArraySource, Dataset, DatasetInfo
 from kd_jax.models import initial
+from kd_jax.parallel import Parallel
+from kd_jax.spec import RunSpec
+
+Teachers = dict[str, trained.Trained]
 
 
-def make_splits(images: np.ndarray, labels: np.ndarray, classes: int) -> Splits:
-    few = Split(images[:64], labels[:64])
-    return Splits(Split(images, labels), few, few, classes, tuple(map(str, range(classes))), (0.5,) * 3, (0.25,) * 3, 'random')
+def dataset_of(images: np.ndarray, labels: np.ndarray, classes: int) -> Dataset:
+    """Images to train on; a few of them are there for evaluations too, of which there are none."""
+    few, shape = ArraySource(images[:64], labels[:64]), images.shape[1:]
+    norm = (0.5,) * shape[-1], (0.25,) * shape[-1]
+    return Dataset(
+        DatasetInfo('random', classes, tuple(map(str, range(classes))), shape, *norm), ArraySource(images, labels), few, few
+    )
 
 
-def make_program(spec: Mapping[str, Any], splits: Splits, fast: bool) -> tuple[program.Program, list[teachers.Trained]]:
-    """The student's program, and its teacher with random weights."""
-    config = common.study()
-    config.augment.crop, config.augment.flip, config.precision = 4, splits.train.image.shape[1] <= 64, spec['precision']
-    run = common.run(config, spec['student'], common.distillation() if spec['teacher'] else common.labels())
-    run.batch_size = spec['batch']
+def run_of(spec: Mapping[str, Any]) -> ConfigDict:
+    """The student's run. `run` of the spec: path of a field -> value."""
+    study = config.study()
+    study.augment.crop, study.augment.flip, study.precision = 4, spec['size'] <= 64, spec['precision']
+    run = config.run(study, spec['student'], config.distillation() if spec['teacher'] else config.labels())
+    run.batch_size, run.teachers = spec['batch'], ('teacher',) if spec['teacher'] else ()
     run.update_from_flattened_dict(spec.get('run', {}))
-    trained = []
-    if spec['teacher']:
-        run.teachers = ('teacher',)
-        facts = {'num_classes': splits.num_classes, 'image_shape': splits.train.image.shape[1:]}
-        facts |= {'mean': splits.mean, 'std': splits.std}
-        network = teachers.build_network({'name': spec['teacher']}, facts)
-        image = jnp.zeros((1, *facts['image_shape']))
-        if fast:
-            variables = initial.draw(lambda key: network.model.init(key, image, train=False), (0,))
-        else:
-            variables = network.model.init(jax.random.key(0), image, train=False)  # operation by operation, as most programs do
-        trained = [teachers.Trained('teacher', network, facts, 0.1, jax.device_get(variables))]
-    devices = 1 if spec['variant'] != 'kd_jax' else None
-    par = parallel.Parallel('auto', devices, fast=fast).for_batch(spec['batch'])
-    return program.Program('student', run.copy_and_resolve_references(), splits, trained, par, spec.get('steps', 0)), trained
+    return run.copy_and_resolve_references()
 
 
-def stepper(made: program.Program, taught: program.Taught, data: dict[str, Any]) -> Callable[[int], None]:
-    """`work(steps)`: the training of a run, from its first step on, with the training images `data` on the devices."""
-    par, done = made.parallel, 0
-    state = par.replicate(made.fresh_state(0, None))
-    order = batches.TrainOrder(made.pool, made.train_count, made.run.batch_size, 0)
+def random_teachers(named: Mapping[str, Mapping[str, Any]], info: DatasetInfo, precision: str, fast: bool = True) -> Teachers:
+    """Teachers with random weights. named: name -> `model` of its run. Without `fast` each layer's are drawn on the device."""
+    image = jnp.zeros((1, *info.image_shape))
+
+    def random(name, model):
+        network = trained.build_network(model, info, precision)
+
+        def init(key):
+            return network.model.init(key, image, train=False)
+
+        variables = initial.draw(init, (0,)) if fast else jax.device_get(init(jax.random.key(0)))
+        return trained.Trained(name, network, info, precision, 0.1, variables)
+
+    return {name: random(name, model) for name, model in named.items()}
+
+
+def needs(spec: Mapping[str, Any], images: np.ndarray, labels: np.ndarray) -> tuple[Dataset, Teachers, Parallel]:
+    """What the student's run needs: its data, its teacher, and devices: all of them for kd_jax, otherwise one."""
+    fast, dataset = spec['variant'] != 'plain_flax', dataset_of(images, labels, spec['classes'])
+    named = {'teacher': {'name': spec['teacher']}} if spec['teacher'] else {}
+    devices = None if spec['variant'] == 'kd_jax' else 1
+    parallel = Parallel('auto', devices, fast=fast).for_batch(spec['batch'])
+    return dataset, random_teachers(named, dataset.info, spec['precision'], fast), parallel
+
+
+def start(run: ConfigDict, dataset: Dataset, teachers: Teachers, parallel: Parallel, steps: int = 0) -> executors.Executor:
+    """A run, or all members of a sweep, before the first step. Kept soft targets are random numbers.
+
+    steps: of one dispatch at the most; 0: the usual number.
+    """
+    members = jobs.members_of('student', run) if run.sweep else {'student': run}
+    spec = run_spec('student', next(iter(members.values())), dataset, teachers, parallel, steps)
+    executor = (executors.MemberParallel if run.sweep else executors.DataParallel)(spec, parallel)
+    rows = None if spec.targets is None else [{'train': _random_rows(spec)} for _ in teachers]
+    executor.teach(executor.placement.teachers(teachers, rows))
+    students = [job_of(spec, name, member, 0, Path()) for name, member in members.items()]
+    executor.load(students, [initial_state(students[0])] * len(students))
+    return executor
+
+
+def _random_rows(spec: RunSpec) -> np.ndarray:
+    """As kept of a teacher: `[N, V]`."""
+    kind, info = spec.targets, spec.dataset.info
+    rows = np.zeros((len(spec.dataset.train), kind.views.count), kind.row_type('train', info.num_classes))
+    rows['logits'] = np.random.default_rng(0).normal(0, 3, rows['logits'].shape)
+    return rows
+
+
+def stepper(executor: executors.Executor) -> Callable[[int], None]:
+    """`work(steps)`: the training of what the executor has, from its first step on."""
+    done = 0
 
     def work(steps: int) -> None:
-        nonlocal state, done
+        nonlocal done
         goal = done + steps
         while done < goal:
-            count = min(made.steps_per_dispatch, goal - done)
-            batch = par.divide(train.stacked(order, done, count, made, taught), axis=1)
-            state, metrics = made.train_steps(state, np.int32(0), taught.variables['train'], data, np.int32(count), batch)
+            count = min(executor.run.timing.steps_per_dispatch, goal - done)
+            dispatches = executor.train(done, count)
             done += count
-        jax.block_until_ready(metrics)
+        jax.block_until_ready([dispatch.metrics for dispatch in dispatches])
 
     return work
 
 
 def build(spec: Mapping[str, Any], images: np.ndarray, labels: np.ndarray) -> tuple[Callable[[int], None], dict[str, Any]]:
-    """`(work(steps), facts)`; one step is done.
+    """`(work(steps), info)`; one step is done.
 
     `plain_flax` is the same step with Flax's usual layers, initial values traced operation by operation, one device, one
     step a call, and no compilation cache.
@@ -71,19 +112,20 @@ def build(spec: Mapping[str, Any], images: np.ndarray, labels: np.ndarray) -> tu
     begin = time.perf_counter()
     fast = spec['variant'] != 'plain_flax'
     runtime.prepare(fast=fast)
-    splits = make_splits(images, labels, spec['classes'])
-    made, trained = make_program(spec | ({} if fast else {'steps': 1}), splits, fast)
-    par, data = made.parallel, made.data('train')
+    dataset, teachers, parallel = needs(spec, images, labels)
+    executor = start(run_of(spec), dataset, teachers, parallel, spec.get('steps', 0) if fast else 1)
+    executor.placement.arrays('train')
     if not fast:
-        image = jnp.zeros((1, *splits.train.image.shape[1:]))
-        jax.block_until_ready(made.student.model.init(jax.random.key(0), image, train=False))
-    work = stepper(made, made.taught(trained), data)
+        student, image = executor.run.step.students['student'], jnp.zeros((1, *dataset.info.image_shape))
+        jax.block_until_ready(student.model.init(jax.random.key(0), image, train=False))
+    work = stepper(executor)
 
     ready = time.perf_counter()
     work(1)
     end = time.perf_counter()
-    facts = {'first_s': end - begin, 'initial_s': ready - begin, 'compile_s': end - ready, 'devices': len(par)}
-    return work, facts | {'device': par.devices[0].platform, 'steps_per_dispatch': made.steps_per_dispatch}
+    info = {'first_s': end - begin, 'initial_s': ready - begin, 'compile_s': end - ready, 'devices': len(parallel)}
+    steps = executor.run.timing.steps_per_dispatch
+    return work, info | {'device': parallel.devices[0].platform, 'steps_per_dispatch': steps}
 
 
 def flops(spec: Mapping[str, Any], size: int) -> float:

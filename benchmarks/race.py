@@ -25,7 +25,7 @@ REPOSITORY = Path(__file__).parent.parent
 class Lap:
     """What a contender measured."""
 
-    facts: dict[str, Any]  # what it said when it was ready: 'start_s', and whatever else it knows
+    info: dict[str, Any]  # what it said when it was ready: 'start_s', and whatever else it knows
     seconds: list[float]  # of a unit of work, one entry a round
     peak_mb: float  # of its memory, in MiB
 
@@ -50,8 +50,8 @@ class Contender:
 
     def ready(self) -> dict[str, Any]:
         """Waits until it can start; 'start_s' is the time from the start of the process to the end of its first unit."""
-        facts = self._read()
-        return {'start_s': time.perf_counter() - self._begin, **facts}
+        info = self._read()
+        return {'start_s': time.perf_counter() - self._begin, **info}
 
     def run(self, units: int, *item: Any) -> float:
         """Seconds for `units` units of work; on `item`, where a contender knows several kinds of it."""
@@ -62,7 +62,7 @@ class Contender:
         """Ends it; the peak of its memory in MiB."""
         self._write({'units': 0})
         peak = self._read()['peak_mb']
-        self._process.wait(timeout=60)
+        self._process.communicate(timeout=60)  # also closes the pipes
         return peak
 
     def _write(self, message: dict[str, Any]) -> None:
@@ -80,12 +80,12 @@ def race(
     contenders: Mapping[str, Callable[[], Contender]], *, rounds: int, units: Mapping[str, int] | int, warm_up: int = 1
 ) -> dict[str, Lap]:
     """Lets the contenders take turns. Each is started alone, so that the times to start can be compared too."""
-    running, facts = {}, {}
+    running, info = {}, {}
     for name, start in contenders.items():
         running[name] = start()
-        facts[name] = running[name].ready()
-        print(f'{name}: ready after {facts[name]["start_s"]:.1f} s', file=sys.stderr, flush=True)
-    laps = {name: Lap(facts[name], [], 0.0) for name in running}
+        info[name] = running[name].ready()
+        print(f'{name}: ready after {info[name]["start_s"]:.1f} s', file=sys.stderr, flush=True)
+    laps = {name: Lap(info[name], [], 0.0) for name in running}
     for number in range(-warm_up, rounds):
         for name, contender in running.items():
             count = units if isinstance(units, int) else units[name]
@@ -110,7 +110,7 @@ def between(low: float, high: float) -> str:
 
 
 def serve(build: Callable[[], tuple[Callable[..., None], dict[str, Any]]]) -> None:
-    """A contender's side: `build` returns `work(units)`, which has already done one unit, and its facts.
+    """A contender's side: `build` returns `work(units)`, which has already done one unit, and `Lap.info`.
 
     It is `work(units, *item)` where `Contender.run` is given an item. Whatever libraries print goes to stderr.
     """
@@ -121,8 +121,8 @@ def serve(build: Callable[[], tuple[Callable[..., None], dict[str, Any]]]) -> No
         answers.write(json.dumps(message) + '\n')
         answers.flush()
 
-    work, facts = build()
-    answer(facts)
+    work, info = build()
+    answer(info)
     for line in sys.stdin:
         message = json.loads(line)
         units = message['units']
@@ -164,8 +164,8 @@ def conclude(figures: dict[str, Any], path: Path | None) -> None:
 
 def parser(description: str) -> argparse.ArgumentParser:
     """What all benchmarks understand."""
-    made = argparse.ArgumentParser(description=description)
-    made.add_argument('--rounds', type=int, default=9, help='how often each contender has its turn')
-    made.add_argument('--json', type=Path, metavar='FILE', help='also write the figures there')
-    made.add_argument('--work', type=json.loads, help=argparse.SUPPRESS)
-    return made
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument('--rounds', type=int, default=9, help='how often each contender has its turn')
+    parser.add_argument('--json', type=Path, metavar='FILE', help='also write the figures there')
+    parser.add_argument('--work', type=json.loads, help=argparse.SUPPRESS)
+    return parser

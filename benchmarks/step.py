@@ -70,14 +70,14 @@ TASK = ('batch', 'size', 'classes', 'precision')
 
 def parser(description: str) -> argparse.ArgumentParser:
     """What the benchmarks of a teacher and a student understand; the fields `TASK` are part of a contender's `spec`."""
-    made = race.parser(description)
-    made.add_argument('--pair', default='resnet56,resnet20', help='teacher,student')
-    made.add_argument('--batch', type=int, default=64)
-    made.add_argument('--size', type=int, default=32, help='of the images, in pixels')
-    made.add_argument('--classes', type=int, default=100)
-    made.add_argument('--precision', default='float32', choices=('float32', 'tf32', 'bfloat16'))
-    made.add_argument('--steps', type=int, default=4, help='in one turn')
-    return made
+    parser = race.parser(description)
+    parser.add_argument('--pair', default='resnet56,resnet20', help='teacher,student')
+    parser.add_argument('--batch', type=int, default=64)
+    parser.add_argument('--size', type=int, default=32, help='of the images, in pixels')
+    parser.add_argument('--classes', type=int, default=100)
+    parser.add_argument('--precision', default='float32', choices=('float32', 'tf32', 'bfloat16'))
+    parser.add_argument('--steps', type=int, default=4, help='in one turn')
+    return parser
 
 
 def main() -> None:
@@ -105,7 +105,7 @@ def main() -> None:
     for name in (*peers, *ours):
         if name not in PEERS + OURS:
             sys.exit(f'unknown contender {name!r}; known: {", ".join(PEERS + OURS)}')
-    counted = race.race({'peak': contender(spec, 'peak')}, rounds=1, units=1, warm_up=0)['peak'].facts
+    counted = race.race({'peak': contender(spec, 'peak')}, rounds=1, units=1, warm_up=0)['peak'].info
     contenders = {name: contender(spec, name, arguments.allocator) for name in (*peers, *ours)}
     laps = race.race(contenders, rounds=arguments.rounds, units=arguments.steps)
     rows = [('', 'ms a step', 'images/s', 'times as fast', 'quartiles', 'first step s', 'peak MB', 'share of peak')]
@@ -121,13 +121,13 @@ def main() -> None:
                 f'{arguments.batch / lap.median:,.0f}',
                 f'{middle:.2f}',
                 race.between(low, high),
-                f'{lap.facts["start_s"]:.1f}',
+                f'{lap.info["start_s"]:.1f}',
                 f'{lap.peak_mb:,.0f}',
                 f'{100 * share:.0f} %',
             )
         )
         figures['contenders'][name] = {
-            'seconds': lap.seconds, 'ratio': [middle, low, high], 'peak_mb': lap.peak_mb, 'share_of_peak': share, **lap.facts,
+            'seconds': lap.seconds, 'ratio': [middle, low, high], 'peak_mb': lap.peak_mb, 'share_of_peak': share, **lap.info,
         }  # fmt: skip
     print(f'{"student alone" if not spec["teacher"] else teacher + " ->"} {student}, batch {arguments.batch}, '
           f'{arguments.size} px, {arguments.precision}; {counted["flops"] / 1e9:.1f} GFLOP a step; '

@@ -104,9 +104,9 @@ class ShuffleV2(Chain):
         super().__init__((half, half), (half, half, 3, 1, half), (half, half))
 
     def forward(self, x):
-        kept, y = x.chunk(2, 1)
+        left, y = x.chunk(2, 1)
         y = F.relu(self.unit(3, self.unit(2, F.relu(self.unit(1, y)))))
-        return shuffle(torch.cat([kept, y], 1), 2)
+        return shuffle(torch.cat([left, y], 1), 2)
 
 
 class ShuffleV2Down(Chain):

@@ -74,7 +74,7 @@ def batches(peer: str, images: np.ndarray, labels: np.ndarray, batch: int, devic
 
 
 def build(spec: Mapping[str, Any], images: np.ndarray, labels: np.ndarray) -> tuple[Callable[[int], None], dict[str, Any]]:
-    """`(work(steps), facts)` of the peer `spec['peer']`; one step is done."""
+    """`(work(steps), info)` of the peer `spec['peer']`; one step is done."""
     begin = time.perf_counter()
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     torch.set_num_threads(len(os.sched_getaffinity(0)))

@@ -4,7 +4,7 @@ Weights are those of the CIFAR-100 tables (RepDistiller, arXiv:1910.10699; mdist
 method's paper says otherwise; where they ramp a term up during 20 of 240 epochs, or train 30 of 240 beforehand, it is the
 same share of the epochs here. Where authors chose a weight for each pair, this is the commonest one; configs/cifar100.py has
 those of its pairs. Every method's fields expand into the config and can be overridden; what was counted in epochs (ramps,
-first runs, `past_epochs`) is a number there and does not follow when a run's `epochs` is overridden.
+first runs, `snapshot_epochs`) is a number there and does not follow when a run's `epochs` is overridden.
 """
 
 from collections.abc import Callable, Mapping
@@ -36,8 +36,8 @@ class Method(NamedTuple):
 
 
 def _objective(labels: float, terms: Mapping[str, Mapping[str, Any]], ramp: Mapping[str, float]) -> ConfigDict:
-    found = {name: common.term(name, **fields, ramp_epochs=ramp.get(name, 0.0)) for name, fields in terms.items()}
-    return ConfigDict(found | ({'cross_entropy': common.term('cross_entropy', weight=labels)} if labels else {}))
+    objective = {name: common.term(name, **fields, ramp_epochs=ramp.get(name, 0.0)) for name, fields in terms.items()}
+    return ConfigDict(objective | ({'cross_entropy': common.term('cross_entropy', weight=labels)} if labels else {}))
 
 
 def _before(**terms: Mapping[str, Any]):
@@ -94,7 +94,7 @@ def _average(config, name, run, make):
 
 
 def _past(config, name, run, make):
-    run.past_epochs = run.epochs / 10
+    run.snapshot_epochs = run.epochs / 10
 
 
 def _function_matching(config, name, run, make):
@@ -149,10 +149,10 @@ METHODS = {
         1.0,
         {'kl': {'weight': 1.0, 'tau': 1.0}},
         ramped=('kl',),
-        teachers=('self:average',),
+        teachers=('self:ema',),
         scheme=_average,
     ),
-    'temporal': Method('Yang et al. 2019', 1.0, {'kl': {'weight': 1.0, 'tau': 2.0}}, teachers=('self:past',), scheme=_past),
+    'temporal': Method('Yang et al. 2019', 1.0, {'kl': {'weight': 1.0, 'tau': 2.0}}, teachers=('self:snapshot',), scheme=_past),
     'iterative': Method('Xie et al. 2020', 0.1, KL, scheme=_augmented_generations),
     'function_matching': Method('Beyer et al. 2022', 0.0, {'kl': {'weight': 1.0, 'tau': 1.0}}, scheme=_function_matching),
     # without a teacher

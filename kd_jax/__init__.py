@@ -1,1 +1,16 @@
 """Knowledge distillation of image classifiers in JAX and Flax."""
+
+# Modules by the names that they had in earlier versions.
+RENAMED = {
+    'population': 'kd_jax.jobs (what a sweep is) and kd_jax.executors (how it trains)',
+    'program': 'kd_jax.build',
+    'record': 'kd_jax.train_log',
+    'tables': 'kd_jax.target_store',
+    'teachers': 'kd_jax.trained',
+}
+
+
+def __getattr__(name: str):
+    if name in RENAMED:
+        raise ImportError(f'kd_jax.{name} is called {RENAMED[name]} now; import that')
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

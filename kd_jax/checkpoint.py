@@ -24,6 +24,9 @@ _SYSTEM_REASONS = {
 }
 
 
+RENAMED = {'past': 'snapshot'}  # fields of the state by the names that they had in earlier versions
+
+
 def system_reason(error: BaseException) -> str | None:
     """The plain words for an error of the file system, or None for any other error."""
     text = str(error).lower()
@@ -163,8 +166,18 @@ class Checkpoints:
                 self._manager.delete(step)
                 continue
             self._policy.best_step = meta.get('best_step')
-            return flax.serialization.from_state_dict(target, tree), meta
+            return restored(target, tree), meta
         return None
+
+
+def restored(target: Any, tree: dict[str, Any]) -> Any:
+    """A state like `target` of what `Checkpoints.read` gave, also of an earlier version's; what that did not have is None."""
+    fields = dict(tree)
+    for old, new in RENAMED.items():
+        if old in fields:
+            fields[new] = fields.pop(old)
+    missing = dict.fromkeys(set(flax.serialization.to_state_dict(target)) - set(fields))
+    return flax.serialization.from_state_dict(target, fields | missing)
 
 
 def load_variables(run_directory: str | os.PathLike[str], step: int) -> dict[str, Any]:

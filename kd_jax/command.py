@@ -9,6 +9,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from kd_jax.errors import UserError, fail, unknown
+from kd_jax.fields import RENAMED
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -64,6 +65,8 @@ def _wrong_field(field: str, config: ConfigDict) -> str:
     for name in field.split('.'):
         if not isinstance(at, ConfigDict):
             return f'{".".join(path)} is {at!r}; it has no fields, such as {name!r}'
+        if name in RENAMED and RENAMED[name] in at:
+            return f'{".".join([*path, name])} is called {RENAMED[name]} now; write {".".join([*path, RENAMED[name]])}'
         if name not in at:
             here, last = '.'.join(path), path[-1] if path else ''
             kind = {'runs': 'run', 'objective': f'term of {here}', '': 'field'}.get(last, f'field of {here}')

@@ -3,7 +3,7 @@
 import contextlib
 import difflib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NoReturn
 
 
@@ -28,6 +28,17 @@ def told_to_the_user() -> Iterator[None]:
         yield
     except UserError as error:
         fail(error)
+
+
+def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], NoReturn]:
+    """A module's `__getattr__` that tells what `names` of earlier versions are called now."""
+
+    def getattribute(name: str) -> NoReturn:
+        if name in names:
+            raise ImportError(f'{module}.{name} is called {names[name]} now; import that')
+        raise AttributeError(f'module {module!r} has no attribute {name!r}')
+
+    return getattribute
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:

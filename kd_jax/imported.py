@@ -2,16 +2,15 @@
 
 import time
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
-from kd_jax import evaluate, parallel, pretrained, step, teachers
-from kd_jax.data import Splits
+from etils import epath
+
+from kd_jax import config, evaluation, fields, parallel, pretrained, trained
+from kd_jax.data import Dataset, DatasetInfo
 from kd_jax.errors import UserError
 from kd_jax.monitor import say, warn
 from kd_jax.workdir import RunDirectory
-
-FIELDS = {'torch': '', 'model': '', 'size': 0, 'mean': (), 'std': ()}
 
 
 def check(name: str, given: Mapping[str, Any], runs: Iterable[str]) -> dict[str, Any]:
@@ -22,41 +21,37 @@ def check(name: str, given: Mapping[str, Any], runs: Iterable[str]) -> dict[str,
     """
     if name in runs:
         raise UserError(f'{name!r} is both an imported teacher and a run; give one of them another name')
-    for field in given:
-        if field not in FIELDS:
-            raise UserError(f'teachers.{name} has no field {field!r}; its fields: {", ".join(FIELDS)}')
-    spec = FIELDS | dict(given)
+    model = given.get('model') or ''
+    model_name = model if isinstance(model, str) else model['name']
+    spec = fields.check(config.Imported, {**given, 'model': model_name}, f'teachers.{name}')
     for field in ('torch', 'model'):
         if not spec[field]:
             raise UserError(f"teachers.{name}.{field} is missing; write {{'torch': 'resnet50.pth', 'model': 'resnet50'}}")
-    spec['model'] = {'name': spec['model']} if isinstance(spec['model'], str) else dict(spec['model'])
-    if spec['size'] < 0:
-        raise UserError(f'teachers.{name}.size is {spec["size"]}; it must be 0 (the default) or a side in pixels')
-    return spec
+    return spec | {'model': {'name': model} if isinstance(model, str) else dict(model)}
 
 
-def load(name: str, spec: Mapping[str, Any], directory: RunDirectory, data: Splits) -> teachers.Trained:
+def load(name: str, spec: Mapping[str, Any], directory: RunDirectory, data: DatasetInfo, precision: str) -> trained.Trained:
     """The imported teacher: read from its directory if an earlier call left it there, otherwise from the file.
 
     Raises:
       UserError: for a file that is not the weights of the model, other weights than those in the directory, or an input
         that must be named.
     """
-    path = Path(spec['torch']).expanduser()
+    path = epath.Path(spec['torch']).expanduser()
     if directory.finished() and not path.exists():  # the weights are in the directory
-        return teachers.load(directory)
-    imported = pretrained.load(path, spec['model'], warn)
+        return trained.load(directory)
+    weights = pretrained.load(path, spec['model'], warn)
     if directory.finished():
-        directory.check_same({**directory.info()['config'], 'model': imported.model, 'sha256': imported.checksum})
-        return teachers.load(directory)
-    facts = {'name': data.name, 'num_classes': imported.num_classes, 'class_names': data.class_names}
-    facts |= _input(f'teachers.{name}', spec, imported.channels, data)
-    network = teachers.build_network(imported.model, facts, resize=True)
-    return teachers.Trained(spec['torch'], network, facts, None, imported.variables, imported)
+        directory.check_same({**directory.info()['config'], 'model': weights.model, 'sha256': weights.checksum})
+        return trained.load(directory)
+    sees = _input(f'teachers.{name}', spec, weights.channels, data)
+    info = DatasetInfo(data.name, weights.num_classes, tuple(data.class_names), *sees)
+    network = trained.build_network(weights.model, info, precision, resize=True)
+    return trained.Trained(spec['torch'], network, info, precision, None, weights.variables, weights)
 
 
-def _input(field: str, spec: Mapping[str, Any], channels: int, data: Splits) -> dict[str, Any]:
-    """{'image_shape', 'mean', 'std'} of what the teacher sees."""
+def _input(field: str, spec: Mapping[str, Any], channels: int, data: DatasetInfo) -> tuple[tuple, tuple, tuple]:
+    """(image_shape, mean, std) of what the teacher sees."""
     usual = pretrained.input_of(spec['model']['name']) or {'size': 0, 'mean': (), 'std': ()}
     mean, std = (tuple(spec[key] or usual[key]) for key in ('mean', 'std'))
     if not mean or not std:
@@ -68,23 +63,22 @@ def _input(field: str, spec: Mapping[str, Any], channels: int, data: Splits) -> 
         if len(values) != channels:
             raise UserError(f'{field}.{key} has {len(values)} numbers, but the model sees {channels} channel(s); give one each')
     size = spec['size'] or usual['size']
-    shape = (size, size) if size else tuple(data.train.image.shape[1:3])
-    return {'image_shape': (*shape, channels), 'mean': mean, 'std': std}
+    shape = (size, size) if size else tuple(data.image_shape[:2])
+    return (*shape, channels), mean, std
 
 
-def make_run(name: str, directory: RunDirectory, trained: teachers.Trained, data: Splits, par: parallel.Parallel) -> None:
+def make_run(name: str, directory: RunDirectory, model: trained.Trained, data: Dataset, par: parallel.Parallel) -> None:
     """Writes the teacher as a finished run, measured on the study's validation and test splits."""
     begin = time.perf_counter()
-    teachers.check_teacher(trained, data)
-    fn = step.make_eval_step(student=trained.network, teachers=(), teacher_weights=(), axis_name=par.axis_name)
-    fn, variables = par.compile(fn, arguments=4), par.replicate(trained.variables)
+    trained.check_teacher(model, data.info)
+    network = model.network.computing(model.precision, par.fast)
     measured = {
-        split: evaluate.evaluate(fn, par, variables, (), evaluate.on_device(par, getattr(data, split)))
+        split: evaluation.evaluate(network, model.variables, data.source(split), par, model.precision)
         for split in ('val', 'test')
     }
-    measured |= evaluate.forward_cost(trained.network, trained.variables, trained.facts['image_shape'])
-    facts = {key: trained.facts[key] for key in ('image_shape', 'mean', 'std', 'class_names')}
+    measured |= evaluation.forward_cost(network, model.variables, model.info.image_shape, model.precision)
     measured |= {'seconds': time.perf_counter() - begin}
-    pretrained.make_run(directory, name, trained.imported, data_name=data.name, measured=measured, **facts)
+    sees = {key: getattr(model.info, key) for key in ('image_shape', 'mean', 'std', 'class_names')}
+    pretrained.make_run(directory, name, model.imported, data_name=data.info.name, measured=measured, **sees)
     if parallel.is_main():
-        say(f'{name} · imported from {trained.source} · test top-1 {100 * measured["test"]["top1"]:.2f} %')
+        say(f'{name} · imported from {model.source} · test top-1 {100 * measured["test"]["top1"]:.2f} %')

@@ -3,11 +3,11 @@
 import logging
 import signal
 import sys
-from pathlib import Path
 
 import jax
 import yaml
 from absl import app, flags
+from etils import epath
 from ml_collections import config_flags
 
 from kd_jax import parallel, runtime
@@ -27,11 +27,11 @@ _PROCESSES = flags.DEFINE_integer('processes', None, 'How many processes there a
 _PROCESS = flags.DEFINE_integer('process', None, 'Which of them this is')
 
 
-def default_workdir() -> Path:
+def default_workdir() -> epath.Path:
     """`configs/digits.py:all` -> `runs/digits-all`."""
     name, _, argument = config_flags.get_config_filename(flags.FLAGS['config']).partition(':')
     safe = ''.join(c if c.isalnum() or c in '._' else '-' for c in argument)
-    return Path('runs') / '-'.join(filter(None, (Path(name).stem, safe)))
+    return epath.Path('runs') / '-'.join(filter(None, (epath.Path(name).stem, safe)))
 
 
 def main(argv: list[str]) -> None:
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> None:
             jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         for number in (signal.SIGTERM, signal.SIGINT):  # after initialize, which installs a handler of its own
             signal.signal(number, lambda received, _: stop.append(received))
-        study = Study(config, Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(), _ONLY.value)
+        study = Study(config, epath.Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(), _ONLY.value)
         if parallel.is_main():
             resolved = to_json(study.config.copy_and_resolve_references().to_dict())
             say(f'{yaml.safe_dump(resolved, default_flow_style=None, width=120)}\nworkdir: {study.workdir}\n')

@@ -40,8 +40,8 @@ def sums(logits: jax.Array, batch: Arrays, teacher_logits: jax.Array | None = No
     classes = jnp.arange(logits.shape[1])[None]
 
     def rank_of(z):  # of the label among the classes
-        own = jnp.take_along_axis(z, label[:, None], axis=1)  # [B, 1]
-        return ((z > own) | ((z == own) & (classes < label[:, None]))).sum(axis=1)
+        of_label = jnp.take_along_axis(z, label[:, None], axis=1)  # [B, 1]
+        return ((z > of_label) | ((z == of_label) & (classes < label[:, None]))).sum(axis=1)
 
     rank = rank_of(logits)
     known = valid & ~broken & (label < logits.shape[1])  # a label that is no class is an error that nll shows as NaN
@@ -49,39 +49,44 @@ def sums(logits: jax.Array, batch: Arrays, teacher_logits: jax.Array | None = No
     confidence = jnp.exp(log_p.max(axis=1))
     bins = jnp.clip(jnp.ceil(confidence * BINS) - 1, 0, BINS - 1)  # bin m is (m / BINS, (m + 1) / BINS]
 
-    def total(condition, value=1.0):  # selects: 0 * NaN from a padded row would be NaN
-        return jnp.where(condition, value, 0.0).sum(axis=0)
-
     in_bin = valid[:, None] & (bins[:, None] == jnp.arange(BINS)[None])  # [B, BINS]
     undefined = valid & jnp.isnan(confidence)
     is_label = valid[:, None] & (label[:, None] == classes)  # [B, K]
     is_prediction = known[:, None] & (prediction[:, None] == classes)
     result = {
-        'count': total(valid),
-        'top1': total(right),
-        'top5': total(known & (rank < 5)),
-        'nll': total(valid, -jnp.take_along_axis(log_p, label[:, None], axis=1)[:, 0]),
-        'bin_count': total(in_bin),
-        'bin_confidence': total(in_bin | undefined[:, None], confidence[:, None]),
-        'bin_right': total(in_bin & right[:, None]),
-        'true_positive': total(is_label & is_prediction),
-        'predicted': total(is_prediction),
-        'actual': total(is_label),
+        'count': _total(valid),
+        'top1': _total(right),
+        'top5': _total(known & (rank < 5)),
+        'nll': _total(valid, -jnp.take_along_axis(log_p, label[:, None], axis=1)[:, 0]),
+        'bin_count': _total(in_bin),
+        'bin_confidence': _total(in_bin | undefined[:, None], confidence[:, None]),
+        'bin_right': _total(in_bin & right[:, None]),
+        'true_positive': _total(is_label & is_prediction),
+        'predicted': _total(is_prediction),
+        'actual': _total(is_label),
     }
     for name, z in (heads or {}).items():
-        result[f'top1_{name}'] = total(valid & ~jnp.isnan(z).any(axis=1) & (rank_of(z) == 0))
-    if teacher_logits is not None:
-        teacher_logits = teacher_logits.astype(jnp.float32)
-        teacher_broken = jnp.isnan(teacher_logits).any(axis=1)
-        log_t = jax.nn.log_softmax(teacher_logits)
-        kl = jnp.where(log_t == -jnp.inf, 0.0, jnp.exp(log_t) * (log_t - log_p)).sum(axis=1)
-        agree = (prediction == teacher_logits.argmax(axis=1)) & ~broken & ~teacher_broken
-        result |= {
-            'teacher_count': total(present),
-            'teacher_agree': total(present & agree),
-            'teacher_kl': total(present, kl),
-        }
-    return result
+        result[f'top1_{name}'] = _total(valid & ~jnp.isnan(z).any(axis=1) & (rank_of(z) == 0))
+    return result if teacher_logits is None else result | _teacher_sums(logits, teacher_logits, present)
+
+
+def _teacher_sums(logits: jax.Array, teacher_logits: jax.Array, present: jax.Array) -> Arrays:
+    """How near the student `[B, K]` is to the teacher, over the examples that are `present` `[B]`."""
+    teacher_logits = teacher_logits.astype(jnp.float32)
+    sound = ~(jnp.isnan(logits).any(axis=1) | jnp.isnan(teacher_logits).any(axis=1))
+    log_t, log_p = jax.nn.log_softmax(teacher_logits), jax.nn.log_softmax(logits)
+    kl = jnp.where(log_t == -jnp.inf, 0.0, jnp.exp(log_t) * (log_t - log_p)).sum(axis=1)
+    agree = sound & (logits.argmax(axis=1) == teacher_logits.argmax(axis=1))
+    return {
+        'teacher_count': _total(present),
+        'teacher_agree': _total(present & agree),
+        'teacher_kl': _total(present, kl),
+    }
+
+
+def _total(condition: jax.Array, value: Any = 1.0) -> jax.Array:
+    """The sum of `value` where `condition` is true; it selects, for 0 * NaN from a padded row would be NaN."""
+    return jnp.where(condition, value, 0.0).sum(axis=0)
 
 
 def add(total: Totals | None, new: Arrays) -> Totals:

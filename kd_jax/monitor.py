@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from etils import epath
@@ -29,6 +30,38 @@ def clock(seconds: float) -> str:
     return f'{hours}:{minutes:02d}:{seconds:02d}' if hours else f'{minutes}:{seconds:02d}'
 
 
+Sink = Callable[[int, str, dict[str, float]], None]  # (step, split, scalars)
+
+
+def sinks(
+    title: str,
+    directory: epath.Path,
+    closing: contextlib.ExitStack,
+    *,
+    tensorboard: bool,
+    wandb: str,
+    config: dict[str, Any] | None,
+) -> list[Sink]:
+    """What takes a run's scalars: metrics.jsonl and, if asked, TensorBoard and Weights & Biases; `closing` closes them."""
+    writers: list[Sink] = []
+    if tensorboard:
+        from tensorboardX import SummaryWriter
+
+        events = closing.enter_context(contextlib.closing(SummaryWriter(str(directory / 'tensorboard'))))
+
+        def to_tensorboard(step, split, scalars):
+            for name, value in scalars.items():
+                events.add_scalar(f'{split}/{name}', value, step)
+
+        writers.append(to_tensorboard)
+    if wandb:
+        options = {'dir': str(directory), 'config': config, 'resume': 'allow', 'reinit': 'create_new'}  # beside other runs
+        run = import_wandb(wandb).init(project=wandb, name=title, **options)
+        closing.callback(run.finish)
+        writers.append(lambda step, split, scalars: run.log({f'{split}/{k}': v for k, v in scalars.items()}, step=step))
+    return writers
+
+
 class Monitor:
     """Follows one run; a context manager. Only the main process (`active`) writes anything.
 
@@ -49,91 +82,96 @@ class Monitor:
         config: dict[str, Any] | None = None,
         shown: bool = True,
     ):
-        self.title, self.active, self._shown = title, active, shown
-        self.total_steps, self.steps_per_epoch, self.batch_size = total_steps, steps_per_epoch, batch_size
-        self._bar = self._events = self._wandb = self._file = None
-        self._last = (time.perf_counter(), None)
+        self.title, self._active, self._shown = title, active, shown and active
+        self._total, self._epoch, self._batch = total_steps, steps_per_epoch, batch_size  # steps, steps, images
+        self._show: Callable[[int], None] | None = None  # a step, in the progress bar
+        self._pace = Pace()
         self._text = {'loss': '', 'val': ''}
-        self._rate = 0.0
-        self._files = contextlib.ExitStack()
-        if not active:
-            return
-        directory = epath.Path(directory)
-        if tensorboard:
-            from tensorboardX import SummaryWriter
+        self._closing = contextlib.ExitStack()
+        self._sinks: list[Sink] = []
+        if active:
+            directory = epath.Path(directory)
+            self._sinks = sinks(title, directory, self._closing, tensorboard=tensorboard, wandb=wandb, config=config)
+            self._sinks.append(self._to(self._closing.enter_context((directory / 'metrics.jsonl').open('a'))))
 
-            self._events = SummaryWriter(str(directory / 'tensorboard'))
-        if wandb:
-            self._wandb = import_wandb(wandb).init(project=wandb, name=title, dir=str(directory), config=config, resume='allow')
-        self._file = self._files.enter_context((directory / 'metrics.jsonl').open('a'))
+    def _to(self, file: Any) -> Sink:
+        """One JSON object a line."""
+
+        def to_file(step, split, scalars):
+            file.write(json.dumps({'step': step, 'epoch': step / self._epoch, 'split': split, **scalars}) + '\n')
+            file.flush()
+
+        return to_file
 
     def __enter__(self):
-        if self.active and self._shown and sys.stdout.isatty():
+        if self._shown and sys.stdout.isatty():
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
             columns = TextColumn('{task.description}'), BarColumn(), TextColumn('{task.fields[text]}'), TimeRemainingColumn()
-            self._bar = Progress(*columns)
-            self._bar.start()
-            self._task = self._bar.add_task(self.title, total=self.total_steps, text='compiling')
+            bar = self._closing.enter_context(Progress(*columns))
+            task = bar.add_task(self.title, total=self._total, text='compiling')
+            self._show = lambda step: bar.update(task, completed=step, text=self._line(step))
         return self
 
     def __exit__(self, *_):
-        if self._bar:
-            self._bar.stop()
-        self._files.close()
-        if self._events:
-            self._events.close()
-        if self._wandb:
-            self._wandb.finish()
+        self._closing.close()
 
     def advance(self, step: int, loss: float) -> float:
         """`step` updates are done; `loss` is that of the last one. Returns the seconds of training since the last call.
 
         After a pause, and at the first call, that is 0: what came before was not only training.
         """
-        now, (then, before) = time.perf_counter(), self._last
-        seconds = 0.0
-        if before is None:
-            self._mark = (now, step)
-        else:
-            seconds = now - then
-            self._rate = (step - self._mark[1]) * self.batch_size / (now - self._mark[0])  # metrics come in bursts
-        self._last = (now, step)
+        seconds = self._pace.advance(step)
         self._text['loss'] = f'loss {loss:.4g}'
-        if self._bar:
-            self._bar.update(self._task, completed=step, text=self._line(step))
+        if self._show:
+            self._show(step)
         return seconds
 
     def _line(self, step: int) -> str:
-        epoch = f'epoch {step / self.steps_per_epoch:.1f}/{self.total_steps / self.steps_per_epoch:.1f}'
-        rate = f'{self._rate:.0f} images/s' if self._rate else ''
+        epoch = f'epoch {step / self._epoch:.1f}/{self._total / self._epoch:.1f}'
+        rate = f'{self._pace.rate * self._batch:.0f} images/s' if self._pace.rate else ''
         return ' · '.join(part for part in (epoch, self._text['loss'], self._text['val'], rate) if part)
 
     def evaluated(self, step: int, val: dict[str, float]) -> None:
         """Shows the validation accuracy; without a terminal, as a line."""
         self._text['val'] = f'val top-1 {100 * val["top1"]:.2f} %'
-        if self._bar:
-            self._bar.update(self._task, completed=step, text=self._line(step))
-        elif self.active and self._shown:
-            left = (self.total_steps - step) * self.batch_size / self._rate if self._rate else None
-            say(f'{self.title} · {self._line(step)}' + (f' · {clock(left)} left' if left is not None else ''))
+        if self._show:
+            self._show(step)
+        elif self._shown:
+            rate = self._pace.rate
+            say(f'{self.title} · {self._line(step)}' + (f' · {clock((self._total - step) / rate)} left' if rate else ''))
 
     def pause(self) -> None:
         """Until now it was not training: it does not count in images/s."""
-        self._last = self._mark = (time.perf_counter(), self._last[1])
+        self._pace.pause()
 
     def write(self, step: int, split: str, scalars: dict[str, float]) -> None:
         """One line of metrics.jsonl, and the same to TensorBoard and Weights & Biases."""
-        if not self.active:
-            return
-        line = {'step': step, 'epoch': step / self.steps_per_epoch, 'split': split, **scalars}
-        self._file.write(json.dumps(line) + '\n')
-        self._file.flush()
-        if self._events:
-            for name, value in scalars.items():
-                self._events.add_scalar(f'{split}/{name}', value, step)
-        if self._wandb:
-            self._wandb.log({f'{split}/{name}': value for name, value in scalars.items()}, step=step)
+        for sink in self._sinks:
+            sink(step, split, scalars)
+
+
+class Pace:
+    """How fast steps are done."""
+
+    def __init__(self):
+        self.rate = 0.0  # steps a second since the last pause
+        self._last: tuple[float, int | None] = (time.perf_counter(), None)  # a time, and the step then
+        self._mark: tuple[float, int | None] = self._last
+
+    def advance(self, step: int) -> float:
+        """`step` steps are done; the seconds since the last call, 0 at the first one."""
+        now, (then, before) = time.perf_counter(), self._last
+        self._last = (now, step)
+        if before is None:
+            self._mark = (now, step)
+            return 0.0
+        self.rate = (step - self._mark[1]) / (now - self._mark[0])  # metrics come in bursts
+        return now - then
+
+    def pause(self) -> None:
+        """What comes until now does not count."""
+        self._last = self._mark = (time.perf_counter(), self._last[1])
 
 
 def import_wandb(project: str):

@@ -1,6 +1,6 @@
-"""Networks as the steps use them: a model with its normalisation, and a teacher whose logits were computed beforehand."""
+"""Networks as the steps use them: a model with its normalisation, alone or as an ensemble."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -51,40 +51,13 @@ class Network(NamedTuple):
 
 
 class Ensemble(NamedTuple):
-    """Networks that predict together: the average of their probabilities, each from its own view of the pixels."""
+    """Networks that predict together: the average of their probabilities, each from its own normalisation of the pixels."""
 
     networks: tuple[Network, ...]
 
     def predict(self, variables: tuple[dict[str, Any], ...], pixels: jax.Array) -> Output:
-        members = [network.predict(own, pixels).logits for network, own in zip(self.networks, variables, strict=True)]
+        members = [network.predict(v, pixels).logits for network, v in zip(self.networks, variables, strict=True)]
         return Output(mean_probabilities(members), {})
-
-
-class Stored(NamedTuple):
-    """A teacher whose logits were computed beforehand, in place of its network; see `kd_jax.soft_targets`."""
-
-    num_classes: int
-
-    def output(self, rows: dict[str, jax.Array]) -> Output:
-        """What the teacher said. rows: {'logits' [B, K]}, or of the k likeliest classes {'index', 'log' [B, k], 'rest' [B]}:
-        their log-probabilities, and the logarithm of what remains, which the other classes share equally.
-        """
-        if 'logits' in rows:
-            return Output(rows['logits'].astype(jnp.float32), {})
-        index, log, rest = rows['index'].astype(jnp.int32), rows['log'].astype(jnp.float32), rows['rest'].astype(jnp.float32)
-        others = max(self.num_classes - index.shape[1], 1)
-        logits = jnp.broadcast_to(rest[:, None] - jnp.log(jnp.float32(others)), (len(index), self.num_classes))
-        return Output(logits.at[jnp.arange(len(index))[:, None], index].set(log), {})
-
-
-def exactly(function: Callable, precision: str) -> Callable:
-    """`function` traced with the products of a precision."""
-
-    def traced(*arguments):
-        with jax.default_matmul_precision(PRECISIONS[precision][1]):
-            return function(*arguments)
-
-    return traced
 
 
 def variables_of(params: dict, model_state: dict) -> dict:

@@ -1,131 +1,142 @@
 """Learning-rate schedules, optimisers with PyTorch's update rules, frozen parameters, and the average of parameters."""
 
+import dataclasses
 import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from kd_jax.errors import UserError, unknown
+from kd_jax import fields
+from kd_jax.errors import UserError
+from kd_jax.fields import choice, flag, is_number, names, number, several
 
 
-def _constant(learning_rate, *, warmup, total, boundaries, step_factor, final_factor):
-    return optax.constant_schedule(learning_rate)
+def _constant(settings, warmup, total, boundaries):
+    return optax.constant_schedule(1.0)
 
 
-def _cosine(learning_rate, *, warmup, total, boundaries, step_factor, final_factor):
-    return optax.cosine_decay_schedule(learning_rate, total - warmup, alpha=final_factor)
+def _cosine(settings, warmup, total, boundaries):
+    return optax.cosine_decay_schedule(1.0, total - warmup, alpha=settings.final_factor)
 
 
-def _step(learning_rate, *, warmup, total, boundaries, step_factor, final_factor):
+def _step(settings, warmup, total, boundaries):
     scales = {}
     for boundary in boundaries:  # two may round to the same step
-        scales[boundary - warmup] = scales.get(boundary - warmup, 1.0) * step_factor
-    return optax.piecewise_constant_schedule(learning_rate, scales)
+        scales[boundary - warmup] = scales.get(boundary - warmup, 1.0) * settings.step_factor
+    return optax.piecewise_constant_schedule(1.0, scales)
 
 
-# What follows the warm-up, as a function of the steps since its end.
-SCHEDULES = {'constant': _constant, 'cosine': _cosine, 'step': _step}
+# What follows the warm-up, as a function of the steps since its end, relative to the peak.
+SCHEDULES = {'cosine': _cosine, 'step': _step, 'constant': _constant}
 
 
-def make_schedule(
-    *,
-    schedule: str,
-    learning_rate: float,
-    total_steps: int,
-    steps_per_epoch: float,
-    warmup_epochs: float = 0.0,
-    step_epochs: Sequence[float] = (),
-    step_factor: float = 0.1,
-    final_factor: float = 0.0,
-) -> optax.Schedule:
-    """The learning rate as a function of the step (0 for the first update).
-
-    During the first `round(warmup_epochs * steps_per_epoch)` steps the rate grows linearly from 0. Then
-
-    - `constant`: it stays at `learning_rate`;
-    - `cosine`: it falls along half a cosine over the remaining steps, to `final_factor * learning_rate` at
-      `total_steps` (Loshchilov & Hutter 2017, arXiv:1608.03983, without restarts);
-    - `step`: it is multiplied by `step_factor` at each of `step_epochs`, counted from the start of training: step
-      `round(e * steps_per_epoch)` is the first with the lower rate. Those after the end have no effect.
-
-    Raises:
-      UserError: for an unknown schedule, or a number out of its range.
-    """
-    if schedule not in SCHEDULES:
-        raise unknown('schedule', schedule, SCHEDULES)
-    _check('learning_rate', learning_rate, 0 < learning_rate < math.inf, 'a finite number greater than 0')
-    _check('warmup_epochs', warmup_epochs, 0 <= warmup_epochs < math.inf, 'a finite number, 0 or more')
-    _check('step_factor', step_factor, 0 < step_factor <= 1, 'greater than 0 and at most 1')
-    _check('final_factor', final_factor, 0 <= final_factor <= 1, 'between 0 and 1')
-    warmup = round(warmup_epochs * steps_per_epoch)
-    if warmup >= total_steps:
-        raise UserError(
-            f'optim.warmup_epochs is {warmup_epochs!r} ({warmup} steps) but training lasts {total_steps} steps; '
-            'make it shorter than the training'
-        )
-    if schedule == 'step':
-        ordered = all(a < b for a, b in itertools.pairwise(step_epochs))
-        fits = len(step_epochs) > 0 and ordered and step_epochs[0] > 0 and step_epochs[0] >= warmup_epochs
-        words = "growing numbers that begin after the warm-up (without any, the schedule is 'constant')"
-        _check('step_epochs', tuple(step_epochs), fits, words)
-    after = SCHEDULES[schedule](
-        learning_rate,
-        warmup=warmup,
-        total=total_steps,
-        boundaries=[round(epoch * steps_per_epoch) for epoch in step_epochs],
-        step_factor=step_factor,
-        final_factor=final_factor,
-    )
-    if warmup == 0:
-        return after
-    return optax.join_schedules([optax.linear_schedule(0.0, learning_rate, warmup), after], [warmup])
+def _sgd(rate, decay, settings):
+    return optax.chain(decay, optax.sgd(rate, settings.momentum or None, settings.nesterov))
 
 
-def _sgd(rate, decay, *, momentum, nesterov, b1, b2, eps):
-    return optax.chain(decay, optax.sgd(rate, momentum or None, nesterov))
+def _adam(rate, decay, settings):
+    return optax.chain(decay, optax.adam(rate, settings.b1, settings.b2, settings.eps))
 
 
-def _adam(rate, decay, *, momentum, nesterov, b1, b2, eps):
-    return optax.chain(decay, optax.adam(rate, b1, b2, eps))
-
-
-def _adamw(rate, decay, *, momentum, nesterov, b1, b2, eps):
-    return optax.chain(optax.scale_by_adam(b1, b2, eps), decay, optax.scale_by_learning_rate(rate))
+def _adamw(rate, decay, settings):
+    adam = optax.scale_by_adam(settings.b1, settings.b2, settings.eps)
+    return optax.chain(adam, decay, optax.scale_by_learning_rate(rate))
 
 
 # `decay` adds weight_decay * parameter to what it is given: to the gradient (L2), or to Adam's update (decoupled).
 OPTIMISERS = {'sgd': _sgd, 'adam': _adam, 'adamw': _adamw}
 
 
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How a run is optimised; `read` makes it of what a config has, and checks each field."""
+
+    name: str = choice('sgd', *OPTIMISERS)
+    learning_rate: float = number(0.1, above=0, sweep=True)  # at its peak
+    # if not 0: the learning rate is this times the (first) teacher's
+    teacher_factor: float = number(0.0, at_least=0, words='a finite number, 0 (off) or more')
+    schedule: str = choice('cosine', *SCHEDULES)  # what follows the warm-up
+    warmup_epochs: float = number(0.0, at_least=0)  # linear, from 0
+    # schedule 'step': when the learning rate drops, in epochs
+    step_epochs: tuple[float, ...] = several(
+        (), lambda epoch: is_number(epoch) and 0 < epoch < math.inf, 'growing numbers greater than 0'
+    )
+    step_factor: float = number(0.1, above=0, at_most=1)  # and by what factor
+    # schedule 'cosine': where it ends, relative to its peak
+    final_factor: float = number(0.0, at_least=0, at_most=1, words='between 0 and 1')
+    momentum: float = number(0.9, at_least=0, below=1)  # SGD
+    nesterov: bool = flag(False)  # SGD
+    b1: float = number(0.9, at_least=0, below=1)  # Adam, AdamW
+    b2: float = number(0.999, at_least=0, below=1)  # Adam, AdamW
+    eps: float = number(1e-8, above=0)  # Adam, AdamW
+    weight_decay: float = number(5e-4, at_least=0, sweep=True)  # SGD, Adam: added to the gradient; AdamW: decoupled
+    decay_norm_and_bias: bool = flag(True)  # whether norms and biases decay too (in the CIFAR tables they do)
+    clip_norm: float = number(0.0, at_least=0, words='a finite number, 0 (no clipping) or more')  # of the whole gradient
+    # from the start of parameter paths: what these match does not train, see `frozen_mask`
+    freeze: tuple[str, ...] = names((), "regular expressions, such as ('stage1/',)")
+    # likewise: if any, only what these match trains
+    train: tuple[str, ...] = names((), "regular expressions, such as ('head', '.*norm')")
+    # average the weights, and evaluate the average
+    ema_decay: float = number(0.0, at_least=0, below=1, words='at least 0 (off) and less than 1')
+    accumulate: int = number(1, at_least=1)  # process a batch in so many parts
+
+
+def read(given: Mapping[str, Any], path: str = 'optim') -> Settings:
+    """The settings with what is `given` (None: the default), checked one by one; `path` is where they stand in a config.
+
+    Raises:
+      UserError: for an unknown field, or a value that it does not allow.
+    """
+    return Settings(**fields.check(Settings, given, path))
+
+
+def relative_rate(settings: Settings, *, total_steps: int, steps_per_epoch: float) -> optax.Schedule:
+    """The learning rate relative to its peak, as a function of the step (0 for the first update).
+
+    During the first `round(warmup_epochs * steps_per_epoch)` steps it grows linearly from 0. Then
+
+    - `constant`: it stays at 1;
+    - `cosine`: it falls along half a cosine over the remaining steps, to `final_factor` at `total_steps` (Loshchilov &
+      Hutter 2017, arXiv:1608.03983, without restarts);
+    - `step`: it is multiplied by `step_factor` at each of `step_epochs`, counted from the start of training: step
+      `round(e * steps_per_epoch)` is the first with the lower rate. Those after the end have no effect.
+
+    Raises:
+      UserError: for a warm-up as long as the training, or step epochs that do not grow or come before its end.
+    """
+    warmup, epochs = round(settings.warmup_epochs * steps_per_epoch), settings.step_epochs
+    if warmup >= total_steps:
+        raise UserError(
+            f'optim.warmup_epochs is {settings.warmup_epochs!r} ({warmup} steps) but training lasts {total_steps} steps; '
+            'make it shorter than the training'
+        )
+    if settings.schedule == 'step':
+        ordered = all(a < b for a, b in itertools.pairwise(epochs))
+        if not (epochs and ordered and epochs[0] >= settings.warmup_epochs):
+            raise UserError(
+                f'optim.step_epochs is {epochs!r}; it must be growing numbers that begin after the warm-up '
+                "(without any, the schedule is 'constant')"
+            )
+    boundaries = [round(epoch * steps_per_epoch) for epoch in epochs]
+    after = SCHEDULES[settings.schedule](settings, warmup, total_steps, boundaries)
+    if warmup == 0:
+        return after
+    return optax.join_schedules([optax.linear_schedule(0.0, 1.0, warmup), after], [warmup])
+
+
 def build(
-    params: Mapping[str, Any],
-    *,
-    total_steps: int,
-    steps_per_epoch: float,
-    name: str = 'sgd',
-    learning_rate: float = 0.05,
-    schedule: str = 'constant',
-    warmup_epochs: float = 0.0,
-    step_epochs: Sequence[float] = (),
-    step_factor: float = 0.1,
-    final_factor: float = 0.0,
-    momentum: float = 0.9,
-    nesterov: bool = False,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
-    weight_decay: float = 0.0,
-    decay_norm_and_bias: bool = True,
-    clip_norm: float = 0.0,
-    freeze: Sequence[str] = (),
-    traced: Mapping[str, jax.Array] | None = None,
-) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """The optimiser of `params` and its learning-rate schedule (see `make_schedule`).
+    params: Mapping[str, Any], settings: Settings, *, total_steps: int, steps_per_epoch: float
+) -> tuple[Callable[..., optax.GradientTransformation], optax.Schedule]:
+    """`(optimizer, schedule)` of `params`.
+
+    `optimizer(hparams)` is the optimiser with the numbers in `hparams`, a mapping that may have 'optim.learning_rate' and
+    'optim.weight_decay', also as numbers that only a running step knows; those of `settings` where it has none, or none
+    is given. Its state is the same whatever they are. `schedule(step)` is the learning rate that belongs to `settings`.
 
     The update rules are PyTorch's, with g the gradient after clipping, w a parameter, d = `weight_decay`:
 
@@ -134,62 +145,49 @@ def build(
     - `adam` (torch.optim.Adam): `g += d w`, then Adam (Kingma & Ba 2015, arXiv:1412.6980);
     - `adamw` (torch.optim.AdamW): Adam, and `w -= rate d w` (Loshchilov & Hutter 2019, arXiv:1711.05101).
 
+    Without `decay_norm_and_bias` only parameters called `kernel` with two or more dimensions decay. The gradient of all
+    parameters that train is scaled down to the global norm `clip_norm`. What `frozen_patterns` match does not change, has
+    no optimiser state and does not count in that norm.
+
     Args:
       params: `{'student': tree, 'objective': tree}`: the arrays, or their shapes; read for paths and ranks only.
+      settings: as `read` gives them.
       total_steps: updates in the whole training.
       steps_per_epoch: updates an epoch; not always a whole number.
-      name: in `OPTIMISERS`.
-      learning_rate, schedule, warmup_epochs, step_epochs, step_factor, final_factor: see `make_schedule`.
-      momentum, nesterov: of `sgd`.
-      b1, b2, eps: of `adam` and `adamw`.
-      weight_decay: 0 or more.
-      decay_norm_and_bias: decay every parameter, as the CIFAR tables do; otherwise only those called `kernel` with two
-        or more dimensions.
-      clip_norm: the gradient of all parameters that train is scaled down to this global norm; 0: it is not.
-      freeze: regular expressions for paths in the student, see `frozen_mask`. What they match does not change, has no
-        optimiser state and does not count in the global norm.
-      traced: `learning_rate` or `weight_decay`, or both, as numbers that only a running step knows, in place of those above.
 
     Raises:
-      UserError: for an unknown name, a number out of its range, or a pattern that is not valid or matches nothing.
+      UserError: for settings that make no sense together, or a pattern that is not valid or matches nothing.
     """
-    if name not in OPTIMISERS:
-        raise unknown('optimiser', name, OPTIMISERS)
-    _check('momentum', momentum, 0 <= momentum < 1, 'at least 0 and less than 1')
-    _check('nesterov', nesterov, not (nesterov and momentum == 0), 'False where momentum is 0')
-    _check('b1', b1, 0 <= b1 < 1, 'at least 0 and less than 1')
-    _check('b2', b2, 0 <= b2 < 1, 'at least 0 and less than 1')
-    _check('eps', eps, 0 < eps < math.inf, 'a finite number greater than 0')
-    _check('weight_decay', weight_decay, 0 <= weight_decay < math.inf, 'a finite number, 0 or more')
-    _check('freeze', freeze, not isinstance(freeze, str), "a list of regular expressions, such as ('stage1/',)")
-    _check('clip_norm', clip_norm, 0 <= clip_norm < math.inf, 'a finite number, 0 (no clipping) or more')
-    rate = make_schedule(
-        schedule=schedule,
-        learning_rate=learning_rate,
-        total_steps=total_steps,
-        steps_per_epoch=steps_per_epoch,
-        warmup_epochs=warmup_epochs,
-        step_epochs=step_epochs,
-        step_factor=step_factor,
-        final_factor=final_factor,
-    )
-    traced = traced or {}
-    if 'learning_rate' in traced:
-        usual, factor = rate, traced['learning_rate'] / learning_rate
-        rate = lambda step: factor * usual(step)  # noqa: E731
-    decay = optax.add_decayed_weights(traced.get('weight_decay', weight_decay), mask=None if decay_norm_and_bias else _kernels)
-    tx = OPTIMISERS[name](rate, decay, momentum=momentum, nesterov=nesterov, b1=b1, b2=b2, eps=eps)
-    if clip_norm > 0:
-        tx = optax.chain(optax.clip_by_global_norm(clip_norm), tx)
-    if freeze:
-        student = params['student']
-        for pattern in freeze:
-            if not any(jax.tree.leaves(frozen_mask(student, (pattern,)))):
-                raise _no_match('freeze', pattern, student)
+    if settings.nesterov and settings.momentum == 0:
+        raise UserError('optim.nesterov is True; it must be False where momentum is 0')
+    shape = relative_rate(settings, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+    patterns, frozen = frozen_patterns(params['student'], settings), None
+    if patterns:
         frozen = {key: jax.tree.map(lambda _: False, tree) for key, tree in params.items()}
-        frozen['student'] = frozen_mask(student, freeze)
-        tx = optax.selective_transform(tx, freeze_mask=frozen)
-    return tx, rate
+        frozen['student'] = frozen_mask(params['student'], patterns)
+
+    def optimizer(hparams: Mapping[str, Any] | None = None) -> optax.GradientTransformation:
+        values = {name: (hparams or {}).get(f'optim.{name}', getattr(settings, name)) for name in fields.swept(Settings)}
+        mask = None if settings.decay_norm_and_bias else _kernels
+        decay = optax.add_decayed_weights(values['weight_decay'], mask=mask)
+        tx = OPTIMISERS[settings.name](lambda step: values['learning_rate'] * shape(step), decay, settings)
+        if settings.clip_norm > 0:
+            tx = optax.chain(optax.clip_by_global_norm(settings.clip_norm), tx)
+        return tx if frozen is None else optax.selective_transform(tx, freeze_mask=frozen)
+
+    return optimizer, lambda step: settings.learning_rate * shape(step)
+
+
+def frozen_patterns(student: Any, settings: Settings) -> tuple[str, ...]:
+    """The patterns of what does not train: `freeze`, and with `train` all that none of its patterns matches.
+
+    student: its parameters, or their shapes.
+
+    Raises:
+      UserError: for a pattern that is no regular expression or matches nothing.
+    """
+    _check_patterns(student, settings.freeze, 'freeze')
+    return settings.freeze + all_but(student, settings.train)
 
 
 def frozen_mask(student_tree: Any, patterns: Sequence[str], field: str = 'freeze') -> Any:
@@ -222,11 +220,17 @@ def all_but(params: Any, patterns: Sequence[str]) -> tuple[str, ...]:
     Raises:
       UserError: for a pattern that is no regular expression or matches nothing.
     """
-    _check('train', patterns, not isinstance(patterns, str), "a list of regular expressions, such as ('head', '.*norm')")
-    for pattern in patterns:
-        if not any(jax.tree.leaves(frozen_mask(params, (pattern,), 'train'))):
-            raise _no_match('train', pattern, params)
+    _check_patterns(params, patterns, 'train')
     return (f'(?!{"|".join(f"(?:{pattern})" for pattern in patterns)})',) if patterns else ()
+
+
+def _check_patterns(student: Any, patterns: Sequence[str], field: str) -> None:
+    for pattern in patterns:
+        if not any(jax.tree.leaves(frozen_mask(student, (pattern,), field))):
+            raise UserError(
+                f'optim.{field} pattern {pattern!r} matches no parameter of the student; '
+                f'its top-level modules: {", ".join(sorted(student))}'
+            )
 
 
 def ema(average: Any, new: Any, decay: float, step: Any) -> Any:
@@ -244,23 +248,6 @@ def ema(average: Any, new: Any, decay: float, step: Any) -> Any:
         return (d * a + (1.0 - d) * n).astype(a.dtype)
 
     return jax.tree.map(leaf, average, new)
-
-
-def check_ema_decay(decay: float) -> None:
-    """Raises UserError unless `decay` is at least 0 (no average) and less than 1."""
-    _check('ema_decay', decay, 0 <= decay < 1, 'at least 0 (off) and less than 1')
-
-
-def _check(field: str, value: Any, fits: bool, words: str) -> None:
-    if not fits:
-        raise UserError(f'optim.{field} is {value!r}; it must be {words}')
-
-
-def _no_match(field: str, pattern: str, student: Any) -> UserError:
-    return UserError(
-        f'optim.{field} pattern {pattern!r} matches no parameter of the student; '
-        f'its top-level modules: {", ".join(sorted(student))}'
-    )
 
 
 def _joined(path: tuple) -> str:

@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kd_jax import runtime
 from kd_jax.errors import UserError, unknown
+from kd_jax.networks import PRECISIONS
 
 AXIS = 'batch'
 # XLA's CPU backend removes optimisation barriers before it fuses, so that a residual network's sums are computed again and
@@ -31,6 +32,10 @@ class Parallel:
     def __init__(self, mode: str = 'auto', devices: int | None = None, *, fast: bool = True):
         if mode not in ('auto', 'jit', 'pmap'):
             raise unknown('parallel mode', mode, ('auto', 'jit', 'pmap'))
+        if devices is not None and devices > jax.device_count():
+            raise UserError(
+                f'devices is {devices}; it must be 0 (all) or at most {jax.device_count()}, which is how many there are'
+            )
         self.asked, self.fast = mode, fast
         self.devices = jax.devices()[:devices]
         self.mode = mode if mode != 'auto' else ('jit' if len(self.devices) == 1 else 'pmap')
@@ -39,19 +44,24 @@ class Parallel:
         # Under pmap each process holds its own replicas; under jit an array spans the devices of all processes.
         mesh = Mesh(np.array(self.local if self.mode == 'pmap' else self.devices), (AXIS,))
         self.replicated = NamedSharding(mesh, PartitionSpec())
+        self._pmap_devices = None if len(self.devices) == jax.device_count() else self.devices
 
     def for_batch(self, batch_size: int, parts: int = 1) -> 'Parallel':
         """This, or fewer of its devices where they are the cores of a CPU: those that share the batch with 16 examples each.
 
         Devices that are no cores are all used: a batch that does not fit them is refused (`check_batch_size`).
         """
-        if not _cores_are_devices() or self.devices[0].platform != 'cpu':
+        if not _cores_are_devices() or not self.on_cpu:
             return self
         fits = [n for n in range(1, len(self) + 1) if batch_size % (n * parts) == 0 and batch_size >= 16 * n]
         return Parallel(self.asked, max(fits, default=1), fast=self.fast)
 
     def __len__(self) -> int:
         return len(self.devices)
+
+    @property
+    def on_cpu(self) -> bool:
+        return self.devices[0].platform == 'cpu'
 
     def check_batch_size(self, batch_size: int, field: str, parts: int = 1) -> None:
         """Raises `UserError` unless the devices can share `batch_size` examples equally, each in `parts` equal parts."""
@@ -66,12 +76,14 @@ class Parallel:
 
     def replicate(self, tree: Any) -> Any:
         """A copy of every array of `tree` on every device."""
-        return jax.tree.map(lambda x: self._put(np.asarray(x)), tree)
 
-    def _put(self, x: np.ndarray) -> jax.Array:
-        if self.replicated.is_fully_addressable:
-            return jax.device_put(x, self.replicated)
-        return jax.make_array_from_process_local_data(self.replicated, x, x.shape)
+        def put(x):
+            x = np.asarray(x)
+            if self.replicated.is_fully_addressable:
+                return jax.device_put(x, self.replicated)
+            return jax.make_array_from_process_local_data(self.replicated, x, x.shape)
+
+        return jax.tree.map(put, tree)
 
     def divide(self, batch: dict[str, Any], *, axis: int = 0) -> dict[str, Any]:
         """This process's share of a global batch, host arrays with B on `axis`, laid out for `compile`d steps."""
@@ -90,66 +102,67 @@ class Parallel:
     def _divided(self, axis: int) -> NamedSharding:
         return NamedSharding(self.replicated.mesh, PartitionSpec(*[None] * axis, AXIS))
 
-    def compile(self, step: Callable, *, arguments: int, donate_first: bool = False, axis: int = 0) -> Callable:
+    def compile(self, step: Callable, precision: str, *, arguments: int, donate_first: bool = False, axis: int = 0) -> Callable:
         """`step(a1, ..., batch)` with `arguments` arguments, of which all but the last are replicated.
 
-        Outputs are replicated. With `donate_first` the buffers of the first argument are reused for the output and
-        must not be read afterwards; where there is no such argument, several CPU devices finish one call before the next.
-        `axis` is that of `divide`.
+        precision: of its products, in `PRECISIONS`. Outputs are replicated. With `donate_first` the buffers of the first
+        argument are reused for the output and must not be read afterwards; where there is no such argument, several CPU
+        devices finish one call before the next. `axis` is that of `divide`.
         """
-        donate = (0,) if donate_first else ()
+        step, donate = with_products(step, precision), (0,) if donate_first else ()
         if self.mode == 'pmap':
             axes = (None,) * (arguments - 1) + (0,)
-            made = jax.pmap(step, AXIS, in_axes=axes, out_axes=None, donate_argnums=donate, devices=self._pmap_devices())
+            compiled = jax.pmap(step, AXIS, in_axes=axes, out_axes=None, donate_argnums=donate, devices=self._pmap_devices)
         else:
             shardings = (self.replicated,) * (arguments - 1) + (self._divided(axis),)
-            made = jax.jit(step, in_shardings=shardings, out_shardings=self.replicated, donate_argnums=donate)
+            compiled = jax.jit(step, in_shardings=shardings, out_shardings=self.replicated, donate_argnums=donate)
         options = self._options()
-        made = _with_options(made, options) if options else made
-        alone = len(self) == 1 or self.devices[0].platform != 'cpu'
-        return made if alone or donate_first else _one_at_a_time(made)
+        compiled = _with_options(compiled, options) if options else compiled
+        alone = len(self) == 1 or not self.on_cpu
+        return compiled if alone or donate_first else _one_at_a_time(compiled)
 
-    def compile_each(self, step: Callable, *, own: int, shared: int, donate_first: bool = False) -> Callable:
+    def compile_each(self, step: Callable, precision: str, *, own: int, shared: int, donate_first: bool = False) -> Callable:
         """`step` on each device by itself: the first `own` arguments and all outputs have a device axis `[D, ...]`.
 
         The other arguments, `shared` of them, are the same for all. For one process.
         """
         axes = (0,) * own + (None,) * shared
-        donate = (0,) if donate_first else ()
-        made = jax.pmap(step, in_axes=axes, out_axes=0, donate_argnums=donate, devices=self._pmap_devices())
+        step, donate = with_products(step, precision), (0,) if donate_first else ()
+        compiled = jax.pmap(step, in_axes=axes, out_axes=0, donate_argnums=donate, devices=self._pmap_devices)
         options = self._options()
-        return _with_options(made, options) if options else made
+        return _with_options(compiled, options) if options else compiled
 
     def _options(self) -> dict[str, str] | None:
-        if not self.fast or self.devices[0].platform != 'cpu' or jax.process_count() > 1:
+        if not self.fast or not self.on_cpu or jax.process_count() > 1:
             return None
         return KEEP_BARRIERS | (ONE_DEVICE_A_CORE if len(self.local) > 1 else {})
 
-    def _pmap_devices(self):
-        return None if len(self) == jax.device_count() else self.devices
 
-    def any(self, flag: bool) -> bool:
-        """Whether `flag` is set in any process; all processes must ask together."""
-        if jax.process_count() == 1:
-            return flag
-        return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+def with_products(step: Callable, precision: str) -> Callable:
+    """`step`, traced with the products of a precision."""
+
+    def traced(*arguments):
+        with jax.default_matmul_precision(PRECISIONS[precision][1]):
+            return step(*arguments)
+
+    return traced
 
 
-def _one_at_a_time(made: Callable) -> Callable:
-    """`made`, which waits for its results.
+def _one_at_a_time(compiled: Callable) -> Callable:
+    """`compiled`, which waits for its results.
 
     Where calls do not wait for each other's results, one device can begin several; in each it keeps a thread while it
     waits for the other devices, until none is left for those to get there (XLA ends the process after 40 seconds).
     """
 
     def call(*arguments):
-        return jax.block_until_ready(made(*arguments))
+        return jax.block_until_ready(compiled(*arguments))
 
-    call.lower = made.lower
+    call.lower = compiled.lower
     return call
 
 
-def _with_options(made: Callable, options: dict[str, str]) -> Callable:
+def _with_options(jitted: Callable, options: dict[str, str]) -> Callable:
     """A jit- or pmapped function compiled with options (which pmap does not take), once for each set of shapes.
 
     The compiler's memory, often more than a step's, is given back before the first step needs its own. For one process:
@@ -161,16 +174,23 @@ def _with_options(made: Callable, options: dict[str, str]) -> Callable:
         leaves, structure = jax.tree.flatten(arguments)
         key = structure, tuple(map(jax.typeof, leaves))
         if key not in compiled:
-            compiled[key] = made.lower(*arguments).compile(compiler_options=options)
+            compiled[key] = jitted.lower(*arguments).compile(compiler_options=options)
             runtime.trim()
         return compiled[key](*arguments)
 
-    call.lower = made.lower
+    call.lower = jitted.lower
     return call
 
 
 def _cores_are_devices() -> bool:
     return jax.config.jax_num_cpu_devices > 0
+
+
+def in_any_process(flag: bool) -> bool:
+    """Whether `flag` is set in any process; all processes must ask together."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
 
 
 def is_main() -> bool:

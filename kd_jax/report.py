@@ -11,8 +11,11 @@ from etils import epath
 
 from kd_jax.errors import UserError, told_to_the_user
 from kd_jax.markdown import table
+from kd_jax.models.common import param_count
+from kd_jax.parallel import Parallel
+from kd_jax.spec import RunSpec
 from kd_jax.spread import mean_std, with_spread
-from kd_jax.workdir import PathLike, matches, read_json, to_json
+from kd_jax.workdir import PathLike, matches, read_json, to_json, write_json, write_text
 
 # (heading, path in result.json, factor, digits)
 COLUMNS = (
@@ -130,6 +133,30 @@ def show(rows: Sequence[Mapping[str, Any]], gain_rows: Sequence[Mapping[str, Any
     for gain in gain_rows:
         print(gain_line(gain))
     sys.stdout.flush()
+
+
+def write(workdir: PathLike, results: Sequence[Mapping[str, Any]], runs: Mapping[str, Any]) -> None:
+    """Writes a study's results.json and report.md, and shows the table."""
+    rows, gained = aggregate(results), gains(results, runs)
+    write_json(epath.Path(workdir) / 'results.json', {'results': list(results), 'table': rows, 'gains': gained})
+    write_text(epath.Path(workdir) / 'report.md', markdown(rows, gained))
+    show(rows, gained)
+
+
+def describe(spec: RunSpec, parallel: Parallel) -> str:
+    """One line on what is about to be trained."""
+    count = spec.dataset.info.count
+    images = f'{count["train"]} images'
+    if count['labelled'] < count['train']:
+        images += f', {count["labelled"]} of them labelled'
+    if len(spec.pool) < count['train']:
+        images = f'the {len(spec.pool)} labelled of {count["train"]} images'
+    devices = '1 device' if len(parallel) == 1 else f'{len(parallel)} devices'
+    params = param_count(spec.plans['student'].shapes)
+    return (
+        f'{spec.config.model.name}, {params:,} parameters, on {images} of {spec.dataset.info.name}; '
+        f'{spec.timing.total_steps} steps of {spec.config.batch_size} ({parallel.mode} on {devices})'
+    )
 
 
 def read_metrics(run_directory: PathLike) -> list[dict[str, Any]]:

@@ -91,10 +91,10 @@ def cache_directory() -> Path | None:
         return None
     base = Path(given).expanduser() if given else Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'kd_jax'
     try:
-        found = [line for line in Path('/proc/cpuinfo').read_text().splitlines() if line.startswith(('flags', 'Features'))]
+        lines = [line for line in Path('/proc/cpuinfo').read_text().splitlines() if line.startswith(('flags', 'Features'))]
     except OSError:
-        found = []
-    kind = hashlib.sha256((platform.machine() + ''.join(found[:1])).encode()).hexdigest()[:12]
+        lines = []
+    kind = hashlib.sha256((platform.machine() + ''.join(lines[:1])).encode()).hexdigest()[:12]
     return base / f'{platform.machine()}-{kind}'
 
 

@@ -1,4 +1,4 @@
-"""Searches numbers and choices of a run on the validation split, with Optuna, many trials at once as one population:
+"""Searches numbers and choices of a run on the validation split, with Optuna, many trials at once as one sweep:
 
     python -m kd_jax.search --config=configs/digits.py --space='objective.kl.tau=1..16 log; objective.kl.weight=0.1..1'
 
@@ -6,6 +6,7 @@ Interrupted, the same command continues. Machines may share a search: the same -
 The test split is read for the winner only.
 """
 
+import ast
 import logging
 import pprint
 import re
@@ -14,22 +15,23 @@ import socket
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import flax
 from absl import app, flags
+from etils import epath
 from ml_collections import ConfigDict
 
-from kd_jax import evaluate, markdown, population, runtime
+from kd_jax import config as config_lib
+from kd_jax import evaluate, jobs, markdown, runtime
 from kd_jax.command import load_config, parse
 from kd_jax.errors import UserError, fail, told_to_the_user, unknown
 from kd_jax.main import default_workdir
 from kd_jax.monitor import say
 from kd_jax.spread import mean_std, percent
-from kd_jax.study import Study, order, references
+from kd_jax.study import Study
 from kd_jax.train import Stopped
-from kd_jax.workdir import RunDirectory, make_directory, write_json
+from kd_jax.workdir import RunDirectory, make_directory, to_json, write_json
 
 _RUN = flags.DEFINE_string('run', 'student', 'The run of the study that is searched')
 _SPACE = flags.DEFINE_string(
@@ -68,13 +70,13 @@ def read_space(text: str, name: str, run: ConfigDict) -> dict[str, Any]:
     """
     distributions = optuna().distributions
     example = "'objective.kl.tau=1..16 log; model.name=cnn,resnet8'"
-    found: dict[str, Any] = {}
+    space: dict[str, Any] = {}
     for part in filter(None, (part.strip() for part in text.split(';'))):
         field, equals, values = (piece.strip() for piece in part.partition('='))
-        if not equals or not values or field in found:
+        if not equals or not values or field in space:
             raise UserError(f'--space has {part!r}; write each field once, as {example}')
         try:
-            default = population.value_of(run, field)
+            default = jobs.value_of(run, field)
         except (AttributeError, KeyError, TypeError):
             known = flax.traverse_util.flatten_dict(run.to_dict(), sep='.')
             raise unknown(f'field of runs.{name} in --space', field, known) from None
@@ -87,20 +89,20 @@ def read_space(text: str, name: str, run: ConfigDict) -> dict[str, Any]:
                 positive = between[3] or field.endswith('.weight')
                 if not (low < high and (low > 0 or not positive)) or isinstance(default, (str, bool, int, tuple)):
                     raise ValueError
-                found[field] = distributions.FloatDistribution(low, high, log=bool(between[3]))
+                space[field] = distributions.FloatDistribution(low, high, log=bool(between[3]))
             else:
                 choices = [_typed(value.strip(), default) for value in values.split(',')]
                 if len(set(choices)) < len(choices):
                     raise ValueError
-                found[field] = distributions.CategoricalDistribution(choices)
+                space[field] = distributions.CategoricalDistribution(choices)
         except ValueError:
             raise UserError(
                 f'--space has {part!r}; write it as {example}: for numbers LOW..HIGH with LOW < HIGH, above 0 for weights and '
                 'with log, or different values'
             ) from None
-    if not found:
+    if not space:
         raise UserError(f'--space is empty; name what is searched, such as {example}')
-    return found
+    return space
 
 
 def _typed(text: str, default: Any) -> Any:
@@ -121,7 +123,7 @@ class Search:
     config: the study; name: its run that is searched.
     """
 
-    def __init__(self, config: ConfigDict, workdir: Path, name: str, space: str, *, together: int, storage: str = '',
+    def __init__(self, config: ConfigDict, workdir: epath.Path, name: str, space: str, *, together: int, storage: str = '',
                  worker: str = '', prune: bool = True):  # fmt: skip
         if name not in config.runs:
             raise UserError(f'--run={name} is no run of the study; it has {", ".join(config.runs)}')
@@ -130,8 +132,8 @@ class Search:
         self.config, self.workdir, self.name, self.together = config.copy_and_resolve_references(), workdir, name, together
         self.config.unlock()
         self.run = self.config.runs[name]
-        if self.run.population or self.run.patience:
-            raise UserError(f'runs.{name} has a population or patience; a search goes without them')
+        if self.run.sweep or self.run.patience:
+            raise UserError(f'runs.{name} has a sweep or patience; a search goes without them')
         self.space = read_space(space, name, self.run)
         self.worker = worker or socket.gethostname()
         make_directory(workdir)
@@ -151,27 +153,23 @@ class Search:
 
     def _check_same(self) -> None:
         """A search goes on with the space and the run that it began with."""
-        mine = {'space': {k: self.optuna.distributions.distribution_to_json(v) for k, v in self.space.items()},
-                'run': repr(self.run.to_dict())}  # fmt: skip
+        space = {field: self.optuna.distributions.distribution_to_json(of) for field, of in self.space.items()}
+        run = to_json(config_lib.upgraded(self.run.to_dict()))
         begun = self.study.user_attrs
-        for key, value in mine.items():
-            if key not in begun:
-                self.study.set_user_attr(key, value)
-            elif begun[key] != value:
+        if 'space' not in begun:
+            self.study.set_user_attr('space', space)
+            self.study.set_user_attr('config', run)
+            return
+        recorded = begun['config'] if 'config' in begun else ast.literal_eval(begun['run'])  # as earlier versions wrote it
+        for key, same in (('space', begun['space'] == space), ('run', to_json(config_lib.upgraded(recorded)) == run)):
+            if not same:
                 raise UserError(
                     f'{self.workdir} holds a search with another {key}; choose another --workdir, or undo the change'
                 )
 
     def others(self) -> list[str]:
         """The runs that the searched one names, with what those name."""
-        needed, found = [self.name], []
-        while needed:
-            for reference in references(self.config.runs[needed.pop()]):
-                owner = reference.partition('/')[0]
-                if owner in self.config.runs and owner not in found:
-                    found.append(owner)
-                    needed.append(owner)
-        return [name for name in order(self.config.runs) if name in found]
+        return jobs.needed(self.name, self.config.runs)
 
     def go(self, trials: int, should_stop: Callable[[], bool]) -> dict[str, Any]:
         """Runs until there are so many trials; returns what `finish` found.
@@ -184,7 +182,7 @@ class Search:
             Study(self.config, self.workdir, others).run(should_stop)
         while batch := self._ask(trials):
             groups: dict[tuple, list[Any]] = {}
-            numbers = set(population.fields_of(self.run))
+            numbers = set(jobs.swept_fields(self.run))
             for trial in batch:
                 fixed = tuple((field, value) for field, value in trial.params.items() if field not in numbers)
                 groups.setdefault(fixed, []).append(trial)
@@ -197,13 +195,13 @@ class Search:
         module = self.optuna
         there = self.study.get_trials(deepcopy=False)
         mine = [t for t in there if t.state == module.trial.TrialState.RUNNING and t.user_attrs.get('worker') == self.worker]
-        found = [module.trial.Trial(self.study, t._trial_id) for t in mine[: self.together]]
-        while len(found) < self.together and len(there) < trials:
+        batch = [module.trial.Trial(self.study, t._trial_id) for t in mine[: self.together]]
+        while len(batch) < self.together and len(there) < trials:
             trial = self.study.ask(self.space)
             trial.set_user_attr('worker', self.worker)
-            found.append(trial)
+            batch.append(trial)
             there = self.study.get_trials(deepcopy=False)
-        return found
+        return batch
 
     def config_of(self, params: Mapping[str, Any]) -> ConfigDict:
         run = self.run.copy_and_resolve_references()
@@ -223,19 +221,18 @@ class Search:
         pruned: set[int] = set()
         reported: set[tuple[int, int]] = set()
 
-        def judge(step: int, found: Mapping[tuple[str, int], Mapping[str, Any]]) -> set[tuple[str, int]]:
+        def prune(step: int, validated: Mapping[tuple[str, int], Mapping[str, Any]]) -> set[tuple[str, int]]:
             for name, trial in names.items():
-                values = [val['top1'] for (own, _), val in found.items() if own == name]
+                values = [val['top1'] for (run, _), val in validated.items() if run == name]
                 if values and (trial.number, step) not in reported:
                     reported.add((trial.number, step))
                     trial.report(statistics.mean(values), step)
                     if trial.should_prune():
                         pruned.add(trial.number)
-            return {(name, seed) for name, seed in found if names[name].number in pruned}
+            return {(name, seed) for name, seed in validated if names[name].number in pruned}
 
         study.check()
-        if 'trials' in study.waiting():
-            study.train_population('trials', should_stop, judge=judge, test=False)
+        study.train('trials', should_stop, prune=prune, test=False)
         states = self.optuna.trial.TrialState
         for name, trial in names.items():
             runs = [RunDirectory(self.workdir / name / f'seed{seed}') for seed in self.run.seeds]
@@ -260,12 +257,12 @@ class Search:
         test = [evaluate.evaluate_run(self.workdir / run / f'seed{seed}', 'test')['top1'] for seed in self.run.seeds]
         counts = {state: sum(t.state.name == state for t in self.study.get_trials(deepcopy=False))
                   for state in ('COMPLETE', 'PRUNED', 'FAIL')}  # fmt: skip
-        found = {
+        result = {
             'best': {'run': run, 'params': best.params, 'val': best.user_attrs['val'], 'test': test},
             'trials': [{'run': f'trial{t.number:04d}', 'params': t.params, 'val': t.user_attrs['val']} for t in ranked],
             'counts': counts,
         }
-        write_json(self.workdir / 'search.json', found)
+        write_json(self.workdir / 'search.json', result)
         self.best.write_text(self._best_config(best.params))
         head = ('trial', *self.space, 'val top-1 %')
         rows = [
@@ -279,10 +276,10 @@ class Search:
         (self.workdir / 'search.md').write_text(f'{table}\n\n{summary}\n')
         say(f'\n{table}\n\n{summary}\npython -m kd_jax.main --config={self.best} trains it again')
         self._plot(complete)
-        return found
+        return result
 
     @property
-    def best(self) -> Path:
+    def best(self) -> epath.Path:
         """The config of the winner; its name is that of the workdir it will train in."""
         return self.workdir / f'{self.workdir.name}_best.py'
 
@@ -317,8 +314,8 @@ class Search:
             1, len(numbers), figsize=(4 * len(numbers), 3.2), layout='constrained', squeeze=False, sharey=True
         )
         for ax, field in zip(axes[0], numbers, strict=True):
-            found = [mean_std([100 * value for value in t.user_attrs['val']]) for t in complete]
-            values, spread = [f['mean'] for f in found], [f['std'] or 0.0 for f in found]
+            accuracies = [mean_std([100 * value for value in t.user_attrs['val']]) for t in complete]
+            values, spread = [a['mean'] for a in accuracies], [a['std'] or 0.0 for a in accuracies]
             ax.errorbar([t.params[field] for t in complete], values, spread, fmt='o', capsize=2)
             ax.set_xlabel(field)
             if getattr(self.space[field], 'log', False):
@@ -356,7 +353,7 @@ def main(argv: list[str]) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda received, _: stop.append(received))
         given = flags.FLAGS['workdir'].value
-        workdir = Path(given) if given else default_workdir().with_name(f'{default_workdir().name}-search')
+        workdir = epath.Path(given) if given else default_workdir().with_name(f'{default_workdir().name}-search')
         asked = {'together': _TOGETHER.value, 'storage': _STORAGE.value, 'worker': _WORKER.value, 'prune': _PRUNE.value}
         search = Search(config, workdir, _RUN.value, _SPACE.value, **asked)
         try:

@@ -1,345 +1,324 @@
-"""The train step and the evaluation step: pure functions, the same for one device, jit over a mesh, and pmap."""
+"""The steps: pure functions of a `StepSpec`, the same for one device, jit over a mesh, and pmap.
 
-from collections.abc import Callable, Sequence
-from typing import Any
+    prepare     what a step learns from: views of the images, mixtures, what the shared teachers say
+    update      a student's step of what was prepared
+    train step  both, one after the other
+    evaluation  sums of `kd_jax.metrics`
+    prediction  logits
 
-import flax
+Under `axis_name` a function sees one device's share of the batch; gradients, running statistics and metrics are those of
+the whole.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from kd_jax import metrics, optim
 from kd_jax.data import augment
-from kd_jax.data.views import Views, look_up
-from kd_jax.models import Output
-from kd_jax.models.common import mean_probabilities
-from kd_jax.networks import Network, Stored, variables_of
-from kd_jax.objectives import WeightedSum, ensemble_logits
+from kd_jax.data.dataset import read
+from kd_jax.data.views import Views
+from kd_jax.models.common import Output, mean_probabilities
+from kd_jax.networks import Ensemble, Network, variables_of
+from kd_jax.objectives import Objective
+from kd_jax.spec import OBJECTIVE_OF, Arrays, Hparams, StepSpec, TrainState
 
-# Teachers that a run makes for itself: the average of its weights (`optim.ema_decay`), the student of some epochs ago, and
-# a second student that learns at the same time, each the other's teacher.
-AVERAGE, PAST, PEER = COMPANIONS = ('self:average', 'self:past', 'self:peer')
-
-
-@flax.struct.dataclass
-class TrainState:
-    """What training changes. It never holds the teacher and never has a device axis."""
-
-    step: jax.Array  # int32 scalar: updates done
-    params: dict[str, Any]  # {'student', 'objective'} and, with a peer, {'peer', 'peer_objective'}
-    model_state: dict[str, Any]  # likewise: running statistics, memory banks
-    opt_state: Any
-    ema: dict[str, Any] | None = None  # averaged {'params', 'model_state'} of the student
-    past: dict[str, Any] | None = None  # {'params', 'model_state'} that the student had
-
-
-OBJECTIVE_OF = {'student': 'objective', 'peer': 'peer_objective'}  # what holds the learned parts of its objective
 NEGATIVES = 0x4E65  # of the random numbers that objectives draw
 
 
-def make_look(*, teachers: Sequence[Network | Stored], views: Views, mixup: float = 0.0) -> Callable:
-    """`look(seed, step, teacher_variables, data, batch) -> seen`: what a step learns from, the same for every student.
+class Collectives(NamedTuple):
+    """Means and sums over the devices of an axis; without one, what there is."""
 
-    Arguments as for `make_train_step`. seen: {'pixels' [B, H, W, C] float32 in 0..255, 'teachers': their outputs, 'index',
-    'label' [B] int32, 'mask' [B]} and, with mixup, {'mixed_label' [B], 'mix': scalar}.
-    """
+    axis_name: str | None
 
-    def taught(key, teacher_variables, pixels, batch):
-        if not any(isinstance(teacher, Stored) for teacher in teachers):
-            return tuple(net.predict(v, pixels) for net, v in zip(teachers, teacher_variables, strict=True))
-        rows = batch.get('stored')
-        if rows is None:
-            slot = views.slot(key, batch['index'], batch['view'])
-            rows = jax.tree.map(lambda table: table[batch['index'], slot], teacher_variables)
-        return tuple(teacher.output(row) for teacher, row in zip(teachers, rows, strict=True))
+    def mean(self, tree: Any) -> Any:
+        return jax.lax.pmean(tree, self.axis_name) if self.axis_name else tree
 
-    def look(seed, step, teacher_variables, data, batch):
-        key = jax.random.key(seed)
-        pixels = views.pixels(key, data, batch['index'], batch['view'])
-        seen = labels_of(data, batch)
-        if mixup:
-            share = seen['mix'] = augment.mixup_share(_step_key(seed, step), mixup)
-            pixels = share * pixels + (1 - share) * views.pixels(key, data, batch['partner_index'], batch['partner_view'])
-        return seen | {'pixels': pixels, 'teachers': taught(key, teacher_variables, pixels, batch)}
+    def total(self, tree: Any) -> Any:
+        return jax.lax.psum(tree, self.axis_name) if self.axis_name else tree
 
-    return look
-
-
-def labels_of(data: dict[str, jax.Array], batch: dict[str, Any]) -> dict[str, jax.Array]:
-    """What `seen` says of the examples besides their pixels."""
-    found = {'index': batch['index'], 'label': look_up(data, batch['index'], 'label')}
-    found['mask'] = jnp.ones(batch['index'].shape, jnp.float32)
-    if 'partner_index' in batch:
-        found['mixed_label'] = look_up(data, batch['partner_index'], 'label')
-    return found
+    def gather(self, tree: Any) -> Any:
+        """The examples of all devices; what has no examples stays."""
+        if not self.axis_name:
+            return tree
+        return jax.tree.map(lambda x: jax.lax.all_gather(x, self.axis_name, tiled=True) if x.ndim else x, tree)
 
 
 def _step_key(seed, step):
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 0x5EED), step)
 
 
-def make_update(
-    *,
-    student: Network,
-    objective: Callable[[Any], WeightedSum],
-    tx: Callable[[Any], optax.GradientTransformation],
-    steps_per_epoch: float,
-    accumulate: int = 1,
-    ema_decay: float = 0.0,
-    freeze: Sequence[str] = (),
-    companions: Sequence[str] = (),
-    peer: Network | None = None,
-    past_steps: int = 0,
-    axis_name: str | None = None,
-) -> Callable:
-    """`update(state, seed, hyper, whole, part) -> (state, metrics)`: a student's step, of what `make_look`'s function saw.
+def make_prepare(spec: StepSpec) -> Callable:
+    """`prepare(seed, step, teachers, arrays, batch) -> batch`: what a step learns from, the same for every student of a sweep.
 
-    seed: int32 scalar, of the student's own randomness (dropout). hyper: given to `objective` and `tx`, which make the
-    objective and the optimiser of it. whole: `labels_of` the batch; part(number): all that was `seen` of the examples
-    `number::accumulate`. The other arguments are those of `make_train_step`.
+    seed: of views and mixtures. teachers: name -> variables. arrays: the columns of a resident data set, `[N, ...]`. batch:
+    `index`, `view` `[B]` int32 and, with mixup, `partner_index`, `partner_view`; `targets`: stored rows, where they come with
+    the batch. The result has `image` `[B, H, W, C]` float32 in 0..255, `label` `[B]` int32, `mask` `[B]`, with mixup also
+    `mixed_label` `[B]` and `mix`, a scalar; and `teachers`, name -> `Output` of those that need no state.
     """
-    networks = {'student': student.training(axis_name, freeze)}
-    if peer is not None:
-        networks['peer'] = peer.training(axis_name)
-    pmean = (lambda tree: jax.lax.pmean(tree, axis_name)) if axis_name else (lambda tree: tree)
+    views = spec.views
 
-    def total(x):  # over the global batch
-        return jax.lax.psum(x, axis_name) if axis_name else x
+    def prepare(seed, step, teachers, arrays, batch):
+        key = jax.random.key(seed)
+        batch = read(arrays, batch)
+        index, view = batch['index'], batch['view']
+        image = views.augment(key, batch['image'], index, view)
+        if spec.mixup:
+            share = batch['mix'] = augment.mixup_share(_step_key(seed, step), spec.mixup)
+            partner = views.augment(key, batch['partner_image'], batch['partner_index'], batch['partner_view'])
+            image = share * image + (1 - share) * partner
+        batch = without_partners(batch) | {'image': image}
+        if any(teacher.network is None and teacher.shared for teacher in spec.teachers):
+            batch['slot'] = views.slot(key, index, view)
+        said = {t.name: t.output(teachers[t.name], batch, None, {}, 'student') for t in spec.teachers if t.shared}
+        return {name: column for name, column in batch.items() if name not in ('slot', 'targets')} | {'teachers': said}
 
-    def synchronised(model_state):
-        """Running statistics become those of all devices; memory banks are the same on all already, and large."""
-        return {
-            role: {name: tree if name == 'memory' else pmean(tree) for name, tree in collections.items()}
-            for role, collections in model_state.items()
-        }
+    return prepare
 
-    def beside(state, role, outputs, pixels):
-        """What the companions of a student say."""
 
-        def said(kind):
-            if kind == PEER:
-                return outputs['peer' if role == 'student' else 'student']
-            kept = state.ema if kind == AVERAGE else state.past
-            output = student.predict(variables_of(kept['params'], kept['model_state']), pixels)
-            if kind == AVERAGE:
-                return output
-            # While there is no past to learn from, the student agrees with its teacher.
-            return jax.tree.map(lambda x, own: jnp.where(state.step >= past_steps, x, own), output, outputs[role])
+def without_partners(batch: Arrays) -> Arrays:
+    """A batch whose `partner_label` is its `mixed_label`, and in which nothing else is left of partners."""
+    rest = {name: column for name, column in batch.items() if not name.startswith('partner_')}
+    return rest | ({'mixed_label': batch['partner_label']} if 'partner_label' in batch else {})
 
-        return tuple(jax.lax.stop_gradient(said(kind)) for kind in companions)
 
-    def update(state, seed, hyper, whole, part):
-        step_key = _step_key(seed, state.step)
-        terms_of = objective(hyper)
-        masks = terms_of.masks(whole)
-        devices = jax.lax.psum(1, axis_name) if axis_name else 1
-        # The mean over the examples that a term can judge, wherever they are; pmean undoes the factor `devices`.
-        scale = {name: devices / jnp.maximum(total(mask.sum()), 1.0) for name, mask in masks.items()}
-        weights = terms_of.weights(state.step / steps_per_epoch)
+def make_update(spec: StepSpec, axis_name: str | None = None) -> Callable:
+    """`update(state, seed, hparams, labels, part) -> (state, metrics)`: a student's step of what was prepared.
 
-        def loss_of(params, model_state, number, seen, part_masks):
-            outputs, new_state, losses = {}, {}, {}
-            for k, (role, network) in enumerate(networks.items()):
-                outputs[role], new_state[role] = network.model.apply(
-                    variables_of(params[role], model_state[role]),
-                    network.normalize(seen['pixels']),
-                    train=True,
-                    mutable=list(model_state[role]),
-                    rngs={'dropout': jax.random.fold_in(step_key, number + k * accumulate)},
-                )
-            for role in reversed(networks):
-                learned = OBJECTIVE_OF[role]
-                values, new_state[learned] = terms_of.apply(
-                    {'params': params[learned], **model_state[learned]},
-                    outputs[role],
-                    (*seen['teachers'], *beside(state, role, outputs, seen['pixels'])),
-                    dict(seen, image=networks[role].normalize(seen['pixels'])),
-                    mutable=list(model_state[learned]),
-                    rngs={'negatives': jax.random.fold_in(step_key, NEGATIVES)},
-                )
-                terms = {name: (values[name] * part_masks[name]).sum() * scale[name] for name in values}
-                losses[role] = sum(weights[name] * terms[name] for name in terms)
-            known = seen['label'] >= 0
-            right = (known & (outputs['student'].logits.argmax(-1) == seen['label'])).sum().astype(jnp.float32)
-            others = {f'{role}_loss': loss for role, loss in losses.items() if role != 'student'}
-            return sum(losses.values()), (new_state, dict(terms, loss=losses['student'], **others), right)
+    seed: int32 scalar, of the student's own randomness (dropout). hparams: see `make_train_step`. labels: the batch without
+    its images; part(number): all that was prepared of the examples `number::spec.accumulate`.
+    """
+    over = Collectives(axis_name)
+    loss_fn = make_loss(spec, axis_name)
 
-        model_state, grads, sums, right = state.model_state, None, None, jnp.float32(0)
-        for number in range(accumulate):  # unrolled: convolution gradients in a loop body are slow on CPU
-            part_masks = {name: x[number::accumulate] for name, x in masks.items()}
-            (_, (model_state, part_sums, part_right)), part_grads = jax.value_and_grad(loss_of, has_aux=True)(
-                state.params, model_state, number, part(number), part_masks
-            )
-            grads = part_grads if grads is None else jax.tree.map(jnp.add, grads, part_grads)
-            sums = part_sums if sums is None else jax.tree.map(jnp.add, sums, part_sums)
-            right += part_right
-        (grads, sums), model_state = pmean((grads, sums)), synchronised(model_state)
-        known = total((whole['label'] >= 0).sum().astype(jnp.float32))
-        sums['top1'] = total(right) / jnp.maximum(known, 1.0)
+    def update(state, seed, hparams, labels, part):
+        objective = on_axis(spec.objective.with_hparams(hparams), axis_name)
+        key = _step_key(seed, state.step)
+        shares = _shares(objective, labels, over)
+        weights = objective.weights(state.step / spec.steps_per_epoch)
 
-        updates, opt_state = tx(hyper).update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema, past, now = state.ema, state.past, {'params': params['student'], 'model_state': model_state['student']}
-        if ema_decay:
-            ema = optim.ema(ema, now, ema_decay, state.step)
-        if past is not None:
-            past = jax.tree.map(lambda old, new: jnp.where((state.step + 1) % past_steps == 0, new, old), past, now)
-        state = TrainState(state.step + 1, params, model_state, opt_state, ema, past)
-        return state, sums
+        def gradients(model_state, number):
+            mine = {label: share[number :: spec.accumulate] for label, share in shares.items()}
+            arguments = state.params, model_state, state, objective, weights, mine, part(number), key, number
+            (_, (model_state, sums)), grads = jax.value_and_grad(loss_fn, has_aux=True)(*arguments)
+            return model_state, grads, sums
+
+        model_state, grads, sums = gradients(state.model_state, 0)
+        for number in range(1, spec.accumulate):  # unrolled: convolution gradients in a loop body are slow on CPU
+            model_state, *more = gradients(model_state, number)
+            grads, sums = jax.tree.map(jnp.add, (grads, sums), tuple(more))
+        right = over.total(sums.pop('right'))
+        (grads, sums), model_state = over.mean((grads, sums)), _synchronised(model_state, over)
+        known = over.total((labels['label'] >= 0).sum().astype(jnp.float32))
+        sums['top1'] = right / jnp.maximum(known, 1.0)
+        return _updated(spec, state, hparams, grads, model_state), sums
 
     return update
 
 
-def _every(tree, number, accumulate):
+def on_axis(objective: Objective, axis_name: str | None) -> Objective:
+    """This objective for a batch that is split over the devices of an axis."""
+    return objective.clone(losses=tuple((label, loss.clone(axis_name=axis_name)) for label, loss in objective.losses))
+
+
+def make_loss(spec: StepSpec, axis_name: str | None) -> Callable:
+    """`loss(params, model_state, state, objective, weights, shares, batch, key, number) -> (loss, (model_state, sums))`.
+
+    Of the students together. weights: label -> the loss's weight now. shares: label -> `[B]`, what each example counts in the
+    mean. number: which part of the batch this is. sums: every loss unweighted, `loss`, and `right`, how many examples the
+    student classifies rightly.
+    """
+    networks = {role: network.training(axis_name, spec.freeze) for role, network in spec.students.items()}
+
+    def loss(params, model_state, state, objective, weights, shares, batch, key, number):
+        outputs, new_state, losses = {}, {}, {}
+        for k, (role, network) in enumerate(networks.items()):
+            outputs[role], new_state[role] = network.model.apply(
+                variables_of(params[role], model_state[role]),
+                network.normalize(batch['image']),
+                train=True,
+                mutable=list(model_state[role]),
+                rngs={'dropout': jax.random.fold_in(key, number + k * spec.accumulate)},
+            )
+        for role in reversed(networks):
+            learned = OBJECTIVE_OF[role]
+            values, new_state[learned] = objective.apply(
+                {'params': params[learned], **model_state[learned]},
+                outputs[role],
+                teacher_outputs(spec, state, outputs, role, batch),
+                dict(batch, image=networks[role].normalize(batch['image'])),
+                mutable=list(model_state[learned]),
+                rngs={'negatives': jax.random.fold_in(key, NEGATIVES)},
+            )
+            terms = {label: (values[label] * shares[label]).sum() for label in values}
+            losses[role] = sum(weights[label] * terms[label] for label in terms)
+        right = (batch['label'] >= 0) & (outputs['student'].logits.argmax(-1) == batch['label'])
+        sums = terms | {f'{role}_loss': value for role, value in losses.items() if role != 'student'}
+        sums |= {'loss': losses['student'], 'right': right.sum().astype(jnp.float32)}
+        return sum(losses.values()), (new_state, sums)
+
+    return loss
+
+
+def teacher_outputs(
+    spec: StepSpec, state: TrainState, outputs: Mapping[str, Output], role: str, batch: Arrays
+) -> tuple[Output, ...]:
+    """What each teacher says to the student `role`, in the config's order, without gradient."""
+    said = (batch['teachers'][t.name] if t.shared else t.output((), batch, state, outputs, role) for t in spec.teachers)
+    return tuple(map(jax.lax.stop_gradient, said))
+
+
+def _shares(objective: Objective, labels: Arrays, over: Collectives) -> dict[str, jax.Array]:
+    """What each example counts in the mean of each loss: label -> `[B]`.
+
+    The mean is over the examples that a loss can judge, wherever they are; the mean over devices undoes their number.
+    """
+    devices = over.total(1)
+    masks = objective.masks(labels)
+    return {label: mask * (devices / jnp.maximum(over.total(mask.sum()), 1.0)) for label, mask in masks.items()}
+
+
+def _synchronised(model_state: Mapping[str, Any], over: Collectives) -> dict[str, Any]:
+    """Running statistics become those of all devices; memory banks are the same on all already, and large."""
+    return {
+        role: {name: tree if name == 'memory' else over.mean(tree) for name, tree in collections.items()}
+        for role, collections in model_state.items()
+    }
+
+
+def _updated(spec: StepSpec, state: TrainState, hparams: Hparams, grads: Any, model_state: Any) -> TrainState:
+    """The state after the update with these gradients."""
+    updates, opt_state = spec.optimizer(hparams).update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema, snapshot, now = state.ema, state.snapshot, {'params': params['student'], 'model_state': model_state['student']}
+    if spec.ema_decay:
+        ema = optim.ema(ema, now, spec.ema_decay, state.step)
+    if spec.snapshot_steps:
+        due = (state.step + 1) % spec.snapshot_steps == 0
+        snapshot = jax.tree.map(lambda old, new: jnp.where(due, new, old), snapshot, now)
+    return TrainState(state.step + 1, params, model_state, opt_state, ema, snapshot)
+
+
+def every(tree: Any, number: int, accumulate: int) -> Any:
     """The examples `number::accumulate` of arrays `[B, ...]`; what has no examples stays."""
     return jax.tree.map(lambda x: x[number::accumulate] if x.ndim else x, tree)
 
 
-def make_train_step(
-    *,
-    student: Network,
-    teachers: Sequence[Network | Stored],
-    objective: WeightedSum,
-    tx: optax.GradientTransformation,
-    views: Views,
-    steps_per_epoch: float,
-    mixup: float = 0.0,
-    accumulate: int = 1,
-    ema_decay: float = 0.0,
-    freeze: Sequence[str] = (),
-    companions: Sequence[str] = (),
-    peer: Network | None = None,
-    past_steps: int = 0,
-    axis_name: str | None = None,
-) -> Callable:
-    """The step `(state, seed, teacher_variables, data, batch) -> (state, metrics)`.
+def make_train_step(spec: StepSpec, axis_name: str | None = None) -> Callable:
+    """The step `(state, seeds, hparams, teachers, arrays, batch) -> (state, metrics)`.
 
     state: `TrainState`; its buffers may be donated.
-    seed: int32 scalar; all randomness derives from it, the step number and each example's (index, view). Or two: that of
-      the views and the mixtures, and the student's own, of dropout.
-    teacher_variables: tuple of variables, one a teacher; read only. Of a `Stored` teacher its table: rows `[N, V, ...]` for
-      each image and each of the `views.count` views; not read if the batch brings the rows.
-    data: {'image' [N, H, W, C] uint8, 'label' [N] int32}.
-    batch: {'index', 'view' [B] int32} and, with mixup, {'partner_index', 'partner_view'}; 'stored': rows `[B, ...]` for each
-      teacher, where they do not lie on the device.
-    metrics: float32 scalars: `loss`, `top1` of the training batch (labelled examples), and each term unweighted.
-
-    `freeze`: see `optim.frozen_mask`; a frozen BatchNorm uses its running statistics, as in evaluation.
-    `companions` are `COMPANIONS` that teach after the `teachers`: with 'self:average' the state keeps an average, with
-    'self:past' the student as it was at the last multiple of `past_steps`, with 'self:peer' a second student, `peer`, that
-    learns by the same objective, of the same teachers and of the first.
-    `accumulate` processes the batch in that many parts, one after the other, and updates once. Under `axis_name` the
-    function sees one device's share of the batch; gradients, running statistics and metrics are those of the whole.
+    seeds: int32 `[2]`: that of views and mixtures, and the student's own, of dropout. All randomness derives from them, the
+      step number and each example's (index, view).
+    hparams: 'objective.<label>.<field>', 'optim.learning_rate', 'optim.weight_decay' -> float32 scalar, the numbers that may
+      change without another program.
+    teachers, arrays, batch: see `make_prepare`; read only.
+    metrics: float32 scalars: `loss`, `top1` of the training batch (labelled examples), and each loss unweighted.
     """
-    look = make_look(teachers=teachers, views=views, mixup=mixup)
-    update = make_update(
-        student=student,
-        objective=lambda _: objective,
-        tx=lambda _: tx,
-        steps_per_epoch=steps_per_epoch,
-        accumulate=accumulate,
-        ema_decay=ema_decay,
-        freeze=freeze,
-        companions=companions,
-        peer=peer,
-        past_steps=past_steps,
-        axis_name=axis_name,
-    )
+    prepare, update = make_prepare(spec), make_update(spec, axis_name)
 
-    def train_step(state, seed, teacher_variables, data, batch):
-        shared, own = jnp.broadcast_to(seed, (2,))
-
+    def train_step(state, seeds, hparams, teachers, arrays, batch):
         def part(number):
-            return look(shared, state.step, teacher_variables, data, _every(batch, number, accumulate))
+            return prepare(seeds[0], state.step, teachers, arrays, every(batch, number, spec.accumulate))
 
-        return update(state, own, None, labels_of(data, batch), part)
+        return update(state, seeds[1], hparams, without_partners(read(arrays, batch)), part)
 
     return train_step
 
 
-def make_look_step(look: Callable, *, features: bool = True, axis_name: str | None = None) -> Callable:
-    """`make_look`'s function for `several`: `(step, seed, teacher_variables, data, batch) -> (step + 1, seen)`.
+def make_prepare_step(spec: StepSpec, axis_name: str | None = None) -> Callable:
+    """`make_prepare`'s function for `scan_steps`: `(step, seed, teachers, arrays, batch) -> (step + 1, prepared)`.
 
-    Under `axis_name` it sees one device's share of the batch, and every device gets what all of them saw. Without `features`
-    the teachers' logits are all that is left of their outputs.
+    Every device gets what all of them prepared. Where no loss needs features, logits are all that is left of teachers.
     """
+    prepare, over = make_prepare(spec), Collectives(axis_name)
+    features = any(loss.needs_features for _, loss in spec.objective.losses)
 
-    def look_step(step, seed, teacher_variables, data, batch):
-        seen = look(seed, step, teacher_variables, data, batch)
+    def prepare_step(step, seed, teachers, arrays, batch):
+        prepared = prepare(seed, step, teachers, arrays, batch)
         if not features:
-            seen['teachers'] = tuple(Output(output.logits, {}) for output in seen['teachers'])
-        if axis_name:
-            seen = jax.tree.map(lambda x: jax.lax.all_gather(x, axis_name, tiled=True) if x.ndim else x, seen)
-        return step + 1, seen
+            prepared['teachers'] = {name: Output(said.logits, {}) for name, said in prepared['teachers'].items()}
+        return step + 1, over.gather(prepared)
 
-    return look_step
+    return prepare_step
 
 
-def make_member_step(update: Callable, accumulate: int = 1) -> Callable:
-    """`make_update`'s function for `several`: `(state, seed, hyper, _, seen) -> (state, metrics)`."""
+def make_member_step(spec: StepSpec) -> Callable:
+    """`make_update`'s function for `scan_steps`, on one device: `(state, seed, hparams, prepared) -> (state, metrics)`."""
+    update = make_update(spec)
 
-    def member_step(state, seed, hyper, _, seen):
-        whole = {name: value for name, value in seen.items() if name not in ('pixels', 'teachers')}
-        return update(state, seed, hyper, whole, lambda number: _every(seen, number, accumulate))
+    def member_step(state, seed, hparams, prepared):
+        labels = {name: value for name, value in prepared.items() if name not in ('image', 'teachers')}
+        return update(state, seed, hparams, labels, lambda number: every(prepared, number, spec.accumulate))
 
     return member_step
 
 
-def several(train_step: Callable) -> Callable:
-    """Many steps in one program: `(state, a, b, c, count, batches) -> (state, metrics [S])` of `(state, a, b, c, batch)`.
+def scan_steps(step: Callable) -> Callable:
+    """Many steps in one program: `(state, ..., count, batches) -> (state, outputs [S])` of `step(state, ..., batch)`.
 
-    batches: as `train_step`'s, stacked `[S, B]`; only the first `count` (int32 scalar) of them are used, and only the
-    first `count` metrics mean anything. One program thus serves every number of steps up to S. For S = 1 there is no loop.
+    batches: as the step's, stacked `[S, B]`; only the first `count` (int32 scalar) of them are used, and only the first
+    `count` outputs mean anything. One program thus serves every number of steps up to S. For S = 1 there is no loop.
     """
+    step = jax.jit(step)  # traced once, though used twice
 
-    step = jax.jit(train_step)  # traced once, though used twice
+    def steps(state, *arguments):
+        *shared, count, batches = arguments
 
-    def train_steps(state, a, b, c, count, batches):
         def one(state, number):
             batch = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, number, keepdims=False), batches)
-            return step(state, a, b, c, batch)
+            return step(state, *shared, batch)
 
         size = jax.tree.leaves(batches)[0].shape[0]
         if size == 1:
-            state, metrics = one(state, 0)
-            return state, jax.tree.map(lambda x: x[None], metrics)
+            state, outputs = one(state, 0)
+            return state, jax.tree.map(lambda x: x[None], outputs)
         empty = jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), jax.eval_shape(one, state, 0)[1])
 
         def body(number, carry):
-            state, metrics = carry
+            state, outputs = carry
             state, new = one(state, number)
-            return state, jax.tree.map(lambda all_, x: all_.at[number].set(x), metrics, new)
+            return state, jax.tree.map(lambda all_, x: all_.at[number].set(x), outputs, new)
 
         return jax.lax.fori_loop(0, count, body, (state, empty))
 
-    return train_steps
+    return steps
 
 
-def make_eval_step(
-    *, student: Network, teachers: Sequence[Network | Stored], teacher_weights: Sequence[float], axis_name: str | None = None
-) -> Callable:
-    """The step `(variables, teacher_variables, data, batch) -> sums` of `kd_jax.metrics` over the global batch.
+def make_eval_step(network: Network | Ensemble, axis_name: str | None = None) -> Callable:
+    """The step `(variables, arrays, batch) -> sums` of `kd_jax.metrics` over the global batch.
 
-    batch: {'index' [B] int32, 'mask' [B] float32}; examples with mask 0 count nowhere. Of a `Stored` teacher the first view
-    counts.
+    arrays: `image`, `label` and perhaps `teacher_logits` of a split. batch: {'index' [B] int32, 'mask' [B] float32};
+    examples with mask 0 count nowhere.
     """
 
-    def logits_of(teacher, variables, pixels, index):
-        if isinstance(teacher, Stored):
-            return teacher.output(jax.tree.map(lambda table: table[index, 0], variables)).logits
-        return teacher.predict(variables, pixels).logits
-
-    def eval_step(variables, teacher_variables, data, batch):
-        pixels = look_up(data, batch['index'], 'image').astype(jnp.float32)
-        batch = dict(batch, label=look_up(data, batch['index'], 'label'))
-        output = student.predict(variables, pixels)
+    def eval_step(variables, arrays, batch):
+        batch = read(arrays, batch)
+        output = network.predict(variables, batch['image'].astype(jnp.float32))
         heads = {name: head.logits for name, head in output.heads.items()}
         if heads:
             heads['average'] = mean_probabilities(list(heads.values()))
-        pairs = zip(teachers, teacher_variables, strict=True)
-        outputs = tuple(logits_of(teacher, v, pixels, batch['index']) for teacher, v in pairs)
-        teacher_logits = ensemble_logits(outputs, teacher_weights) if outputs else None
-        sums = metrics.sums(output.logits, batch, teacher_logits, heads)
-        return jax.lax.psum(sums, axis_name) if axis_name else sums
+        return Collectives(axis_name).total(metrics.sums(output.logits, batch, batch.get('teacher_logits'), heads))
 
     return eval_step
+
+
+def make_predict_step(networks: Sequence[Network], views: Views | None = None, axis_name: str | None = None) -> Callable:
+    """`(variables, arrays, batch) -> logits [B, K]` float32 of all devices, one a network. batch: {'index' [B]}.
+
+    With `views` the images are seen as the batch's `slot` `[B]` says, otherwise as they are.
+    """
+
+    def predict_step(variables, arrays, batch):
+        batch = read({'image': arrays['image']}, batch)
+        image = batch['image'].astype(jnp.float32)
+        if views is not None:
+            image = views.of_slot(image, batch['index'], batch['slot'])
+        return Collectives(axis_name).gather(
+            tuple(network.predict(v, image).logits for network, v in zip(networks, variables, strict=True))
+        )
+
+    return predict_step

@@ -1,248 +1,203 @@
-"""One run with one seed: train from the latest checkpoint (or from nothing) to result.json."""
+"""The training loop: jobs from their latest checkpoints (or from nothing) to their result.json, one or several at once."""
 
 import contextlib
-import time
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import flax
 import jax
-import jax.numpy as jnp
-import numpy as np
-from ml_collections import ConfigDict
 
-from kd_jax import evaluate, parallel, soft_targets
-from kd_jax.checkpoint import Checkpoints
-from kd_jax.data import batches
-from kd_jax.monitor import Monitor, say, warn
-from kd_jax.networks import variables_of
-from kd_jax.program import Program, Taught
-from kd_jax.record import Dispatch, Due, Progress, Recorder
+from kd_jax import evaluation, parallel
+from kd_jax.errors import Diverged
+from kd_jax.executors import Dispatch, Executor
+from kd_jax.monitor import say, warn
 from kd_jax.runtime import Trace
-from kd_jax.step import TrainState
-from kd_jax.teachers import Trained
-from kd_jax.workdir import RunDirectory, to_json
+from kd_jax.spec import Job, TrainState
+from kd_jax.train_log import Due, JobLog
 
 
 class Stopped(Exception):
-    """The run was asked to stop, and has saved its state."""
+    """The jobs were asked to stop, and have saved their states."""
 
 
-class Trainee:
-    """A seed of a run on its way to result.json: what it is, its files, and its state as it was saved last.
-
-    A context manager, in which its metrics and checkpoints can be written. learning_rate: its peak.
-    """
-
-    def __init__(
-        self,
-        program: Program,
-        name: str,
-        run: ConfigDict,
-        seed: int,
-        directory: RunDirectory,
-        start: Trained | None,
-        *,
-        learning_rate: float,
-        tensorboard: bool = True,
-        wandb: str = '',
-        shown: bool = True,
-    ):
-        self.name, self.run, self.seed, self.directory = name, run, seed, directory
-        self.title = f'{name} seed {seed}'
-        self.learning_rate = learning_rate
-        self._program, self._start = program, start
-        self._shown = {'tensorboard': tensorboard, 'wandb': wandb, 'shown': shown}
-        self._stack = contextlib.ExitStack()
-        self.order_seed = seed if run.order_seed is None else run.order_seed
-
-    def __enter__(self):
-        begin, program = time.perf_counter(), self._program
-        config = to_json(self.run.to_dict())
-        if parallel.is_main():
-            facts = {'run': self.name, 'seed': self.seed, 'learning_rate': self.learning_rate, 'data': program.facts()}
-            self.directory.start(to_json(facts | {'config': config}))
-        parallel.barrier(f'{self.title} directory')
-        self._fresh = program.fresh_state(self.seed, self._start)
-        with contextlib.ExitStack() as stack:
-            self.checkpoints = stack.enter_context(Checkpoints(self.directory.checkpoints))
-            self.state, meta = self.checkpoints.restore_latest(self._fresh, warn) or (self._fresh, {})
-            self.progress = Progress(**meta)
-            self.step = int(self.state.step)
-            if parallel.is_main():
-                self.directory.forget_after(self.step)
-                if self.step:
-                    say(f'{self.title} · resumed at step {self.step} of {program.total_steps}')
-            monitor = stack.enter_context(
-                Monitor(
-                    self.title,
-                    self.directory.path,
-                    total_steps=program.total_steps,
-                    steps_per_epoch=program.steps_per_epoch,
-                    batch_size=self.run.batch_size,
-                    active=parallel.is_main(),
-                    config=config,
-                    **self._shown,
-                )
-            )
-            factor = self.learning_rate / program.learning_rate
-            self.recorder = Recorder(
-                self.title,
-                self.progress,
-                monitor,
-                self.checkpoints,
-                batch_size=self.run.batch_size,
-                learning_rate=lambda step: factor * float(program.schedule(step)),
-                peak=self.learning_rate,
-                begin=begin,
-            )
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(self, *error):
-        return self._stack.__exit__(*error)
-
-    def has_enough(self, step: int) -> bool:
-        """Whether the training is over after `step` updates."""
-        return step >= self._program.total_steps or bool(self.run.patience and self.progress.since_best >= self.run.patience)
-
-    def chosen(self, step: int) -> tuple[int, TrainState | None]:
-        """The step whose weights count after the last one, and its state as it was saved; None: that is the last one's."""
-        self.checkpoints.wait()
-        chosen = self.progress.best_step if self.run.select == 'best' else step
-        if chosen == step:
-            return chosen, None
-        return chosen, flax.serialization.from_state_dict(self._fresh, self.checkpoints.read(chosen)[0])
-
-    def conclude(
-        self,
-        step: int,
-        chosen: int,
-        variables: Any,
-        val: dict[str, Any],
-        test: dict[str, Any] | None,
-        peer: dict[str, Any] | None = None,
-    ) -> dict[str, Any]:
-        """Writes result.json and returns what is in it, all of the `chosen` step; `test` is None if that split is not read.
-
-        peer: what the second student of the run achieved, if there is one.
-        """
-        program = self._program
-        taught = (val if test is None else test).get('teacher')
-        val, test = (split and {name: value for name, value in split.items() if name != 'teacher'} for split in (val, test))
-        result = {
-            'run': self.name,
-            'seed': self.seed,
-            'model': self.run.model.name,
-            'params': program.params,
-            'trainable': program.trainable,
-            **program.cost(variables),
-            'steps': step,
-            'checkpoint': chosen,
-            'seconds': self.recorder.seconds(),
-            'images_per_second': self.progress.images / self.progress.train_seconds if self.progress.train_seconds else None,
-            'teacher': taught,
-            'val': val,
-            'test': test,
-        } | ({'peer': peer} if peer else {})
-        if parallel.is_main():
-            self.directory.finish(to_json(result))
-            if test is not None:
-                say(f'{self.title} · test top-1 {100 * test["top1"]:.2f} % · {result["seconds"]:.0f} s')
-        parallel.barrier(f'{self.title} finished')
-        return result
+# (step, {(run, seed): its validation}) -> those that are to end there, unfinished.
+Prune = Callable[[int, dict[tuple[str, int], dict[str, Any]]], set[tuple[str, int]]]
 
 
 def train(
-    program: Program,
-    directory: RunDirectory,
-    seed: int,
+    executor: Executor,
+    jobs: Sequence[Job],
     *,
-    taught: Taught,
-    start: Trained | None,
     should_stop: Callable[[], bool],
-    tensorboard: bool = True,
-    wandb: str = '',
+    options: Mapping[str, Any],
     profile: tuple[int, ...] = (),
-) -> dict[str, Any]:
-    """Trains `seed` of a run to the end and returns what went into its result.json.
+    prune: Prune | None = None,
+    test: bool = True,
+) -> list[str]:
+    """Trains jobs of the executor's run, with the teachers it has, to the end; returns what is to say of those that diverged.
 
-    taught: what the teachers of this seed give. start: the run whose weights it starts from, if any. profile: (first, last)
-    step of which a trace is written.
+    Jobs that were saved at different steps, which a kill can do, are trained in groups of the same step. options: see
+    `JobLog`. profile: (first, last) step of which a trace is written. Without `test` the test split is not read.
 
     Raises:
-      Stopped: when `should_stop()`; the state is saved.
-      UserError: when the loss is not finite or nothing can be saved; the last good checkpoint stays.
+      Stopped: when `should_stop()`; everything is saved.
+      UserError: when nothing can be saved; the last good checkpoints stay.
     """
-    par, kept = program.parallel, {'tensorboard': tensorboard, 'wandb': wandb}
-    trainee = Trainee(program, program.name, program.run, seed, directory, start, learning_rate=program.learning_rate, **kept)
-    order = batches.TrainOrder(program.pool, program.train_count, program.run.batch_size, trainee.order_seed)
-    seeds = np.array([trainee.order_seed, seed], np.int32)
-    with trainee as one:
-        state, step, recorder = par.replicate(one.state), one.step, one.recorder
-        evaluated = False
-        with Trace(directory.path / 'profile', profile) as trace:
-            while not one.has_enough(step):
+    failures: list[str] = []
+    with contextlib.ExitStack() as stack:
+        logs = [stack.enter_context(JobLog(job, dict(options, shown=len(jobs) == 1))) for job in jobs]
+        for step in sorted({log.step for log in logs}):
+            level = [log for log in logs if log.step == step]
+            failures += Training(executor, level, should_stop, prune, test).run(profile)
+    return failures
+
+
+class Training:
+    """Jobs at the same step, on their way to the end."""
+
+    def __init__(
+        self, executor: Executor, logs: Sequence[JobLog], should_stop: Callable[[], bool], prune: Prune | None, test: bool
+    ):
+        self.executor, self.should_stop, self.prune, self.test = executor, should_stop, prune, test
+        self.active = list(logs)
+        self.failures: dict[str, str] = {}  # title -> why it goes no further
+
+    def run(self, profile: tuple[int, ...]) -> list[str]:
+        """Trains the jobs; returns why some of them did not get to the end."""
+        leader, timing, evaluated = self.active[0], self.executor.run.timing, False
+        step = leader.step
+        self._load(self.active, [log.state for log in self.active])
+        with Trace(leader.directory.path / 'profile', profile) as trace:
+            while self._finish(step):
                 trace.at(step)
-                count = program.steps_at_once(step)
-                batch = par.divide(stacked(order, step, count, program, taught), axis=1)
-                state, metrics = program.train_steps(
-                    state, seeds, taught.variables['train'], program.data('train'), np.int32(count), batch
-                )
+                count = timing.count_at(step)
+                dispatches = self.executor.train(step, count)
                 step += count
-                waited = recorder.dispatched(Dispatch(step, count, metrics))
-                if waited is not None and parallel.is_main():
-                    say(f'{one.title} · first step after {waited:.1f} s')
-                due = step in program.eval_steps
-                # Several processes must agree to stop, which costs a message: they ask at evaluations only.
-                stopping = should_stop() if jax.process_count() == 1 else due and par.any(should_stop())
+                self._record(dispatches)
+                due = step in timing.eval_steps
+                stopping = self._asked_to_stop(due)
                 if due or stopping:
-                    if not (program.overlap and evaluated):  # evaluating, and compiling that, is no training
-                        recorder.collect()
+                    self._save(step, due, wait=not (self.executor.overlap and evaluated), settle=stopping)
                     evaluated = True
-                    sums = _start_evaluation(program, selected(state), taught, 'val') if due else None
-                    saved = jax.tree.map(jnp.copy, state) if program.overlap else state  # the next steps reuse its buffers
-                    recorder.due(Due(step, sums, saved))
-                    if stopping or program.run.patience or not program.overlap:
-                        recorder.settle()
                 if stopping:
                     raise Stopped
-            recorder.settle()
         if profile and not trace.begun and parallel.is_main():
-            warn(f'no trace of {one.title}: profile={profile} lies outside of what was trained now, up to step {step}')
-        chosen, saved = one.chosen(step)
-    state = state if saved is None else par.replicate(saved)
-    variables, peer = selected(state), None
-    val, test = (evaluate.finish(_start_evaluation(program, variables, taught, split)) for split in ('val', 'test'))
-    if program.peer is not None:
-        second = variables_of(state.params['peer'], state.model_state['peer'])
-        step_ = program.peer_eval_step
-        peer = {
-            split: evaluate.evaluate(step_, par, second, taught.judged(split), program.data(split)) for split in ('val', 'test')
-        }
-    return trainee.conclude(step, chosen, variables, val, test, peer)
+            warn(f'no trace of {leader.job.title}: profile={profile} lies outside of what was trained now, up to step {step}')
+        return list(self.failures.values())
+
+    def _asked_to_stop(self, due: bool) -> bool:
+        # Several processes must agree to stop, which costs a message: they ask at evaluations only.
+        if jax.process_count() == 1:
+            return self.should_stop()
+        return due and parallel.in_any_process(self.should_stop())
+
+    def _load(self, logs: Sequence[JobLog], states: Sequence[TrainState]) -> None:
+        self.active = list(logs)
+        self.executor.load([log.job for log in logs], states)
+
+    def _sound(self) -> list[JobLog]:
+        """Those that have not diverged."""
+        return [log for log in self.active if log.job.title not in self.failures]
+
+    def _record(self, dispatches: Sequence[Dispatch]) -> None:
+        for number, (log, dispatch) in enumerate(zip(self.active, dispatches, strict=True)):
+            if log.job.title in self.failures:
+                continue
+            with self._guard(log):
+                waited = log.recorder.dispatched(dispatch)
+                if waited is not None and number == 0 and parallel.is_main():
+                    more = f'{log.job.name} and {len(self.active) - 1} more' if len(self.active) > 1 else log.job.title
+                    say(f'{more} · first step after {waited:.1f} s')
+
+    @contextlib.contextmanager
+    def _guard(self, log: JobLog):
+        """A job whose loss is not finite leaves the others alone."""
+        try:
+            yield
+        except Diverged as error:
+            self.failures[log.job.title] = str(error)
+            if len(self.active) > 1:
+                warn(f'{error} (the others of its sweep go on)')
+
+    def _save(self, step: int, due: bool, *, wait: bool, settle: bool) -> None:
+        """Validates, where that is due, and saves; those that diverged or are pruned leave."""
+        if wait:  # evaluating, and compiling that, is no training
+            for log in self._sound():
+                with self._guard(log):
+                    log.recorder.collect()
+        sums = self.executor.evaluate('val') if due else [None] * len(self.active)
+        states = self.executor.states()
+        for log, pending, state in zip(self.active, sums, states, strict=True):
+            if log.job.title not in self.failures:
+                log.recorder.due(Due(step, pending, state))
+        if settle or not self.executor.overlap or self.prune or self.active[0].job.config.patience:
+            for log in self._sound():
+                with self._guard(log):
+                    log.recorder.settle()
+            for log in self.active:
+                log.recorder.monitor.pause()  # saving the others was no training either
+            self._leave(step, due, states)
+
+    def _leave(self, step: int, due: bool, states: Sequence[TrainState]) -> None:
+        """Those that diverged leave, and after a validation those that are pruned."""
+        staying = self._sound()
+        if due and len(self.active) > 1 and staying:
+            _say_middle(step, staying)
+        if due and self.prune is not None and step < self.executor.run.timing.total_steps:
+            ending = self.prune(step, {(log.job.name, log.job.seed): log.recorder.val for log in staying})
+            staying = [log for log in staying if (log.job.name, log.job.seed) not in ending]
+        self._keep(staying, states)
+
+    def _keep(self, staying: Sequence[JobLog], states: Sequence[TrainState]) -> None:
+        if len(staying) == len(self.active):
+            return
+        state_of = {log.job.title: state for log, state in zip(self.active, states, strict=True)}
+        if staying:
+            self._load(staying, [state_of[log.job.title] for log in staying])
+        else:
+            self.active = []
+
+    def _finish(self, step: int) -> bool:
+        """Concludes the jobs that are at their end; whether others are left."""
+        if any(log.has_enough(step) for log in self.active):
+            for log in self._sound():
+                with self._guard(log):
+                    log.recorder.settle()
+        if len(self._sound()) < len(self.active):
+            self._keep(self._sound(), self.executor.states())
+        done = [log for log in self.active if log.has_enough(step)]
+        if not done:
+            return bool(self.active)
+        states = dict(zip((log.job.title for log in self.active), self.executor.states(), strict=True))
+        others = [log for log in self.active if not log.has_enough(step)]
+        self._conclude(done, step, states)
+        self.active = []
+        if others:
+            self._load(others, [states[log.job.title] for log in others])
+        return bool(self.active)
+
+    def _conclude(self, logs: Sequence[JobLog], step: int, states: Mapping[str, TrainState]) -> None:
+        """Evaluates what was selected of each job, and writes its result.json."""
+        chosen = [log.chosen(step) for log in logs]
+        last = [states[log.job.title] for log in logs]
+        if len(logs) < len(self.active) or any(saved is not None for _, saved in chosen):
+            self._load(logs, [state if saved is None else saved for (_, saved), state in zip(chosen, last, strict=True)])
+        roles, splits = self.executor.run.step.students, ('val', 'test') if self.test else ('val',)
+        sums = {role: {split: self.executor.evaluate(split, role) for split in splits} for role in roles}
+        cost = self.executor.cost(last[0])
+        for k, log in enumerate(logs):
+            measured = {
+                role: {split: evaluation.finish(of[k]) for split, of in by_split.items()} for role, by_split in sums.items()
+            }
+            log.conclude(step, chosen[k][0], cost, measured)
 
 
-def selected(state: TrainState) -> dict[str, Any]:
-    """The variables that are evaluated and teach: the average if the run keeps one."""
-    if state.ema is not None:
-        return variables_of(state.ema['params'], state.ema['model_state'])
-    return variables_of(state.params['student'], state.model_state['student'])
-
-
-def stacked(order: batches.TrainOrder, step: int, count: int, program: Program, taught: Taught) -> dict[str, Any]:
-    """Indices and view numbers `[S, B]` of `count` steps from `step` on; what comes after those is not used.
-
-    With mixup also each example's partner, its neighbour in the batch; and the soft targets, unless the devices hold them.
-    """
-    several = order.several(step, count, program.steps_per_dispatch)
-    partners = {f'partner_{name}': np.roll(value, 1, axis=1) for name, value in several.items()} if program.mixup else {}
-    if taught.streamed:
-        slot = program.slots(order.seed, several['index'], several['view'])
-        rows = tuple(soft_targets.columns(table[several['index'], slot]) for table in taught.streamed)
-        return several | partners | {'stored': rows}
-    return several | partners
-
-
-def _start_evaluation(program: Program, variables: Any, taught: Taught, split: str) -> list:
-    return evaluate.start(program.eval_step, program.parallel, variables, taught.judged(split), program.data(split))
+def _say_middle(step: int, logs: Sequence[JobLog]) -> None:
+    """One line for all jobs."""
+    timing = logs[0].job.run.timing
+    top1 = {log.job.title: log.recorder.val['top1'] for log in logs}
+    best, middle = max(top1, key=top1.get), statistics.median(top1.values())
+    say(
+        f'epoch {step / timing.steps_per_epoch:.1f}/{timing.total_steps / timing.steps_per_epoch:.1f} · val top-1 of '
+        f'{len(logs)} students: median {100 * middle:.2f} %, best {100 * top1[best]:.2f} % ({best})'
+    )

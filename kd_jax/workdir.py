@@ -7,6 +7,7 @@ import glob
 import io
 import json
 import os
+from collections.abc import Callable
 from typing import Any
 
 from etils import epath
@@ -89,15 +90,16 @@ class RunDirectory:
         """{'run', 'seed', 'config', 'data': {'num_classes', 'image_shape', 'mean', 'std', ...}} as saved at the start."""
         return read_json(self.path / 'config.json')
 
-    def check_same(self, config: dict[str, Any]) -> None:
+    def check_same(self, config: dict[str, Any], upgrade: Callable[[dict[str, Any]], dict[str, Any]] = dict) -> None:
         """Raises `UserError` if this directory belongs to another config; the sentence names the differing fields.
 
-        Which other seeds the run has makes no difference to this one.
+        Which other seeds the run has makes no difference to this one. upgrade: gives a config that another version recorded
+        in today's names, with the defaults of what it did not know.
         """
         if not (self.path / 'config.json').exists():
             return
-        here, there = ({**c, 'seeds': None} for c in (to_json(config), self.info()['config']))
-        fields = differences(here, there)
+        here, there = ({**upgrade(c), 'seeds': None} for c in (to_json(config), self.info()['config']))
+        fields = differences(to_json(here), to_json(there))
         if fields:
             raise UserError(
                 f'{self.path} holds a run with another config ({"; ".join(fields)}); choose another --workdir, '
@@ -118,14 +120,14 @@ class RunDirectory:
         """Drops the lines of metrics.jsonl that come after `step`: they will be written again."""
         if not self.metrics.exists():
             return
-        kept = []
+        lines = []
         for line in self.metrics.read_text().splitlines():
             try:
                 if json.loads(line)['step'] <= step:
-                    kept.append(line)
+                    lines.append(line)
             except ValueError:  # the line that a kill cut short
                 continue
-        write_text(self.metrics, ''.join(line + '\n' for line in kept))
+        write_text(self.metrics, ''.join(line + '\n' for line in lines))
 
 
 def make_directory(path: PathLike) -> None:

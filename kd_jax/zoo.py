@@ -33,7 +33,7 @@ class Entry(NamedTuple):
 
 @cache
 def entry(name: str) -> Entry:
-    """The facts about the model called `name`: with 1000 classes, or 100 if it is for small images."""
+    """The `Entry` of the model called `name`: with 1000 classes, or 100 if it is for small images."""
     published = pretrained.input_of(name)
     size, classes = (published['size'], 1000) if published else (32, 100)
     model = models.build(name, classes, fast=False)  # convolutions as they are published

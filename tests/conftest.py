@@ -1,5 +1,9 @@
 """Strict where users are not: four fake CPU devices, rank promotion raises, warnings are errors, one compilation cache.
 
+Nearly all of a test's time is the compiler's: programs, those of the commands it starts too, are compiled without most of its
+optimisations (unless JAX_DISABLE_MOST_OPTIMIZATIONS=0 is set) and without XLA's newer fusions for CPUs, which take three times
+as long. A test of what optimisations do takes the fixture `optimised`.
+
 When a worker process crashes, the end of the report says where: what its threads were doing is otherwise lost in the output.
 """
 
@@ -10,8 +14,10 @@ from pathlib import Path
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=4'
+os.environ['XLA_FLAGS'] += ' --xla_cpu_use_fusion_emitters=false'
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', os.path.join(tempfile.gettempdir(), 'kd_jax_test_cache'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
 
 import jax
 import pytest
@@ -26,6 +32,18 @@ def few_programs():
     """Thousands of programs would stay in a worker."""
     yield
     runtime.forget_programs()
+
+
+@pytest.fixture
+def optimised(monkeypatch):
+    """Programs, those of commands too, are compiled as a user's are; those compiled before are not used."""
+    before = jax.config.read('jax_disable_most_optimizations')
+    monkeypatch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '0')
+    jax.config.update('jax_disable_most_optimizations', False)
+    jax.clear_caches()
+    yield
+    jax.config.update('jax_disable_most_optimizations', before)
+    jax.clear_caches()
 
 
 @pytest.hookimpl(trylast=True)  # after pytest's own, which writes to stderr

@@ -1,13 +1,14 @@
 """Residual adapters, training a part of a model only, and starting from a model that lacks the new parts."""
 
 import re
+from functools import partial
 
 import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import random_splits, save_npz
+from helpers import FAST_COMPILE, quickly, random_splits, save_npz
 from test_models import image_of, predict, random_variables, shapes_of, size
 from test_study import config_of, final_params, train
 
@@ -38,7 +39,9 @@ def test_an_adapter_follows_every_block_and_starts_as_the_identity(name):
     params = flat(fresh) | flat(variables['params'])
     assert all((params[path] == 0).all() for path in extra if '/up/' in path)
     merged = {**variables, 'params': flax.traverse_util.unflatten_dict(params, sep='/')}
-    np.testing.assert_array_equal(predict(adapted, merged, image).logits, predict(plain, variables, image).logits)
+    np.testing.assert_array_equal(
+        *(predict(net, values, image, FAST_COMPILE).logits for net, values in ((adapted, merged), (plain, variables)))
+    )
 
 
 def test_an_adapter_adds_a_bottleneck_to_its_block():
@@ -108,8 +111,10 @@ def test_a_frozen_batch_norm_uses_its_running_statistics_in_training():
     for frozen, which in ((('stem',), {'stem'}), (('(?!head)',), {'stem', 'stage1', 'stage2', 'stage3'})):
         model = build('resnet8', 5, frozen=frozen)
         variables = random_variables(model, image.shape)
-        output, new = model.apply(variables, image, train=True, mutable=['batch_stats'])
-        free, _ = build('resnet8', 5).apply(variables, image, train=True, mutable=['batch_stats'])
+        (output, new), (free, _) = (
+            quickly(partial(net.apply, train=True, mutable=['batch_stats']))(variables, image)
+            for net in (model, build('resnet8', 5))
+        )
         evaluated = predict(model, variables, image)
         moved = {
             path

@@ -10,6 +10,7 @@ import pytest
 import scipy.integrate
 import scipy.ndimage
 import scipy.stats
+from helpers import quickly
 
 from kd_jax.data.augment import augment, mixup_share, rotate_image
 
@@ -19,9 +20,10 @@ def image_of(height, width, channels, seed=0):
 
 
 def views(image, count, seed=0, **parts):
-    keys = jax.random.split(jax.random.key(seed), count)
-    view = jax.jit(jax.vmap(partial(augment, **parts), in_axes=(0, None)))
-    return np.asarray(view(keys, jnp.asarray(image)))
+    def view(key, image):
+        return jax.vmap(partial(augment, **parts), in_axes=(0, None))(jax.random.split(key, count), image)
+
+    return np.asarray(quickly(view)(jax.random.key(seed), image))
 
 
 def frequencies(found, allowed):
@@ -166,8 +168,9 @@ def test_parts_that_are_off_are_not_in_the_program():
 
 @pytest.mark.parametrize('alpha', [0.2, 1.0, 4.0])
 def test_mixup_share_is_the_larger_of_two_beta_shares(alpha):
-    share = np.asarray(jax.vmap(partial(mixup_share, alpha=alpha))(jax.random.split(jax.random.key(0), 2000)))
+    draw = quickly(jax.vmap(partial(mixup_share, alpha=alpha)))
+    share = np.asarray(draw(jax.random.split(jax.random.key(0), 2000)))
     assert share.min() >= 0.5 and share.max() <= 1.0
     beta = scipy.stats.beta(alpha, alpha)
     assert scipy.stats.kstest(share, lambda x: beta.cdf(x) - beta.cdf(1 - x)).pvalue > 0.01
-    assert mixup_share(jax.random.key(0), alpha).shape == ()
+    assert jax.eval_shape(partial(mixup_share, alpha=alpha), jax.random.key(0)).shape == ()

@@ -65,19 +65,46 @@ def test_steps_side_by_side(tmp_path):
     assert figures['contenders']['kd_jax']['ratio'][0] == 1.0
 
 
-def test_an_unknown_contender_is_refused():
-    done = subprocess.run(
-        [sys.executable, '-m', 'benchmarks.step', '--peers=lightning'],
-        capture_output=True,
-        text=True,
-        cwd=REPOSITORY,
-        check=False,
-    )
-    assert done.returncode != 0
-    assert "unknown contender 'lightning'; known: eager, channels_last" in done.stderr
+def turns(module, spec):
+    """The facts of a contender, and the seconds of two of its turns."""
+    contender = race.Contender(module, spec, {'KD_JAX_CACHE': 'off'})
+    facts = contender.ready()
+    seconds = [contender.run(2), contender.run(3)]
+    assert contender.stop() > 100
+    return facts, seconds
+
+
+@pytest.mark.parametrize('kind', ['extraction', 'live', '5 stored'])
+def test_students_of_one_teacher(kind):
+    """One with its teacher, and a sweep of more students than there are devices, with kept targets."""
+    spec = {'teacher': 'cnn', 'student': 'cnn', 'batch': 64, 'size': 8, 'classes': 10, 'precision': 'float32', 'steps': 0}
+    facts, seconds = turns('students', spec | {'kind': kind})
+    assert all(0 < taken < 60 for taken in seconds) and 0 < facts['first_s'] < facts['start_s']
+    if kind != 'extraction':
+        assert facts['devices'] == 4 and facts['steps_per_dispatch'] == 4
+
+
+def test_pipelines_make_the_same_images():
+    """On average: those that are drawn differ."""
+    spec = {'images': 512, 'size': 16, 'batch': 64}
+    means = [turns('input', spec | {'kind': kind})[0]['mean'] for kind in ('numpy', 'kd_jax')]
+    assert means[0] == pytest.approx(means[1], abs=0.02) and means[0] < 0
+
+
+@pytest.mark.parametrize(
+    ('flags', 'sentence'),
+    [
+        (('benchmarks.step', '--peers=lightning'), "unknown contender 'lightning'; known: eager, channels_last"),
+        (('benchmarks.students', '--populations=4,8'), '--populations is called --sweeps now; write --sweeps=4,8\n'),
+    ],
+)
+def test_what_is_unknown_or_renamed_is_refused(flags, sentence):
+    done = subprocess.run([sys.executable, '-m', *flags], capture_output=True, text=True, cwd=REPOSITORY, check=False)
+    assert done.returncode != 0 and done.stderr.startswith(sentence)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures('optimised')
 def test_the_regression_check_runs(tmp_path):
     done = subprocess.run(
         [sys.executable, '-m', 'benchmarks.check', '--rounds=2', f'--json={tmp_path / "f.json"}'],

@@ -10,7 +10,8 @@ from helpers import run_main
 from tfds_sets import prepare_cifar10_like
 
 from configs import common, methods
-from kd_jax import models, objectives, program, study
+from kd_jax import build, models, objectives, study
+from kd_jax.config import check_run
 from kd_jax.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -58,7 +59,8 @@ def test_a_config_makes_a_study(name, argument):
     assert {*names, *config.teachers} == expected | own
     for run_name in names:
         run = config.runs[run_name].copy_and_resolve_references()
-        program.check(run_name, run)
+        check_run(run_name, run)
+        build.check_teachers(run_name, run)
         model = dict(run.model)
         models.build(model.pop('name'), 10, **model)
         objectives.build(run.objective, (1.0,) * len(run.teachers), 10)

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import FASTEST_COMPILE, quickly
 from model_reference import conv_reference
-from test_models import FAST_COMPILE, narrow, side_of
+from test_models import image_of, narrow, predict, random_variables, side_of
 from zoo import EXPECTED
 
 from kd_jax import evaluate, networks
@@ -96,10 +97,8 @@ def test_the_zoo_has_all_kinds_of_convolutions():
 @pytest.mark.parametrize('sides', [(9, 8), pytest.param((7, 10), marks=pytest.mark.slow)], ids=str)
 def test_fast_equals_plain_for_every_kind_in_the_zoo(sides):
     for key, x, kernel, arguments in cases(sides):
-        got, want = (
-            jax.jit(partial(both, partial(fn, **arguments))).lower(x, kernel).compile(FAST_COMPILE)(x, kernel)
-            for fn in (convolution.fast, convolution.plain)
-        )
+        forms = [partial(both, partial(fn, **arguments)) for fn in (convolution.fast, convolution.plain)]
+        got, want = quickly(lambda *inputs, forms=forms: [form(*inputs) for form in forms], FASTEST_COMPILE)(x, kernel)
         for part, a, b in zip(('value', 'dx', 'dkernel'), got, want, strict=True):
             assert a.shape == b.shape and a.dtype == b.dtype
             assert relative(a, b) <= 1e-5, (key, x.shape, part)
@@ -153,21 +152,19 @@ def test_half_precision_stays_half_and_sums_in_float32():
 
 @pytest.mark.parametrize('name', ['cifar_shufflenet_v1', 'cifar_mobilenet_v2_x0.5'])
 def test_a_model_gives_the_same_with_fast_convolutions_and_without(name):
-    from test_models import image_of, predict, random_variables
-
     model = build(name, 10, **narrow(name))
     assert model.fast
     image = image_of(2, *[max(side_of(name), 16)] * 2, 3)
     variables = random_variables(model, image.shape)
     fast, plain = predict(model, variables, image), predict(model.clone(fast=False), variables, image)
     assert relative(fast.logits, plain.logits) <= 2e-5
-    shapes = jax.eval_shape(partial(model.clone(fast=False).init, train=False), jax.random.key(0), image)
-    assert jax.tree.map(lambda x: x.shape, shapes) == jax.tree.map(lambda x: x.shape, variables)
+    shapes = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), image)
+    assert jax.tree.map(lambda x: x.shape, shapes) == jax.tree.map(lambda x: x.shape, variables)  # those of the plain form
 
 
 def test_the_flops_of_a_report_are_the_models_not_those_of_its_fast_forms():
     model = build('resnet8', 10)
-    variables = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)
+    variables = random_variables(model, (1, 8, 8, 3))
     found = [
         evaluate.forward_cost(networks.Network(model.clone(fast=fast), (0.5,) * 3, (0.5,) * 3), variables, (8, 8, 3))['flops']
         for fast in (True, False)

@@ -124,13 +124,13 @@ def test_train_val_and_test_share_no_example(source, tmp_path):
     assert len(set(everything)) == len(everything)  # the images of every source here are unique
     for part in (splits.train, splits.val, splits.test):
         assert part.image.dtype == np.uint8 and part.image.ndim == 4 and part.label.dtype == np.int32
-        assert part.label.min() >= 0 and part.label.max() < splits.num_classes == len(splits.class_names)
+        assert part.label.min() >= 0 and part.label.max() < splits.info.num_classes == len(splits.info.class_names)
 
 
 def test_digits_are_the_1797_of_scikit_learn():
     splits = data.load(config(source='digits'))
     assert [len(part.label) for part in (splits.train, splits.val, splits.test)] == [960, 240, 597]
-    assert splits.name == 'digits' and splits.num_classes == 10 and splits.class_names == tuple('0123456789')
+    assert splits.info.name == 'digits' and splits.info.num_classes == 10 and splits.info.class_names == tuple('0123456789')
     found = sklearn.datasets.load_digits()
     level = [0, 16, 32, 48, 64, 80, 96, 112, 128, 143, 159, 175, 191, 207, 223, 239, 255]  # 0..16 of 16, as bytes
     expected = np.array(level, np.uint8)[found.images.astype(int)]
@@ -158,7 +158,7 @@ def test_idx_files_arrive_byte_for_byte(tmp_path, pattern, compress):
     held = idx_folder(tmp_path / 'mini', pattern=pattern, compress=compress)
     assert len(list((tmp_path / 'mini').iterdir())) == 4
     splits = data.load(config(source='idx', path=tmp_path / 'mini'))
-    assert splits.name == 'mini' and splits.num_classes == 4 and splits.class_names == ('0', '1', '2', '3')
+    assert splits.info.name == 'mini' and splits.info.num_classes == 4 and splits.info.class_names == ('0', '1', '2', '3')
     np.testing.assert_array_equal(splits.test.image[..., 0], held['t10k'][0])
     np.testing.assert_array_equal(splits.test.label, held['t10k'][1])
     by_image = dict(zip(keys(held['train'][0]), held['train'][1], strict=True))
@@ -174,9 +174,11 @@ def test_fashion_mnist_is_the_default_of_idx():
     assert [part.image.shape for part in (splits.train, splits.val, splits.test)] == [
         (54000, 28, 28, 1), (6000, 28, 28, 1), (10000, 28, 28, 1)
     ]  # fmt: skip
-    assert splits.name == 'fashion-mnist' and splits.class_names[9] == 'Ankle boot'
+    assert splits.info.name == 'fashion-mnist' and splits.info.class_names[9] == 'Ankle boot'
     np.testing.assert_array_equal(np.bincount(splits.test.label), [1000] * 10)
-    assert splits.mean[0] == pytest.approx(0.2860, abs=5e-4) and splits.std[0] == pytest.approx(0.3530, abs=5e-4)  # published
+    assert splits.info.mean[0] == pytest.approx(0.2860, abs=5e-4) and splits.info.std[0] == pytest.approx(
+        0.3530, abs=5e-4
+    )  # published
 
 
 def test_npz_arrays_arrive_as_they_are(tmp_path):
@@ -185,7 +187,7 @@ def test_npz_arrays_arrive_as_they_are(tmp_path):
     for part in ('train', 'val', 'test'):
         np.testing.assert_array_equal(getattr(splits, part).image, held[f'{part}_image'])
         np.testing.assert_array_equal(getattr(splits, part).label, held[f'{part}_label'])
-    assert (splits.name, splits.num_classes, splits.class_names) == ('set', 3, ('0', '1', '2'))
+    assert (splits.info.name, splits.info.num_classes, splits.info.class_names) == ('set', 3, ('0', '1', '2'))
 
 
 def test_npz_images_without_channel_axis_get_one(tmp_path):
@@ -220,9 +222,9 @@ def test_neither_part_of_a_carved_train_split_is_empty(tmp_path, share, size):
 def test_mean_and_std_are_those_of_the_train_images(tmp_path):
     splits = data.load(config(path=save(tmp_path, **pairs(train=5000, shape=(3, 4, 3))), labels_per_class=2))
     scaled = splits.train.image.astype(np.float64) / 255
-    np.testing.assert_allclose(splits.mean, scaled.mean((0, 1, 2)), rtol=1e-12)
-    np.testing.assert_allclose(splits.std, scaled.std((0, 1, 2)), rtol=1e-10)
-    assert all(type(value) is float for value in splits.mean + splits.std)
+    np.testing.assert_allclose(splits.info.mean, scaled.mean((0, 1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(splits.info.std, scaled.std((0, 1, 2)), rtol=1e-10)
+    assert all(type(value) is float for value in splits.info.mean + splits.info.std)
 
 
 def test_given_mean_and_std_are_taken_and_a_std_of_zero_becomes_one(tmp_path):
@@ -230,9 +232,9 @@ def test_given_mean_and_std_are_taken_and_a_std_of_zero_becomes_one(tmp_path):
     held['train_image'][..., 1] = 51
     path = save(tmp_path, **held)
     splits = data.load(config(path=path))
-    assert splits.mean[1] == pytest.approx(0.2, abs=1e-15) and splits.std[1] == 1.0
+    assert splits.info.mean[1] == pytest.approx(0.2, abs=1e-15) and splits.info.std[1] == 1.0
     splits = data.load(config(path=path, mean=(0.1, 0.2), std=(0.3, 0.0)))
-    assert splits.mean == (0.1, 0.2) and splits.std == (0.3, 1.0)
+    assert splits.info.mean == (0.1, 0.2) and splits.info.std == (0.3, 1.0)
 
 
 def test_labels_per_class_keeps_so_many_train_labels_and_nothing_else_changes(tmp_path):

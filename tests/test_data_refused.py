@@ -12,7 +12,9 @@ from kd_jax.data import arrays
 
 
 def test_an_unknown_source_is_named_with_the_known_ones():
-    assert sentence(source='digit') == "unknown data source 'digit'; did you mean 'digits'? known: digits, idx, npz, tfds"
+    assert (
+        sentence(source='digit') == "unknown value of data.source 'digit'; did you mean 'digits'? known: digits, idx, npz, tfds"
+    )
 
 
 @pytest.mark.parametrize('share', [0.0, -0.1, 1.0, 2.0, float('nan')])

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import flax
 import jax
@@ -9,18 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import random_splits, save_npz
+from steps import largest_difference, metrics_of
 from test_models import FAST_COMPILE
-from test_step import largest_difference
 from test_study import config_of, final_params, train
 
-from kd_jax import parallel, program, study
+from kd_jax import build, executors, parallel, study
 from kd_jax.checkpoint import load_variables
 from kd_jax.data import batches
 from kd_jax.errors import UserError
+from kd_jax.executors import Dispatch, selected
 from kd_jax.monitor import Monitor
 from kd_jax.parallel import Parallel
-from kd_jax.record import Dispatch, Progress, Recorder
-from kd_jax.train import stacked
+from kd_jax.placement import Placement
+from kd_jax.spec import TeacherData
+from kd_jax.train_log import Progress, Recorder
 
 # A run in which most things depend on the step: views, an average, a schedule, dropout.
 CHANGES = {
@@ -40,36 +43,50 @@ def quickly_compiled(monkeypatch):
     monkeypatch.setattr(Parallel, '_options', lambda self: (options(self) or {}) | FAST_COMPILE)
 
 
-def program_of(par, steps_per_dispatch=0, **changes):
-    """The program of a run like `DEEP`; with 60 images an epoch is 3 steps of 20."""
-    run = config_of('none', alone=(None, DEEP | changes)).runs.alone.copy_and_resolve_references()
-    return program.Program('alone', run, random_splits(), (), par, steps_per_dispatch)
+def run_of(**changes):
+    """A run like `DEEP`; with 60 images an epoch is 3 steps of 20."""
+    return config_of('none', alone=(None, DEEP | changes)).runs.alone.copy_and_resolve_references()
 
 
-def dispatched(made, counts):
+def executor_of(parallel, steps_per_dispatch=0, **changes):
+    """Of a run like `DEEP`, with its first state."""
+    run = run_of(**changes)
+    spec = build.run_spec('alone', run, random_splits(), {}, parallel, steps_per_dispatch)
+    executor = executors.DataParallel(spec, parallel)
+    job = build.job_of(spec, 'alone', run, 0, Path())
+    executor.load([job], [build.initial_state(job)])
+    return executor
+
+
+def dispatched(executor, counts):
     """The state after dispatches of `counts` steps, and the metrics of each step; what pads a dispatch is nonsense."""
-    par, step, history = made.parallel, 0, []
-    state = par.replicate(made.fresh_state(0, None))
-    order = batches.TrainOrder(made.pool, made.train_count, made.run.batch_size, 0)
-    for count in counts:
-        batch = stacked(order, step, count, made, program.Taught({}))
+    history, real = [], Placement.batches.__get__(executor.placement)
+    executor.load(executor.jobs, [build.initial_state(job) for job in executor.jobs])
+
+    def padded(order, step, count, teachers):
+        batch = real(order, step, count, teachers)
         for value in batch.values():
-            assert len(value) == made.steps_per_dispatch
+            assert len(value) == executor.run.timing.steps_per_dispatch
             value[count:] = 59
-        batch = par.divide(batch, axis=1)
-        state, metrics = made.train_steps(state, np.int32(0), (), made.data('train'), np.int32(count), batch)
-        history += [{name: x[k] for name, x in jax.device_get(metrics).items()} for k in range(count)]
+        return batch
+
+    executor.placement.batches = padded
+    step = 0
+    for count in counts:
+        (metrics,) = metrics_of(executor.train(step, count))
+        history += [{name: x[k] for name, x in metrics.items()} for k in range(count)]
         step += count
+    (state,) = executor.states()
     return jax.device_get(state), history
 
 
 @pytest.mark.parametrize(('mode', 'devices'), [('jit', 1), ('pmap', 4)])
 def test_how_steps_are_dispatched_makes_no_difference(mode, devices):
-    par = Parallel(mode, devices)
-    single, history = dispatched(program_of(par, 1), [1, 1, 1, 1])
+    parallel = Parallel(mode, devices)
+    single, history = dispatched(executor_of(parallel, 1), [1, 1, 1, 1])
     assert int(single.step) == len(history) == 4
     assert len({float(metrics['loss']) for metrics in history}) == 4
-    four = program_of(par, 4)
+    four = executor_of(parallel, 4)
     for counts in ([4], [2, 2], [3, 1]):
         state, other = dispatched(four, counts)
         assert largest_difference(state, single) <= 1e-6
@@ -121,7 +138,7 @@ def test_without_what_is_fast_on_a_cpu_training_is_the_same(data, tmp_path):
     assert [line['loss'] for line in lines[::2]] == pytest.approx([line['loss'] for line in plain_lines[::2]], abs=1e-4)
     assert result['test']['nll'] == pytest.approx(plain_result['test']['nll'], abs=1e-4)
     (state, history), (plain_state, plain_history) = (
-        dispatched(program_of(Parallel('jit', 1, fast=fast), steps), [steps] * (4 // steps))
+        dispatched(executor_of(Parallel('jit', 1, fast=fast), steps), [steps] * (4 // steps))
         for fast, steps in ((True, 4), (False, 1))
     )
     assert 0 < largest_difference((state, history), (plain_state, plain_history)) <= 1e-4
@@ -130,14 +147,14 @@ def test_without_what_is_fast_on_a_cpu_training_is_the_same(data, tmp_path):
 @pytest.mark.parametrize('select', ['last', 'best'])
 def test_training_on_during_a_validation_changes_no_bit(data, tmp_path, monkeypatch, select):
     """What is written down is what was known at the validation, though the next steps reuse its buffers."""
-    found, initialise = {}, program.Program.__init__
+    found, initialise = {}, executors.DataParallel.__init__
     for overlap in (False, True):
 
         def overlapping(self, *arguments, overlap=overlap):
             initialise(self, *arguments)
             self.overlap = overlap
 
-        monkeypatch.setattr(program.Program, '__init__', overlapping)
+        monkeypatch.setattr(executors.DataParallel, '__init__', overlapping)
         workdir = tmp_path / str(overlap)
         _, lines, result = studied(data, workdir, **UNEVEN, select=select)
         directory = workdir / 'alone/seed0'
@@ -155,8 +172,10 @@ def test_training_on_during_a_validation_changes_no_bit(data, tmp_path, monkeypa
 def test_the_step_at_which_a_loss_breaks_is_named_however_steps_are_dispatched(tmp_path, counts):
     """The fifth is the first; what pads a dispatch does not count."""
     monitor = Monitor('alone seed 0', tmp_path, total_steps=9, steps_per_epoch=3.0, batch_size=20, active=False)
-    options = {'batch_size': 20, 'learning_rate': lambda step: 0.5, 'peak': 0.5, 'begin': 0.0}
-    recorder, step = Recorder('alone seed 0', Progress(), monitor, None, **options), 0
+    run = run_of(**{'optim.learning_rate': 0.5})
+    spec = build.run_spec('alone', run, random_splits(), {}, Parallel('jit', 1))
+    job = build.job_of(spec, 'alone', run, 0, tmp_path)
+    recorder, step = Recorder(job, Progress(), monitor, None, lambda step: 0.5, 0.0), 0
     losses = np.float32([1, 1, 1, 1, -np.inf, np.nan])
     message = (
         'the loss of alone seed 0 became inf at step 5; the last good checkpoint is kept; lower optim.learning_rate '
@@ -173,18 +192,19 @@ def test_the_step_at_which_a_loss_breaks_is_named_however_steps_are_dispatched(t
 
 
 def test_half_precision_keeps_parameters_and_logits_in_float32_and_learns_the_same():
-    made = program_of(Parallel('jit', 1), 4, precision='bfloat16')
-    assert made.student.model.dtype == jnp.bfloat16
-    state, history = dispatched(made, [4])
+    executor = executor_of(Parallel('jit', 1), 4, precision='bfloat16')
+    student, dataset = executor.run.step.students['student'], executor.run.dataset
+    assert student.model.dtype == jnp.bfloat16
+    state, history = dispatched(executor, [4])
     leaves = jax.tree.leaves((state.params, state.model_state, state.ema))
     assert {leaf.dtype for leaf in leaves} == {np.dtype('float32')}
     variables = {'params': state.params['student'], **state.model_state['student']}
-    output = jax.eval_shape(made.student.predict, variables, np.float32(made.splits.val.image))
+    output = jax.eval_shape(student.predict, variables, np.float32(dataset.val.image))
     types = {name: feature.dtype for name, feature in output.features.items()}
     stages = [f'stage{i}{end}' for i in (1, 2, 3) for end in ('', '_pre')]
     assert types == dict.fromkeys(('stem', *stages), jnp.bfloat16) | {'pooled': jnp.float32}
     assert output.logits.dtype == jnp.float32
-    _, exact = dispatched(program_of(Parallel('jit', 1), 4), [4])
+    _, exact = dispatched(executor_of(Parallel('jit', 1), 4), [4])
     losses, exact_losses = ([float(metrics['loss']) for metrics in h] for h in (history, exact))
     assert losses != exact_losses
     assert losses == pytest.approx(exact_losses, abs=0.05)
@@ -194,15 +214,13 @@ def test_half_precision_keeps_parameters_and_logits_in_float32_and_learns_the_sa
 @pytest.mark.parametrize('fast', [True, False])
 def test_products_have_the_precision_that_was_asked(precision, found, fast):
     """Every product and convolution of the compiled programs, those of gradients too: 9 convolutions and a dense layer."""
-    made = program_of(Parallel('jit', 1, fast=fast), 2, precision=precision)
-    state = made.fresh_state(0, None)
-    order = batches.TrainOrder(made.pool, made.train_count, made.run.batch_size, 0)
-    variables = {'params': state.params['student'], **state.model_state['student']}
+    executor = executor_of(Parallel('jit', 1, fast=fast), 2, precision=precision)
+    placement, (state,) = executor.placement, executor.states()
     evaluated = {'index': np.zeros(4, np.int32), 'mask': np.ones(4, np.float32)}
-    step = made.train_steps.lower(
-        state, np.int32(0), (), made.data('train'), np.int32(2), stacked(order, 0, 2, made, program.Taught({}))
-    )
-    for lowered, least in ((step, 29), (made.eval_step.lower(variables, (), made.data('val'), evaluated), 10)):
+    order = batches.TrainOrder(executor.run.pool, 60, 20, 0)
+    step = executor.steps.lower(state, *executor.arguments(2), placement.batches(order, 0, 2, TeacherData({}, None)))
+    evaluation = executor.evaluators['student'].lower(selected(state), placement.arrays('val'), evaluated)
+    for lowered, least in ((step, 29), (evaluation, 10)):
         lines = re.findall(r'stablehlo\.(?:dot_general|convolution).*', lowered.as_text())
         assert len(lines) >= least
         assert {tuple(re.findall(r'\b(?:DEFAULT|HIGHEST|HIGH)\b', line)) for line in lines} == {2 * tuple(found)}
@@ -233,6 +251,12 @@ def test_fewer_cores_keep_the_mode_and_the_options(monkeypatch):
 def test_each_run_of_a_study_has_the_devices_that_its_batch_can_feed(data, tmp_path, monkeypatch):
     config = config_of(data, small=(None, {}), large=(None, {'batch_size': 32, 'optim.accumulate': 2}))
     monkeypatch.setattr(parallel, '_cores_are_devices', lambda: True)
-    made = study.Study(config, tmp_path)
-    made.check()
-    assert {name: len(p.parallel) for name, p in made._programs.items()} == {'small': 1, 'large': 2}
+    devices, run_spec = {}, build.run_spec
+
+    def noted(name, run, dataset, teachers, parallel, *rest):
+        devices[name] = len(parallel)
+        return run_spec(name, run, dataset, teachers, parallel, *rest)
+
+    monkeypatch.setattr(build, 'run_spec', noted)
+    study.Study(config, tmp_path).check()
+    assert devices == {'small': 1, 'large': 2}

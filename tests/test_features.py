@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_models import FAST_COMPILE
+from helpers import quickly as fast
 from test_objectives import make_batch
 
 from kd_jax import models
@@ -245,10 +245,6 @@ def variables_of(name, pre=True):
         return np.float32(1 + 0.3 * x if path[-1].key == 'scale' else x)
 
     return jax.tree_util.tree_map_with_path(draw, shapes)
-
-
-def fast(function):
-    return jax.jit(function, compiler_options=FAST_COMPILE)
 
 
 @cache

@@ -13,7 +13,7 @@ from test_models import random_variables
 from test_study import config_of, final_params, train
 
 from configs import common
-from kd_jax import imported, pretrained, teachers
+from kd_jax import imported, pretrained, trained
 from kd_jax.errors import UserError
 from kd_jax.evaluate import evaluate_run
 from kd_jax.models import build
@@ -76,7 +76,7 @@ def test_an_imported_teacher_sees_the_students_view_in_its_own_way(data, weights
     assert teacher['test']['nll'] == pytest.approx(nll, rel=1e-4)
     assert student['teacher']['agreement'] > 0.5
     assert teacher['params'] == 78_042 - 7 * 65 and teacher['flops'] > 1e5
-    loaded = teachers.load(imported.RunDirectory(tmp_path / 'w/big/seed0'))
+    loaded = trained.load(imported.RunDirectory(tmp_path / 'w/big/seed0'))
     assert loaded.network.image_shape == (12, 12, 3)
     np.testing.assert_allclose(
         loaded.network.predict(loaded.variables, jnp.float32(splits.test.image)).logits, expected, rtol=1e-3, atol=1e-3
@@ -120,7 +120,7 @@ def test_what_cannot_teach_is_one_sentence_before_anything_trains(data, weights,
         ({'mean': ()}, r'teachers\.big\.mean and \.std are missing: small-image models have no usual normalisation'),
         ({'mean': (0.5,)}, r'teachers\.big\.mean has 1 numbers, but the model sees 3 channel\(s\)'),
         ({'torch': ''}, r'teachers\.big\.torch is missing'),
-        ({'sise': 3}, r"teachers\.big has no field 'sise'; its fields: torch, model, size, mean, std"),
+        ({'sise': 3}, r"unknown field of teachers\.big 'sise'; did you mean 'size'\? known: mean, model, size, std, torch"),
         ({'size': -1}, r'teachers\.big\.size is -1; it must be 0'),
         ({'model': 'resnet14'}, r"does not hold the weights of 'resnet14'.* these are the weights of 'resnet8'"),
         ({'model': 'mobilenet_v2'}, r"'mobilenet_v2' has several forms: imagenet_mobilenet_v2, cifar_mobilenet_v2"),

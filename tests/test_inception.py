@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import quickly
 from model_reference import Reference, conv_reference
 from test_models import image_of, shapes_of, size
 
@@ -144,9 +145,9 @@ def test_the_auxiliary_heads_equal_a_float64_forward_pass_at_any_size(make, refe
     rng = np.random.default_rng(0)
     variables = jax.tree.map(lambda leaf: np.float32(rng.uniform(-0.2, 0.8, leaf.shape)), shapes)
     variables['batch_stats'] = jax.tree.map(np.abs, variables['batch_stats'])
-    for side in sides:
-        x = image_of(2, *side, 6)
-        got = module.apply(variables, x, train=False)
+    images = [image_of(2, *side, 6) for side in sides]
+    found = quickly(lambda xs: [module.apply(variables, x, train=False) for x in xs])(images)
+    for side, x, got in zip(sides, images, found, strict=True):
         pooled, logits = reference(AuxReference(variables), np.float64(x))
         assert pooled.shape == got.pooled.shape and logits.std() > 1e-2 and (pooled > 0).mean() > 0.1, side
         np.testing.assert_allclose(got.pooled, pooled, atol=2e-4 * np.abs(pooled).max(), err_msg=str(side))

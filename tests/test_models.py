@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import FAST_COMPILE, FASTEST_COMPILE, quickly  # noqa: F401
 from model_reference import Reference
 from zoo import EXPECTED, NARROWEST, SIBLINGS, SMALLEST, Facts
 
@@ -24,7 +25,6 @@ RECTIFIED = {
     for name, make in MODELS.items()
     if make.func.__name__ in ('CNN', 'CifarResNet', 'ResNet', 'VGG', 'CifarVGG', 'MobileNetV1', 'ShuffleNetV1')
 }
-FAST_COMPILE = {'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
 
 
 def side_of(name):
@@ -38,8 +38,16 @@ def narrow(name):
 
 
 @cache
+def traced(model, image_shape):
+    """(output, variables) as shapes."""
+    init = partial(model.init_with_output, train=False)
+    return jax.eval_shape(init, jax.random.key(0), jax.ShapeDtypeStruct(image_shape, jnp.float32))
+
+
 def shapes_of(model, image_shape=(2, 32, 32, 3)):
-    return jax.eval_shape(partial(model.init, train=False), jax.random.key(0), jnp.zeros(image_shape))
+    """The shapes of the variables, from the plain forms of the layers: they are traced in half the time."""
+    plain = model.clone(fast=False) if hasattr(model, 'fast') else model
+    return traced(plain, tuple(image_shape))[1]
 
 
 def size(tree):
@@ -65,15 +73,14 @@ def image_of(*shape, seed=0):
     return np.float32(np.random.default_rng(seed).normal(size=shape))
 
 
-def predict(model, variables, image, **kwargs):
-    """`model.apply` in evaluation mode, compiled in half the usual time."""
-    apply = jax.jit(partial(model.apply, train=False, **kwargs)).lower(variables, image)
-    return apply.compile(compiler_options=FAST_COMPILE)(variables, image)
+def predict(model, variables, image, options=FASTEST_COMPILE, **kwargs):
+    """`model.apply` in evaluation mode; where the last bit matters, `options` are `FAST_COMPILE`."""
+    return quickly(partial(model.apply, train=False, **kwargs), options)(variables, image)
 
 
 def feature_shapes(model, *image):
     """The features' shapes without the batch; what comes before a ReLU has its stage's and is left out."""
-    output = jax.eval_shape(partial(model.apply, train=False), shapes_of(model, image), jnp.zeros(image))
+    output, _ = traced(model.clone(fast=False), image)
     return {key: value.shape[1:] for key, value in output.features.items() if not key.endswith('_pre')}
 
 
@@ -272,8 +279,7 @@ def test_training_reaches_every_parameter_and_changes_only_running_statistics(na
         return sum((z * jnp.arange(40.0).reshape(4, 10)).mean() for z in logits), new
 
     model_state = {key: value for key, value in variables.items() if key != 'params'}
-    # Op by op: faster than compiling the whole, as models share their operations.
-    gradients, new = jax.grad(loss, has_aux=True)(variables['params'], model_state, image)
+    gradients, new = quickly(jax.grad(loss, has_aux=True), FASTEST_COMPILE)(variables['params'], model_state, image)
     gradients = flax.traverse_util.flatten_dict(gradients, sep='/')
     assert size(gradients) == size(variables['params'])
     for path, gradient in gradients.items():
@@ -285,7 +291,7 @@ def test_training_reaches_every_parameter_and_changes_only_running_statistics(na
         for part in path:
             before = before[part]
         assert (value != before).any(), path
-    half = model.clone(dtype=jnp.bfloat16).apply(variables, image, train=False)
+    half = predict(model.clone(dtype=jnp.bfloat16), variables, image)
     assert half.logits.dtype == jnp.float32 and jnp.isfinite(half.logits).all() and half.logits.std() > 0
 
 
@@ -323,7 +329,7 @@ def test_batch_norm_over_four_devices_equals_one_device():
     def forward(model, image):
         return model.apply(variables, image, train=True, mutable=['batch_stats'])
 
-    expected, expected_state = jax.jit(partial(forward, one))(image)
+    expected, expected_state = quickly(partial(forward, one))(image)
     shards = image.reshape(4, 4, 8, 8, 3)
     output, state = jax.pmap(partial(forward, four), axis_name='batch')(shards)
     for key, value in {**expected.features, 'logits': expected.logits}.items():

@@ -10,12 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
+from absl import flags
+from helpers import FAST_COMPILE, FASTEST_COMPILE, quickly
+from ml_collections import ConfigDict, config_flags
 
+from configs import common
 from kd_jax import objectives
 from kd_jax.errors import UserError
-from kd_jax.models.common import Output
-from kd_jax.objectives import OBJECTIVES, Term, WeightedSum, build, defaults, ensemble_logits
+from kd_jax.fields import number
+from kd_jax.models.common import Exit, Output
+from kd_jax.objectives import OBJECTIVES, Loss, Objective, build, defaults, ensemble_logits, swept
 from kd_jax.objectives import logits as pure
 
 B, K = 6, 5
@@ -242,14 +246,20 @@ def output(logits):
     return Output(jnp.asarray(logits), {})
 
 
-def evaluate(term, zs, zt, batch):
-    """(values [B], gradient of their sum for the student's logits [B, K])"""
+@functools.cache
+def program(term, options=None):
+    """(student's logits, teacher's, batch) -> ((sum of the values, values [B]), gradients of the sum for both logits)"""
 
-    def total(z):
-        values = term.apply({}, output(z), output(zt), batch)
+    def total(zs, zt, batch):
+        values = term.apply({}, output(zs), output(zt), batch)
         return values.sum(), values
 
-    (_, values), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(jnp.asarray(zs))
+    return quickly(jax.value_and_grad(total, argnums=(0, 1), has_aux=True), dict(options or FASTEST_COMPILE))
+
+
+def evaluate(term, zs, zt, batch, options=None):
+    """(values [B], gradient of their sum for the student's logits [B, K])"""
+    (_, values), (gradient, _) = program(term, options)(zs, zt, batch)
     return np.asarray(values), np.asarray(gradient)
 
 
@@ -289,7 +299,7 @@ def test_values_and_gradients_are_exact_and_finite_at_extreme_logits(name, field
     pairs = [(i, j) for i in range(5) for j in range(5)]
     s, t = np.stack([zs[i] for i, _ in pairs]), np.stack([zs[j][::-1] for _, j in pairs])
     batch = make_batch([k % 6 - 1 for k in range(25)])
-    values, gradient = evaluate(OBJECTIVES[name](**fields), s, t, batch)
+    values, gradient = evaluate(OBJECTIVES[name](**fields), s, t, batch, tuple(FAST_COMPILE.items()))
     assert np.isfinite(values).all() and np.isfinite(gradient).all()
     want = ORACLES[name](s.astype(np.float64), t.astype(np.float64), batch['label'], defaults(name) | fields)
     np.testing.assert_allclose(values, want[0], rtol=1e-5, atol=1e-3)
@@ -303,7 +313,7 @@ def test_values_and_gradients_are_exact_and_finite_at_extreme_logits(name, field
 def test_bfloat16_logits_are_computed_in_float32(name, fields):
     zs, zt = jnp.asarray(random_logits(3), jnp.bfloat16), jnp.asarray(random_logits(4), jnp.bfloat16)
     batch = make_batch()
-    values = OBJECTIVES[name](**fields).apply({}, output(zs), output(zt), batch)
+    (_, values), _ = program(OBJECTIVES[name](**fields))(zs, zt, batch)
     want, _ = ORACLES[name](np.float64(zs), np.float64(zt), batch['label'], defaults(name) | fields)
     assert values.dtype == jnp.float32
     np.testing.assert_allclose(values, want, rtol=2e-5, atol=2e-5)
@@ -323,9 +333,8 @@ def test_values_follow_their_examples_when_the_batch_is_permuted(name, fields):
 
 @pytest.mark.parametrize(('name', 'fields'), CASES, ids=IDS)
 def test_no_gradient_reaches_the_teacher(name, fields):
-    term, zs, batch = OBJECTIVES[name](**fields), output(random_logits(7)), make_batch()
-    gradient = jax.grad(lambda z: term.apply({}, zs, output(z), batch).sum())(jnp.asarray(random_logits(8)))
-    assert (np.asarray(gradient) == 0).all()
+    _, (own, gradient) = program(OBJECTIVES[name](**fields))(random_logits(7), random_logits(8), make_batch())
+    assert (np.asarray(gradient) == 0).all() and np.asarray(own).any()
 
 
 @pytest.mark.parametrize('name', sorted(OBJECTIVES))
@@ -336,7 +345,7 @@ def test_defaults_are_the_users_fields_and_build_the_objective(name):
     assert shared.items() <= fields.items()
     assert dataclasses.MISSING not in fields.values()
     built = build({name: fields}, (1.0,) if OBJECTIVES[name].needs_teacher else (), num_classes=K, axis_name='batch')
-    assert built.terms == ((name, OBJECTIVES[name](axis_name='batch')),)
+    assert built.losses == ((name, OBJECTIVES[name](axis_name='batch')),)
 
 
 def test_defaults_are_the_documented_ones():
@@ -665,10 +674,10 @@ def test_targets_under_mixup_are_both_labels(name, fields):
 # The weighted sum
 
 
-class Learned(Term):
+class Learned(Loss):
     """A term with a learned scale per teacher, that lets gradient through to the teacher."""
 
-    start: float = 2.0
+    start: float = number(2.0, at_least=0)
     needs_teacher: ClassVar[bool] = True
 
     @nn.compact
@@ -677,7 +686,7 @@ class Learned(Term):
         return ((student.logits - scale * teacher.logits) ** 2).sum(-1)
 
 
-class Reduces(Term):
+class Reduces(Loss):
     needs_teacher: ClassVar[bool] = False
 
     def __call__(self, student, teacher, batch):
@@ -833,9 +842,9 @@ def test_only_where_the_teacher_is_right_under_mixup_looks_at_the_label_of_the_l
 def test_learned_parameters_are_one_set_a_teacher():
     zs, teachers, batch = random_logits(34), [random_logits(35), random_logits(36)], make_batch()
     outputs = tuple(map(output, teachers))
-    one = WeightedSum((('hint', Learned()),), (1.0,)).init(jax.random.key(0), output(zs), outputs[:1], batch)
+    one = Objective((('hint', Learned()),), (1.0,)).init(jax.random.key(0), output(zs), outputs[:1], batch)
     assert list(one['params']) == ['hint']
-    module = WeightedSum((('hint', Learned()),), (1.0, 3.0))
+    module = Objective((('hint', Learned()),), (1.0, 3.0))
     two = module.init(jax.random.key(0), output(zs), outputs, batch)
     assert sorted(two['params']) == ['hint_0', 'hint_1']
     assert two['params']['hint_0']['scale'] != two['params']['hint_1']['scale']
@@ -846,7 +855,7 @@ def test_learned_parameters_are_one_set_a_teacher():
 
 def test_the_weighted_sum_stops_the_gradient_to_a_teacher_that_a_term_lets_through():
     zs, batch = output(random_logits(37)), make_batch()
-    module = WeightedSum((('hint', Learned()),), (1.0,))
+    module = Objective((('hint', Learned()),), (1.0,))
     variables = module.init(jax.random.key(0), zs, (zs,), batch)
 
     def total(z, variables):
@@ -858,7 +867,7 @@ def test_the_weighted_sum_stops_the_gradient_to_a_teacher_that_a_term_lets_throu
 
 
 def test_a_term_that_reduces_over_the_batch_is_refused():
-    module = WeightedSum((('mean', Reduces()),))
+    module = Objective((('mean', Reduces()),))
     with pytest.raises(ValueError, match=r"'mean' returned shape \(\)"):
         module.apply({}, output(random_logits(39)), (), make_batch())
 
@@ -893,13 +902,141 @@ def test_ensemble_logits_by_hand_and_at_extremes():
     np.testing.assert_allclose(same, [[0.0, -240.0]], rtol=1e-6)
 
 
+# Labels
+
+
+LATE = {'loss': 'kl', 'tau': 1.0, 'weight': 0.5, 'ramp_epochs': 10.0, 'ramp_from': 0.1}
+EARLY = {'loss': 'kl', 'tau': 3.0, 'weight': 0.0, 'ramp_epochs': 4.0, 'ramp_from': 2.0}
+
+
+@pytest.mark.parametrize(('epoch', 'late', 'early'), [(0.0, 0.1, 2.0), (2.0, 0.18, 1.0), (20.0, 0.5, 0.0)])
+def test_two_of_the_same_loss_are_the_sum_of_both(epoch, late, early):
+    zs, zt, batch = random_logits(79), random_logits(80), make_batch()
+    module = build({'kl_late': LATE, 'kl_early': EARLY}, (1.0,))
+
+    def total(z):
+        values, weights = module.apply({}, output(z), (output(zt),), batch), module.weights(epoch)
+        assert list(values) == list(weights) == list(module.masks(batch)) == ['kl_late', 'kl_early']
+        return sum(weights[label] * values[label] for label in values).sum()
+
+    value, gradient = jax.value_and_grad(total)(jnp.asarray(zs))
+    first, second = (kl_oracle(np.float64(zs), np.float64(zt), None, {'tau': tau}) for tau in (1.0, 3.0))
+    np.testing.assert_allclose(value, (late * first[0] + early * second[0]).sum(), rtol=2e-5)
+    np.testing.assert_allclose(gradient, late * first[1] + early * second[1], rtol=2e-5, atol=5e-6)
+
+
+@pytest.mark.parametrize('count', [1, 2])
+def test_learned_parameters_go_by_the_label(monkeypatch, count):
+    monkeypatch.setitem(objectives.OBJECTIVES, 'hint', Learned)
+    module = build({'hint': {'start': 2.0}, 'second': {'loss': 'hint'}, 'cross_entropy': {'loss': ''}}, (1.0,) * count)
+    zs, teachers = output(random_logits(81)), (output(random_logits(82)),) * count
+    params = module.init(jax.random.key(0), zs, teachers, make_batch())['params']
+    assert set(params) == ({'hint', 'second'} if count == 1 else {'hint_0', 'hint_1', 'second_0', 'second_1'})
+
+
+def test_labels_that_do_not_meet_are_taken():
+    """`late_1` is no part of `late` with one teacher, nor of a loss that learns from the ensemble, nor is `late_2` of two."""
+    for loss, label, weights in (('kl', 'late_1', (1.0,)), ('dkd', 'late_1', (1.0, 1.0)), ('kl', 'late_2', (1.0, 1.0))):
+        module = build({'late': {'loss': loss}, label: {'loss': 'kl'}}, weights)
+        assert [name for name, _ in module.losses] == ['late', label]
+
+
+def test_a_term_names_its_loss_and_can_be_overridden_under_its_label():
+    """As `python -m kd_jax.main --config.runs.student.objective.kl_late.tau=2.` does it."""
+    config, values = common.study(), flags.FlagValues()
+    run = config.runs.student = common.run(config, 'cnn', common.distillation())
+    run.objective.kl_late = common.term('kl', tau=1.0)
+    field = '--config.runs.student.objective.kl_late'
+    argv = ['main', f'{field}.tau=2.', f'{field}.ramp_epochs=3.']
+    config_flags.DEFINE_config_dict('config', config, flag_values=values, sys_argv=argv)
+    values(argv)
+    config = values.config.runs.student.objective
+    assert set(config.kl_late) == {'loss', *defaults('kl')} and config.kl_late.loss == 'kl'
+    assert dict(build(config, (1.0,)).losses) == {
+        'cross_entropy': OBJECTIVES['cross_entropy'](weight=1 - 0.9),
+        'kl': OBJECTIVES['kl'](weight=0.9, tau=4.0),
+        'kl_late': OBJECTIVES['kl'](tau=2.0, ramp_epochs=3.0),
+    }
+    assert common.labels().cross_entropy.loss == 'cross_entropy'
+
+
+# Numbers that only a running step knows
+
+
+def test_the_fields_that_a_sweep_may_vary():
+    named = {'weight', 'tau', 'lam', 'alpha', 'beta', 'gamma'}
+    for name in OBJECTIVES:
+        assert set(swept(name)) == named & set(defaults(name))
+    assert swept('dkd') == ('weight', 'alpha', 'beta', 'tau')
+    with pytest.raises(UserError, match="unknown objective 'dkkd'; did you mean 'dkd'"):
+        swept('dkkd')
+
+
+def test_hparams_are_the_numbers_of_all_losses_by_label():
+    module = build({'cross_entropy': {'weight': 2}, 'late': {'loss': 'dkd', 'beta': 3}}, (1.0,))
+    own = module.hparams()
+    assert own == {
+        'objective.cross_entropy.weight': 2.0,
+        'objective.late.weight': 1.0,
+        'objective.late.alpha': 1.0,
+        'objective.late.beta': 3.0,
+        'objective.late.tau': 4.0,
+    }
+    assert all(type(value) is float for value in own.values())
+    assert module.with_hparams(own) == module.with_hparams({}) == module
+    other = {'objective.late.tau': 2.0, 'objective.late.fast': True, 'objective.kl.tau': 9.0, 'optim.learning_rate': 1.0}
+    assert module.with_hparams(other).hparams() == own | {'objective.late.tau': 2.0}
+    assert not dict(module.with_hparams(other).losses)['late'].fast
+
+
+def features_of(seed, heads):
+    rng = np.random.default_rng(seed)
+
+    def numbers(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    shapes = {'stem': (4, 4, 4, 3), 'stage1': (4, 4, 4, 5), 'stage2': (4, 2, 2, 6), 'pooled': (4, 6)}
+    features = {name: numbers(*shape) for name, shape in shapes.items()}
+    return Output(numbers(4, 3), features, {name: Exit(numbers(4, 3), numbers(4, 6)) for name in heads})
+
+
+@pytest.mark.parametrize('name', OBJECTIVES)
+def test_every_objective_takes_its_numbers_when_the_step_runs(name):
+    """Value and gradient for the student's logits as with the same numbers written down."""
+    loss = OBJECTIVES[name]
+    student, teachers = (
+        features_of(1, ('head1', 'head') if loss.needs_heads else ()),
+        (features_of(2, ()),) * loss.needs_teacher,
+    )
+    batch = {'label': jnp.array([0, 1, 2, 1]), 'index': jnp.arange(4), 'mask': jnp.ones(4)}
+    made = build({'mine': {'loss': name} | ({'negatives': 8} if name == 'crd' else {})}, (1.0,) * loss.needs_teacher)
+    own = {field: 0.7 + 0.01 * k for k, field in enumerate(swept(name))}
+    numbers = {f'objective.mine.{field}': value for field, value in own.items()}
+    assert made.hparams().keys() == numbers.keys()
+    variables = made.init(jax.random.key(0), student, teachers, batch | {'train_label': np.arange(6) % 3})
+    kept = [collection for collection in variables if collection != 'params']
+
+    def total(logits, hparams, module=made):
+        module, keys = module.with_hparams(hparams), {'negatives': jax.random.key(1)}
+        values, _ = module.apply(variables, student.replace(logits=logits), teachers, batch, mutable=kept, rngs=keys)
+        return module.weights(0.0)['mine'] * values['mine'].sum()
+
+    down = made.clone(losses=(('mine', made.losses[0][1].clone(**own)),))
+    written = jax.jit(jax.value_and_grad(partial(total, hparams={}, module=down)))(student.logits)
+    value, (gradient, to_numbers) = jax.jit(jax.value_and_grad(total, argnums=(0, 1)))(student.logits, numbers)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), written, (value, gradient))
+    assert np.isfinite(list(to_numbers.values())).all()
+    weight = 'objective.mine.weight'
+    np.testing.assert_allclose(numbers[weight] * to_numbers[weight], value, rtol=1e-5)  # the numbers do reach the value
+
+
 # build
 
 
 def test_build_takes_a_config_dict_and_turns_lists_into_tuples():
     config = ConfigDict({'cross_entropy': {'class_weights': [1, 2], 'label_smoothing': 0.1, 'weight': 2}, 'kl': {}})
     module = build(config, [1, 1], num_classes=2)
-    assert module.terms == (
+    assert module.losses == (
         ('cross_entropy', OBJECTIVES['cross_entropy'](class_weights=(1, 2), label_smoothing=0.1, weight=2.0)),
         ('kl', OBJECTIVES['kl']()),
     )
@@ -914,17 +1051,17 @@ def test_terms_that_never_count_are_dropped():
         'kl': {'weight': 0.0, 'ramp_epochs': 5.0, 'ramp_from': 1.0},  # fades out
         'soft_cross_entropy': {'ramp_epochs': 5.0},
     }
-    assert [name for name, _ in build(config, (1.0,)).terms] == ['kl', 'soft_cross_entropy']
-    assert [name for name, _ in build({'cross_entropy': {}, 'kl': {'weight': 0.0}}).terms] == ['cross_entropy']
+    assert [name for name, _ in build(config, (1.0,)).losses] == ['kl', 'soft_cross_entropy']
+    assert [name for name, _ in build({'cross_entropy': {}, 'kl': {'weight': 0.0}}).losses] == ['cross_entropy']
 
 
 def test_none_means_the_default():
-    assert build({'kl': {'tau': None}}, (1.0,)).terms == (('kl', OBJECTIVES['kl'](tau=4.0)),)
+    assert build({'kl': {'tau': None}}, (1.0,)).losses == (('kl', OBJECTIVES['kl'](tau=4.0)),)
 
 
 def test_a_new_method_is_one_class_and_one_line(monkeypatch):
-    class Halved(Term):
-        share: float = 0.5
+    class Halved(Loss):
+        share: float = number(0.5, at_least=0)
 
         def __call__(self, student, teacher, batch):
             return self.share * pure.kl(student.logits, teacher.logits, 1.0)
@@ -938,8 +1075,8 @@ def test_a_new_method_is_one_class_and_one_line(monkeypatch):
     ('config', 'teacher_weights', 'sentence'),
     [
         ({'kll': {}}, (1.0,), "unknown objective 'kll'; did you mean 'kl'\\? known: .*cross_entropy, .*kl, "),
-        ({'kl': {'temperature': 2.0}}, (1.0,), "objective 'kl' has no field 'temperature'; its fields: .*tau"),
-        ({'kl': {'axis_name': 'x'}}, (1.0,), "objective 'kl' has no field 'axis_name'"),
+        ({'kl': {'temperature': 2.0}}, (1.0,), "unknown field of objective.kl 'temperature'; known: .*tau"),
+        ({'kl': {'axis_name': 'x'}}, (1.0,), "unknown field of objective.kl 'axis_name'; known: "),
         ({'kl': 4.0}, (1.0,), 'objective.kl is 4.0; it must be a mapping of its fields: .*tau'),
         ({'kl': {'tau': 0.0}}, (1.0,), 'objective.kl.tau is 0.0; it must be a finite number greater than 0'),
         ({'kl': {'tau': -1}}, (1.0,), 'objective.kl.tau is -1.0'),
@@ -967,7 +1104,11 @@ def test_a_new_method_is_one_class_and_one_line(monkeypatch):
         ({'virtual_teacher': {'correct': 0.2}}, (), 'correct is 0.2; with 5 classes .* more than 0.2, such as 0.99'),
         ({'virtual_teacher': {}}, (1.0,), 'has 1 teacher\\(s\\) but no term of its objective uses them'),
         ({'kl': {'standardize': 1}}, (1.0,), 'objective.kl.standardize is 1; it must be True or False'),
-        ({'kl': {'only_where': 'teacher_left'}}, (1.0,), "only_where is 'teacher_left'.*always.*teacher_right.*teacher_surer"),
+        (
+            {'kl': {'only_where': 'teacher_left'}},
+            (1.0,),
+            "unknown value of objective.kl.only_where 'teacher_left'.*always, teacher_right, teacher_surer",
+        ),
         (
             {'virtual_teacher': {'only_where': 'teacher_right'}},
             (),
@@ -981,6 +1122,29 @@ def test_a_new_method_is_one_class_and_one_line(monkeypatch):
         ({'kl': {}}, (1.0, -1.0), 'teacher weights \\(1.0, -1.0\\) must be'),
         ({'kl': {}}, (0.0, 0.0), 'teacher weights \\(0.0, 0.0\\) must be'),
         ({'kl': {}}, (float('nan'),), 'teacher weights \\(nan,\\) must be'),
+        (
+            {'late': {}},
+            (1.0,),
+            "unknown objective 'late'; .*known: ab, .*; a label of your own .*objective.late = term\\('kl'\\)",
+        ),
+        (
+            {'late': {'loss': 'kll'}},
+            (1.0,),
+            "unknown loss of objective.late 'kll'; did you mean 'kl'\\? .*known: .*; a label of",
+        ),
+        ({'late': {'loss': 'kl', 'tua': 1.0}}, (1.0,), "unknown field of objective.late 'tua'; did you mean 'tau'"),
+        ({'late': {'loss': 'kl', 'tau': 0.0}}, (1.0,), 'objective.late.tau is 0.0; it must be a finite number greater than 0'),
+        ({'late': {'loss': 'kl'}}, (), "objective 'late' learns from a teacher but the run has none"),
+        ({'late': {'loss': 'virtual_teacher', 'correct': 0.2}}, (), 'objective.late.correct is 0.2; with 5 classes'),
+        ({'kl.late': {'loss': 'kl'}}, (1.0,), "label 'kl.late'; a label must be letters, digits and underscores.*kl_late"),
+        ({'2kl': {'loss': 'kl'}}, (1.0,), "label '2kl'; a label must be"),
+        ({'top1': {'loss': 'kl'}}, (1.0,), "label 'top1'; .* no name that the program uses"),
+        ({'losses': {'loss': 'kl'}}, (1.0,), "label 'losses'; .* no name that the program uses"),
+        (
+            {'late': {'loss': 'fitnet'}, 'late_1': {'loss': 'kl'}},
+            (1.0, 1.0),
+            "labels 'late' and 'late_1', but with 2 teachers 'late_1' is the part of 'late'.*; give one of the two another",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence(config, teacher_weights, sentence):
@@ -1024,7 +1188,7 @@ def test_what_two_classes_leave_nothing_of_is_refused(name, fields, field):
 def test_what_is_left_of_two_classes_can_be_learned(name, fields):
     module = build({name: fields}, (1.0,) if OBJECTIVES[name].needs_teacher else (), num_classes=2)
     zs, zt, labels = random_logits(77, shape=(B, 2)), random_logits(78, shape=(B, 2)), np.array([0, 1, 0, 1, 1, -1])
-    values, gradient = evaluate(module.terms[0][1], zs, zt, make_batch(labels))
+    values, gradient = evaluate(module.losses[0][1], zs, zt, make_batch(labels))
     want = ORACLES[name](np.float64(zs), np.float64(zt), labels, defaults(name) | fields)
     np.testing.assert_allclose(values, want[0], rtol=2e-5, atol=2e-5)
     np.testing.assert_allclose(gradient, want[1], rtol=2e-5, atol=5e-6)

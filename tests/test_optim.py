@@ -1,17 +1,28 @@
 """Optimisers against PyTorch's update rules written in numpy float64, schedules at single steps, frozen parameters, errors."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from test_fields import unbounded
 
+from configs import common
+from kd_jax import fields as limits
 from kd_jax import optim
 from kd_jax.errors import UserError
 
 STEPS = 5
 RATES = [0.1, 0.1, 0.05, 0.05, 0.05]  # what `schedule_fields` gives
 schedule_fields = {'schedule': 'step', 'learning_rate': 0.1, 'step_epochs': (1.0,), 'step_factor': 0.5}
+LENGTH = {'total_steps': STEPS, 'steps_per_epoch': 2.0}
+
+
+def settings_of(**fields):
+    """Those of `fields`, without weight decay unless they have it."""
+    return optim.read({'weight_decay': 0.0} | fields)
 
 
 def random_params(seed=0):
@@ -40,7 +51,8 @@ def random_gradients(params, seed=1, scale=1.0):
 
 def train(params, gradients, **fields):
     """(parameters after all `gradients`, optimiser state)"""
-    tx, _ = optim.build(params, total_steps=STEPS, steps_per_epoch=2.0, **(schedule_fields | fields))
+    optimizer, _ = optim.build(params, settings_of(**schedule_fields | fields), **LENGTH)
+    tx = optimizer()
     state = tx.init(params)
     update = jax.jit(tx.update)
     for g in gradients:
@@ -185,7 +197,8 @@ def test_shapes_are_enough_to_build(name):
     params = random_params()
     shapes = jax.eval_shape(lambda: params)
     fields = schedule_fields | {'decay_norm_and_bias': False, 'weight_decay': 0.1, 'freeze': ('stem/',), 'clip_norm': 1.0}
-    tx, _ = optim.build(shapes, total_steps=STEPS, steps_per_epoch=2.0, name=name, **fields)
+    optimizer, _ = optim.build(shapes, settings_of(name=name, **fields), **LENGTH)
+    tx = optimizer()
     updates, _ = tx.update(params, tx.init(params), params)
     want, _ = train(params, [params], name=name, **fields)
     assert_close(optax.apply_updates(params, updates), want)
@@ -286,8 +299,10 @@ def test_frozen_mask_matches_from_the_start_of_the_path(patterns, frozen):
 # Schedules
 
 
-def at(steps, **fields):
-    schedule = optim.make_schedule(**fields)
+def at(steps, total_steps, steps_per_epoch, **fields):
+    params = {'student': {'kernel': jnp.zeros((1, 1))}, 'objective': {}}
+    length = {'total_steps': total_steps, 'steps_per_epoch': steps_per_epoch}
+    schedule = optim.build(params, settings_of(**fields), **length)[1]
     return [float(jax.jit(schedule)(step)) for step in steps]
 
 
@@ -334,7 +349,8 @@ def test_build_returns_the_schedule_that_it_uses():
     params = {'student': {'kernel': jnp.zeros((1, 1))}, 'objective': {}}
     ones = jax.tree.map(jnp.ones_like, params)
     fields = {'name': 'sgd', 'momentum': 0.0, 'learning_rate': 0.4, 'schedule': 'cosine', 'warmup_epochs': 1.0}
-    tx, schedule = optim.build(params, total_steps=STEPS, steps_per_epoch=2.0, **fields)
+    optimizer, schedule = optim.build(params, settings_of(**fields), **LENGTH)
+    tx = optimizer()
     state = tx.init(params)
     for step in range(STEPS):
         updates, state = tx.update(ones, state, params)
@@ -368,8 +384,8 @@ def test_ema_copies_what_is_not_floating_point_and_keeps_types():
 @pytest.mark.parametrize(
     ('fields', 'sentence'),
     [
-        ({'name': 'sdg'}, "unknown optimiser 'sdg'; did you mean 'sgd'\\? known: adam, adamw, sgd"),
-        ({'schedule': 'cosin'}, "unknown schedule 'cosin'; did you mean 'cosine'"),
+        ({'name': 'sdg'}, "unknown value of optim.name 'sdg'; did you mean 'sgd'\\? known: adam, adamw, sgd"),
+        ({'schedule': 'cosin'}, "unknown value of optim.schedule 'cosin'; did you mean 'cosine'"),
         ({'learning_rate': 0.0}, 'optim.learning_rate is 0.0; it must be a finite number greater than 0'),
         ({'learning_rate': -0.1}, 'optim.learning_rate is -0.1'),
         ({'learning_rate': float('nan')}, 'optim.learning_rate is nan'),
@@ -401,13 +417,107 @@ def test_ema_copies_what_is_not_floating_point_and_keeps_types():
 def test_bad_input_is_one_sentence(fields, sentence):
     fields = {'name': 'sgd', 'learning_rate': 0.1, 'schedule': 'constant'} | fields
     with pytest.raises(UserError, match=sentence) as caught:
-        optim.build(random_params(), total_steps=STEPS, steps_per_epoch=2.0, **fields)
+        optim.build(random_params(), settings_of(**fields), **LENGTH)
     assert '\n' not in str(caught.value)
 
 
-def test_the_decay_of_the_average_is_checked():
-    optim.check_ema_decay(0.0)
-    optim.check_ema_decay(0.9999)
-    for decay in (1.0, -0.1, float('nan')):
-        with pytest.raises(UserError, match=f'optim.ema_decay is {decay}; it must be at least 0'):
-            optim.check_ema_decay(decay)
+@pytest.mark.parametrize(
+    ('fields', 'sentence'),
+    [
+        ({'ema_decay': 1.0}, 'is 1.0; it must be at least 0 (off) and less than 1'),
+        ({'ema_decay': float('nan')}, 'is nan; it must be at least 0 (off) and less than 1'),
+        ({'accumulate': 0}, 'is 0; it must be a whole number, 1 or more'),
+        ({'teacher_factor': -1.0}, 'is -1.0; it must be a finite number, 0 (off) or more'),
+        ({'train': 'head'}, "is 'head'; it must be a list of regular expressions, such as ('head', '.*norm')"),
+        ({'learning_rate': '0.1'}, "is '0.1'; it must be a number, such as 0.1"),
+    ],
+)
+def test_settings_are_read_from_where_they_stand(fields, sentence):
+    ((name, _),) = fields.items()
+    with pytest.raises(UserError) as caught:
+        optim.read(fields, 'runs.student.optim')
+    assert str(caught.value) == f'runs.student.optim.{name} {sentence}'
+
+
+def test_settings_are_those_of_a_config_and_every_field_has_a_limit():
+    config = common.run(common.study(), 'cnn').optim
+    assert optim.read(config) == optim.Settings() == optim.Settings(**config)
+    own = limits.own(optim.Settings)
+    assert own.keys() == {f.name for f in dataclasses.fields(optim.Settings)}
+    assert unbounded(own) == []
+    assert limits.swept(optim.Settings) == ('learning_rate', 'weight_decay')
+    with pytest.raises(UserError, match="^unknown field of optim 'learning_rte'; did you mean 'learning_rate'"):
+        optim.read({'learning_rte': 1.0})
+
+
+# Numbers that only a running step knows
+
+
+@pytest.mark.parametrize('name', sorted(optim.OPTIMISERS))
+def test_numbers_given_when_the_step_runs_are_as_if_written_down_and_compile_nothing(name):
+    params = random_params()
+    gradients = random_gradients(params)
+    fields = {'name': name, 'schedule': 'cosine', 'warmup_epochs': 1.0, 'clip_norm': 5.0, 'freeze': ('stem',), 'train': ()}
+    optimizer, schedule = optim.build(params, settings_of(learning_rate=0.3, weight_decay=0.2, **fields), **LENGTH)
+    traces = []
+
+    @jax.jit
+    def update(g, state, params, hparams):
+        traces.append(1)
+        updates, state = optimizer(hparams | {'objective.kl.tau': 1.0}).update(g, state, params)
+        return optax.apply_updates(params, updates), state
+
+    for rate, decay in ((0.3, 0.2), (0.05, 0.01), (0.7, 0.0)):
+        want, want_state = train(params, gradients, learning_rate=rate, weight_decay=decay, **fields)
+        got, state = params, optimizer().init(params)
+        for g in gradients:
+            got, state = update(g, state, got, {'optim.learning_rate': rate, 'optim.weight_decay': decay})
+        assert_close(got, want)
+        assert jax.tree.structure(state) == jax.tree.structure(want_state)
+    assert len(traces) == 1
+    np.testing.assert_allclose(float(schedule(2)), 0.3, rtol=1e-6)  # the settings' own, whatever was given
+
+
+def test_what_is_not_given_when_the_step_runs_is_the_settings_own():
+    params = random_params()
+    g = random_gradients(params)[0]
+    fields = {'schedule': 'constant', 'momentum': 0.5}
+    optimizer, _ = optim.build(params, settings_of(learning_rate=0.3, weight_decay=0.2, **fields), **LENGTH)
+    tx = optimizer({'optim.learning_rate': 0.1})
+    updates, _ = tx.update(g, tx.init(params), params)
+    want, _ = train(params, [g], learning_rate=0.1, weight_decay=0.2, **fields)
+    assert_close(optax.apply_updates(params, updates), want)
+
+
+@pytest.mark.parametrize('freeze', [(), ('stem',)], ids=str)
+@pytest.mark.parametrize('clip', [0.0, 1.0])
+@pytest.mark.parametrize('name', sorted(optim.OPTIMISERS))
+def test_the_state_has_the_structure_that_checkpoints_have(name, clip, freeze):
+    """Written out: checkpoints of another structure could not be read."""
+    params = {'student': random_params()['student'], 'objective': {}}
+    rate, decay = optax.constant_schedule(0.1), optax.add_decayed_weights(0.0)
+    tx = {
+        'sgd': lambda: optax.chain(decay, optax.sgd(rate, 0.9, False)),
+        'adam': lambda: optax.chain(decay, optax.adam(rate)),
+        'adamw': lambda: optax.chain(optax.scale_by_adam(), decay, optax.scale_by_learning_rate(rate)),
+    }[name]()
+    tx = optax.chain(optax.clip_by_global_norm(clip), tx) if clip else tx
+    if freeze:
+        mask = {'student': optim.frozen_mask(params['student'], freeze), 'objective': {}}
+        tx = optax.selective_transform(tx, freeze_mask=mask)
+    optimizer, _ = optim.build(params, settings_of(name=name, clip_norm=clip, freeze=freeze), **LENGTH)
+    for hparams in (None, {'optim.learning_rate': jnp.float32(0.2), 'optim.weight_decay': jnp.float32(0.1)}):
+        got, want = optimizer(hparams).init(params), tx.init(params)
+        assert jax.tree.structure(got) == jax.tree.structure(want)
+        assert jax.tree.map(jnp.shape, got) == jax.tree.map(jnp.shape, want)
+
+
+def test_train_freezes_all_but_what_it_matches():
+    params = random_params()
+    got, _ = train(params, random_gradients(params), name='sgd', train=('head', 'stage1/'), freeze=('head/bias',))
+    moved = {path for path, x in paths(params).items() if (np.asarray(x) != np.asarray(paths(got)[path])).any()}
+    assert {path for path in moved if path.startswith('student/')} == {'student/head/kernel', 'student/stage1/block0/kernel'}
+    everything, _ = train(params, random_gradients(params), name='sgd', train=('.*',))
+    assert_close(everything, train(params, random_gradients(params), name='sgd')[0], rtol=0, atol=0)
+    with pytest.raises(UserError, match="^optim.train pattern 'hed' matches no parameter of the student"):
+        optim.build(params, settings_of(train=('head', 'hed')), **LENGTH)

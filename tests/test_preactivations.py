@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_models import FAST_COMPILE, RECTIFIED, SIBLINGS_SLOWLY, image_of, narrow, random_variables, shapes_of, side_of
+from helpers import FAST_COMPILE
+from test_models import RECTIFIED, SIBLINGS_SLOWLY, image_of, narrow, random_variables, shapes_of, side_of
 from zoo import EXPECTED
 
 from kd_jax.models import build
@@ -17,7 +18,7 @@ from kd_jax.parallel import KEEP_BARRIERS
 def test_the_relu_of_what_comes_before_is_the_stage(name):
     model = build(name, 10, fast=False, **narrow(name))  # the plain forms are fewer operations
     image = image_of(2, *[side_of(name)] * 2, 3)
-    # Op by op: faster than compiling the whole, as models share their operations.
+    # Op by op: one program may compute what comes before twice, and round it in two ways.
     features = model.apply(random_variables(model, image.shape), image, train=False).features
     for stage in range(1, EXPECTED[name].stages + 1):
         pre = features[f'stage{stage}_pre']

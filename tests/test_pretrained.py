@@ -16,7 +16,7 @@ from helpers import REPOSITORY, environment
 from model_reference import Reference
 from zoo import EXPECTED
 
-from kd_jax import models, pretrained, teachers
+from kd_jax import models, pretrained, trained
 from kd_jax.errors import UserError
 from kd_jax.pretrained import __main__ as command
 from kd_jax.workdir import RunDirectory, find_run
@@ -133,7 +133,7 @@ def test_as_a_teacher_it_answers_as_the_structure_says(file, tmp_path):
     imported = pretrained.load(file, {'name': 'resnet8'})
     directory = RunDirectory(tmp_path / 'runs/teacher/seed0')
     assert pretrained.make_run(directory, 'teacher', imported, image_shape=(32, 32, 3), **CIFAR)
-    teacher = teachers.load(find_run(tmp_path / 'runs/teacher', seed=3))
+    teacher = trained.load(find_run(tmp_path / 'runs/teacher', seed=3))
     same = jax.tree.map(np.array_equal, dict(teacher.variables), imported.variables)
     assert all(jax.tree.leaves(same))
     pixels = np.random.default_rng(1).integers(0, 256, (2, 32, 32, 3))
@@ -141,8 +141,8 @@ def test_as_a_teacher_it_answers_as_the_structure_says(file, tmp_path):
     images = (pixels / 255 - np.array(CIFAR['mean'])) / np.array(CIFAR['std'])
     expected = Reference(imported.variables).resnet(images, 1)['logits']
     np.testing.assert_allclose(logits, expected, atol=2e-5 * np.abs(expected).max())
-    facts = teacher.facts
-    assert (facts['num_classes'], facts['class_names'], facts['image_shape']) == (7, list('0123456'), [32, 32, 3])
+    info = teacher.info
+    assert (info.num_classes, info.class_names, info.image_shape) == (7, tuple('0123456'), (32, 32, 3))
     assert teacher.learning_rate is None
     result = directory.result()
     assert (result['model'], result['params'], result['test']) == ('resnet8', PARAMS, None)
@@ -171,8 +171,8 @@ def test_the_file_decides_about_the_channels_of_the_images(tmp_path):
     assert imported.channels == 1 and imported.variables['params']['stem']['conv']['kernel'].shape == (3, 3, 1, 16)
     directory = RunDirectory(tmp_path / 'grey/seed0')
     pretrained.make_run(directory, 'grey', imported, image_shape=(28, 28, 1), mean=(0.5,), std=(0.25,))
-    trained = teachers.load(directory)
-    assert trained.network.predict(trained.variables, np.zeros((2, 28, 28, 1), np.float32)).logits.shape == (2, 10)
+    grey = trained.load(directory)
+    assert grey.network.predict(grey.variables, np.zeros((2, 28, 28, 1), np.float32)).logits.shape == (2, 10)
 
 
 # --- what does not fit
@@ -351,9 +351,9 @@ def test_an_interrupted_import_is_completed(file, tmp_path):
     (directory.path / 'result.json').unlink()
     next(p for p in Path(directory.checkpoints).rglob('*') if p.is_file() and 'state' in p.parts).write_bytes(b'')
     with pytest.raises(UserError, match='unfinished'):
-        teachers.load(directory)
+        trained.load(directory)
     assert pretrained.make_run(directory, 'teacher', imported, **facts)
-    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, dict(teachers.load(directory).variables), imported.variables)))
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, dict(trained.load(directory).variables), imported.variables)))
 
 
 def test_a_directory_of_something_else_stays_as_it_is(file, tmp_path):
@@ -405,7 +405,7 @@ def test_the_command_in_a_process_of_its_own(file, tmp_path):
     facts = json.loads((tmp_path / 'runs/big/seed0/config.json').read_text())['data']
     assert facts['class_names'] == [f'class {i}' for i in range(7)]
     assert facts['image_shape'] == [32, 32, 3] and facts['mean'] == list(CIFAR['mean'])
-    assert teachers.load(find_run(tmp_path / 'runs/big', seed=0)).network.model.num_classes == 7
+    assert trained.load(find_run(tmp_path / 'runs/big', seed=0)).network.model.num_classes == 7
     line[3] = f'{tmp_path}/nothing.pth'
     broken = subprocess.run(line, capture_output=True, text=True, cwd=REPOSITORY, env=environment(), timeout=300, check=False)
     assert broken.returncode == 2 and broken.stdout == ''

@@ -4,12 +4,13 @@ The code: distiller_zoo/{SP,CC,RKD,PKT}.py and crd/{memory,criterion}.py of Hobb
 number a batch; an oracle here returns the examples' shares, whose mean is that number.
 """
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import quickly
 
 from kd_jax.errors import UserError
 from kd_jax.models.common import Output
@@ -133,7 +134,7 @@ def float64(tree):
 
 
 def initial(term, s, t, batch):
-    return jax.jit(lambda s, t: term.init(KEYS, s, t, batch | {'train_label': TRAIN}))(s, t)
+    return quickly(lambda s, t: term.init(KEYS, s, t, batch | {'train_label': TRAIN}))(s, t)
 
 
 def perturbed(variables):
@@ -144,27 +145,57 @@ def perturbed(variables):
     return variables | {'params': params} | ({'memory': variables['memory'] | seen} if 'memory' in variables else {})
 
 
-def evaluate(term, variables, s, t, batch):
+def apply(term, variables, s, t, batch):
     """(values, variables afterwards)"""
-
-    def apply(variables, s, t):
-        return term.apply(variables, output(s), output(t), batch, mutable=['memory'], rngs={'negatives': KEYS['negatives']})
-
-    values, state = jax.jit(apply)(variables, s, t)
+    rngs = {'negatives': KEYS['negatives']}
+    values, state = term.apply(variables, output(s), output(t), batch, mutable=['memory'], rngs=rngs)
     return values, variables | state
+
+
+@cache
+def programs(term, draw_negatives):
+    """`apply`, and its values with the gradients of their weighted sum for s and the parameters: compiled once.
+
+    draw_negatives: the one in use, which is compiled in.
+    """
+
+    def total(s, params, variables, t, batch, share):
+        values, after = apply(term, variables | {'params': params}, s, t, batch)
+        return (values * share).sum(), (values, after)
+
+    return quickly(partial(apply, term)), quickly(jax.value_and_grad(total, (0, 1), has_aux=True))
+
+
+def evaluate(term, variables, s, t, batch):
+    return programs(term, contrast.draw_negatives)[0](variables, s, t, batch)
+
+
+def evaluate_with_gradients(term, variables, s, t, batch, share):
+    """((weighted sum, (values, variables afterwards)), gradients for the student's features and the parameters)"""
+    run = programs(term, contrast.draw_negatives)[1]
+    return run(s, variables.get('params', {}), variables, t, batch, np.float32(share))
 
 
 def set_up(name, fields=(), dtype=jnp.float32):
     """(term, all fields, student's and teacher's features, batch, perturbed variables)"""
+    return _set_up(name, tuple(sorted(dict(fields).items())), dtype)
+
+
+@cache
+def _set_up(name, fields, dtype):
     fields = SMALL.get(name, {}) | dict(fields)
     term, batch = OBJECTIVES[name](**fields), make_batch()
     s, t = features_of(1, STUDENT, dtype=dtype), features_of(2, TEACHER, dtype=dtype)
     return term, defaults(name) | fields, s, t, batch, perturbed(initial(term, output(s), output(t), batch))
 
 
+def those_given(key, index, memory, count):
+    return jnp.asarray(NEGATIVES)[index]
+
+
 @pytest.fixture
 def given_negatives(monkeypatch):
-    monkeypatch.setattr(contrast, 'draw_negatives', lambda key, index, memory, count: jnp.asarray(NEGATIVES)[index])
+    monkeypatch.setattr(contrast, 'draw_negatives', those_given)
 
 
 # Every objective
@@ -192,15 +223,12 @@ def test_gradients_equal_differences_of_the_published_code(name, fields, given_n
     share = rng.standard_normal(B)  # of each example in a sum
     free = {'features': s, 'params': variables.get('params', {})}
 
-    def total(free):
-        values, _ = evaluate(term, variables | {'params': free['params']}, free['features'], t, batch)
-        return (values * jnp.float32(share)).sum()
-
     def oracle(free):
         own = float64(variables) | {'params': free['params']}
         return (ORACLES[name](free['features'], float64(t), own, batch, fields) * share).sum()
 
-    gradient, free = float64(jax.grad(total)(free)), float64(free)
+    _, gradients = evaluate_with_gradients(term, variables, s, t, batch, share)
+    gradient, free = float64(dict(zip(free, gradients, strict=True))), float64(free)
     assert {key for key, g in gradient['features'].items() if np.any(g)} == {'stage3' if name == 'sp' else 'pooled'}
     scale = np.sqrt(sum((g**2).sum() for g in jax.tree.leaves(gradient)))
     for _ in range(5):
@@ -234,7 +262,7 @@ def test_no_gradient_reaches_the_teachers_features(name):
     def total(s, t):
         return terms.apply(variables, output(s), (output(t),), batch, mutable=['memory'], rngs=KEYS)[0][name].sum()
 
-    own, teachers = jax.jit(jax.grad(total, (0, 1)))(s, t)
+    own, teachers = quickly(jax.grad(total, (0, 1)))(s, t)
     assert all(not np.any(g) for g in teachers.values()) and any(np.any(g) for g in own.values())
 
 
@@ -253,11 +281,7 @@ def test_values_and_gradients_are_finite_at_degenerate_input(name, case, given_n
     variables = initial(term, output(s), output(t), batch)  # zero biases
     s, t = (jax.tree.map(change, x) for change, x in zip(DEGENERATE[case], (s, t), strict=True))
 
-    def total(s, params):
-        values, after = evaluate(term, variables | {'params': params}, s, t, batch)
-        return values.sum(), (values, after)
-
-    (_, (values, after)), gradient = jax.value_and_grad(total, (0, 1), has_aux=True)(s, variables.get('params', {}))
+    (_, (values, after)), gradient = evaluate_with_gradients(term, variables, s, t, batch, np.ones(B))
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((values, after, gradient)))
     if case != 'one example repeated' and (name, case) != (
         'crd',
@@ -297,7 +321,7 @@ def test_four_devices_give_the_values_and_gradients_of_one(name):
         gradient, (values, state) = jax.grad(loss, has_aux=True)(free)
         return values, jax.lax.pmean(gradient, 'batch') if devices > 1 else gradient, state
 
-    want_values, want_gradient, want_state = jax.jit(partial(step, devices=1))(x, teacher, batch)
+    want_values, want_gradient, want_state = quickly(partial(step, devices=1))(x, teacher, batch)
     split = jax.tree.map(lambda a: a.reshape(4, 2, *a.shape[1:]), (x, teacher, batch))
     values, gradient, state = jax.pmap(partial(step, devices=4), 'batch', devices=jax.devices()[:4])(*split)
     np.testing.assert_allclose(values.reshape(8), want_values, rtol=1e-4, atol=1e-5 * np.abs(want_values).mean())
@@ -322,7 +346,8 @@ def rotation(size):
 
 @pytest.mark.parametrize('name', ['rkd_distance', 'rkd_angle', 'sp', 'pkt'])
 def test_what_relations_do_not_see(name):
-    loss, s, t = getattr(relations, name), features_of(1, STUDENT)['pooled'], features_of(2, TEACHER)['pooled']
+    s, t = features_of(1, STUDENT)['pooled'], features_of(2, TEACHER)['pooled']
+    loss = quickly(getattr(relations, name))
     want, turned = loss(s, t), s @ rotation(7)
     assert np.min(want) > 1e-4
     for other in (loss(turned, t), loss(s, t @ rotation(9)), loss(5 * s, t), loss(s, 0.2 * t)):
@@ -349,7 +374,8 @@ def test_the_huber_loss_has_the_published_values_and_gradients_also_at_its_bends
 def draw(*indices, count=50, seed=3):
     """For each of some arrays of indices `[B, count]`."""
     memory = set_up('crd')[-1]['memory']
-    return [np.asarray(contrast.draw_negatives(jax.random.key(seed), jnp.asarray(i), memory, count)) for i in indices]
+    drawn = quickly(lambda key: [contrast.draw_negatives(key, jnp.asarray(i), memory, count) for i in indices])
+    return jax.device_get(drawn(jax.random.key(seed)))
 
 
 def test_negatives_are_all_images_of_other_classes_equally_often():
@@ -414,14 +440,14 @@ def test_no_gradient_flows_through_the_memory_and_the_constants(given_negatives)
     floats = {k: v for k, v in unset.items() if v.dtype == jnp.float32}
 
     def run(s, given):
-        values, after = evaluate(term, variables | {'memory': unset | given}, s, t, batch)
+        values, after = apply(term, variables | {'memory': unset | given}, s, t, batch)
         return values.sum(), {k: after['memory'][k] for k in floats}
 
-    (_, after), first = jax.value_and_grad(run, has_aux=True)(s, {})
+    (_, after), first = quickly(jax.value_and_grad(run, has_aux=True))(s, {})
     set_by_first = floats | {k: after[k] for k in UNSET}
-    later, to_memory = jax.grad(lambda *both: run(*both)[0], (0, 1))(s, set_by_first)
+    later, to_memory = quickly(jax.grad(lambda *both: run(*both)[0], (0, 1)))(s, set_by_first)
     np.testing.assert_allclose(first['pooled'], later['pooled'], rtol=1e-5, atol=1e-6)
-    from_memory = jax.grad(lambda s: sum(x[:, 0].sum() if x.ndim else x for x in run(s, {})[1].values()))(s)
+    from_memory = quickly(jax.grad(lambda s: sum(x[:, 0].sum() if x.ndim else x for x in run(s, {})[1].values())))(s)
     assert np.any(first['pooled']) and not any(np.any(g) for g in from_memory.values())
     assert {k for k, g in to_memory.items() if np.any(g)} == set()
 

@@ -241,17 +241,11 @@ def test_every_block_gets_its_adapter(name, widths):
             'groups 2 with group_width 64 need bottleneck blocks, this model has basic ones (groups 1, group_width 64); set '
             'bottleneck, or take resnet50 or cifar_resnet50',
         ),
-        (build('resnet50', 10, groups=0), 'groups 0 and group_width 64 must both be 1 or more'),
         (
             build('resnext50_32x4d', 10, width=0.2),
             'width 0.2 leaves no channel in the groups of 4; use 0.25 or more',
         ),
         (build('cifar_resnet18', 10, width=0.001), 'width 0.001 leaves none of a layer of 64 channels; use 0.0156 or more'),
-        (build('wrn_16_2', 10, widen=0), 'widen 0 of a wide ResNet is not possible; it must be 1 or more'),
-        (
-            build('wrn_16_2', 10, block_dropout=1.0),
-            'block_dropout 1.0 is not possible; it must be at least 0 and less than 1: the share to drop, such as 0.3',
-        ),
         (
             CifarResNet(num_classes=10, stage_sizes=(1, 1)),
             'stage_sizes (1, 1) are 2 stages, but widths (16, 32, 64) are 3; give one number a stage in both',
@@ -262,6 +256,21 @@ def test_impossible_overrides_are_refused_in_one_sentence(model, sentence):
     with pytest.raises(UserError) as error:
         shapes_of(model)
     assert str(error.value) == sentence
+
+
+@pytest.mark.parametrize(
+    ('name', 'field', 'value', 'words'),
+    [
+        ('resnet50', 'groups', 0, 'a whole number, 1 or more'),
+        ('resnet50', 'group_width', 0, 'a whole number, 1 or more'),
+        ('wrn_16_2', 'widen', 0, 'a whole number, 1 or more'),
+        ('wrn_16_2', 'block_dropout', 1.0, 'at least 0 and less than 1: the share to drop, such as 0.3'),
+    ],
+)
+def test_overrides_outside_their_range_are_refused(name, field, value, words):
+    with pytest.raises(UserError) as error:
+        build(name, 10, **{field: value})
+    assert str(error.value) == f'{field} {value} of model {name!r} is not possible; it must be {words}'
 
 
 def test_the_narrowest_grouped_network_that_is_allowed():

@@ -155,7 +155,7 @@ def test_other_mistakes_are_one_sentence(data, tmp_path):
         search.Search(study_of(data), tmp_path, 'pupil', SPACE, together=2)
     with pytest.raises(UserError, match='--together is 0'):
         search_of(data, tmp_path, together=0)
-    with pytest.raises(UserError, match='has a population or patience'):
+    with pytest.raises(UserError, match='has a sweep or patience'):
         search_of(data, tmp_path, changes={'patience': 2})
     with pytest.raises(UserError, match='--storage=nodb://x cannot be used'):
         search_of(data, tmp_path, storage='nodb://x')

@@ -266,7 +266,6 @@ def test_every_unit_gets_its_adapter(name, widths):
 @pytest.mark.parametrize(
     ('model', 'sentence'),
     [
-        (build('imagenet_shufflenet_v1', 10, groups=5), 'groups 5 is not possible; choose from 1, 2, 3, 4, 8'),
         (
             build('cifar_shufflenet_v1', 10, groups=8, width=0.0209),
             'width 0.0209 with 8 groups leaves stage 1 no more channels than it receives; use a greater width or fewer groups',
@@ -282,6 +281,13 @@ def test_impossible_overrides_are_refused_in_one_sentence(model, sentence):
     with pytest.raises(UserError) as error:
         shapes_of(model)
     assert str(error.value) == sentence
+
+
+def test_a_number_of_groups_that_the_paper_does_not_have_is_refused():
+    with pytest.raises(
+        UserError, match=r"^groups 5 of model 'imagenet_shufflenet_v1' is not possible; it must be one of 1, 2, 3, 4, 8$"
+    ):
+        build('imagenet_shufflenet_v1', 10, groups=5)
 
 
 def torch_names(rule, model):

@@ -9,7 +9,7 @@ import pytest
 from helpers import random_splits, save_npz
 
 from configs import common
-from kd_jax import report, study, teachers
+from kd_jax import jobs, report, study, trained
 from kd_jax.checkpoint import load_variables
 from kd_jax.errors import UserError
 from kd_jax.evaluate import evaluate_run, evaluate_together
@@ -57,7 +57,7 @@ def test_runs_are_ordered_by_what_they_name_whatever_their_names():
         b_finetuned=(None, {'init': 'a_student'}),
         c_external=(common.distillation(), {'teachers': ('/somewhere/else',)}),
     )
-    names = study.order(config.runs)
+    names = jobs.order(config.runs)
     assert sorted(names) == sorted(config.runs)
     for earlier, later in (('z_teacher', 'm_assistant'), ('m_assistant', 'a_student'), ('a_student', 'b_finetuned')):
         assert names.index(earlier) < names.index(later)
@@ -66,7 +66,7 @@ def test_runs_are_ordered_by_what_they_name_whatever_their_names():
 def test_a_circle_is_refused_by_name():
     config = config_of('x', a=(common.distillation(), {'teachers': ('b',)}), b=(None, {'init': 'a'}))
     with pytest.raises(UserError, match='in a circle: a -> b -> a|in a circle: b -> a -> b'):
-        study.order(config.runs)
+        jobs.order(config.runs)
 
 
 def test_teacher_assistant_student_in_one_study(data, tmp_path):
@@ -113,8 +113,8 @@ def test_several_students_are_evaluated_as_one(data, tmp_path):
     runs = [tmp_path / name for name in ('cnn/seed0', 'cnn/seed1', 'resnet/seed0')]
     with np.load(data) as arrays:
         images, labels = arrays['test_image'], arrays['test_label']
-    trained = [teachers.load(RunDirectory(run)) for run in runs]
-    logits = [np.float64(t.network.predict(t.variables, np.float32(images)).logits) for t in trained]
+    models = [trained.load(RunDirectory(run)) for run in runs]
+    logits = [np.float64(m.network.predict(m.variables, np.float32(images)).logits) for m in models]
     probabilities = np.mean([np.exp(z) / np.exp(z).sum(1, keepdims=True) for z in logits], axis=0)
     together = evaluate_together(runs)
     assert together['top1'] == pytest.approx((probabilities.argmax(1) == labels).mean())
@@ -185,10 +185,11 @@ def test_only_labelled_images_are_drawn_where_no_term_uses_the_others(data, tmp_
         alone=(None, {'data.labels_per_class': 2}),
         student=(common.distillation(), {'teachers': ('teacher',), 'data.labels_per_class': 2}),
     )
-    made = study.Study(config, tmp_path)
-    made.check()
-    assert {name: len(p.pool) for name, p in made._programs.items()} == {'teacher': 60, 'alone': 6, 'student': 60}
-    assert {name: p.total_steps for name, p in made._programs.items()} == {'teacher': 24, 'alone': 24, 'student': 24}
+    checked = study.Study(config, tmp_path)
+    checked.check()
+    assert {name: len(spec.pool) for name, spec in checked.specs.items()} == {'teacher': 60, 'alone': 6, 'student': 60}
+    steps = {name: spec.timing.total_steps for name, spec in checked.specs.items()}
+    assert steps == {'teacher': 24, 'alone': 24, 'student': 24}
 
 
 def test_early_stopping_and_the_best_checkpoint(data, tmp_path):
@@ -276,8 +277,8 @@ def test_a_damaged_latest_checkpoint_costs_the_steps_since_the_one_before(data, 
         ),
         ({'optim.ema_decay': 1.5}, 'ema_decay'),
         ({'patience': -1}, 'patience is -1'),
-        ({'seeds': ()}, 'has no seeds'),
-        ({'seeds': (0, 0)}, 'twice'),
+        ({'seeds': ()}, r'seeds is \(\); it must be one or more different whole numbers'),
+        ({'seeds': (0, 0)}, r'seeds is \(0, 0\); it must be one or more different whole numbers'),
         ({'model.dropout': 1.5}, 'dropout'),
         ({'model.width': 0.001}, 'width'),
         ({'augment.crop': -1}, 'augment.crop'),
@@ -333,11 +334,11 @@ def test_a_wide_table_is_shown_in_pieces(capsys):
     assert len(heads) == 3 and [name for head in heads for name in head[1:]] == names
 
 
-@pytest.mark.parametrize(('population', 'given_up'), [('', 2), ('objective.kl.tau=1,2', 3)])
-def test_a_run_that_diverges_does_not_end_the_others(data, tmp_path, capsys, population, given_up):
+@pytest.mark.parametrize(('sweep', 'given_up'), [('', 2), ('objective.kl.tau=1,2', 3)])
+def test_a_run_that_diverges_does_not_end_the_others(data, tmp_path, capsys, sweep, given_up):
     """What needs it is not trained either; everything else is, and the study ends with the sentences of both."""
     wild = {'optim.name': 'sgd', 'optim.learning_rate': 1e30}
-    taught = common.distillation(), {'teachers': ('a_wild',), 'population': population}
+    taught = common.distillation(), {'teachers': ('a_wild',), 'sweep': sweep}
     config = config_of(data, a_wild=(None, wild), b_taught=taught, c_other=(None, {'epochs': 1.0}))
     with pytest.raises(
         UserError, match=r'the loss of a_wild seed 0 became .* b_taught\S* seed 0 was not trained, for a_wild did not'

@@ -105,8 +105,8 @@ def test_every_pixel_and_label_arrives(cifar):
 
 def test_the_names_are_those_of_the_set(cifar):
     splits = load(cifar[0])
-    assert splits.name == 'cifar10' and splits.num_classes == 10
-    assert splits.class_names == (
+    assert splits.info.name == 'cifar10' and splits.info.num_classes == 10
+    assert splits.info.class_names == (
         'airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck'
     )  # fmt: skip
 
@@ -151,7 +151,7 @@ def test_a_validation_split_of_the_set_is_used(tmp_path):
     assert [len(part.label) for part in (splits.train, splits.val, splits.test)] == [40, 10, 20]
     decoded = np.array(tfds_sets.Image.open(io.BytesIO(given['validation'][0]['image'].getvalue())))
     assert decoded.tobytes() in [image.tobytes() for image in splits.val.image]
-    assert splits.class_names == tuple('0123456789')  # the set has none
+    assert splits.info.class_names == tuple('0123456789')  # the set has none
 
 
 def test_validation_is_the_test_split_of_a_set_without_one(tmp_path):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import quickly
 from model_reference import Reference, conv_reference, rectified
 from test_models import image_of, predict, random_variables, shapes_of, size
 from zoo import EXPECTED, Facts
@@ -175,10 +176,7 @@ def test_dropout_acts_before_the_second_dense_layer_too_and_only_in_training():
     expected = predict(plain, variables, image)
     np.testing.assert_array_equal(predict(model, variables, image).logits, expected.logits)
 
-    @jax.jit
-    def train(key):
-        return model.apply(variables, image, train=True, rngs={'dropout': key}).features
-
+    train = quickly(lambda key: model.apply(variables, image, train=True, rngs={'dropout': key}).features)
     drawn = [train(jax.random.key(seed)) for seed in range(2)]
     for features in drawn:
         np.testing.assert_allclose(features['stage5'], expected.features['stage5'], atol=1e-4)

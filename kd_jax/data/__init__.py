@@ -1,4 +1,4 @@
-"""Data sets held as uint8 arrays: `load(config)` over the explicit table `SOURCES`. Needs numpy only."""
+"""Data sets held as uint8 arrays: `load(config)` over the explicit table `SOURCES`."""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,39 +7,11 @@ import numpy as np
 
 from kd_jax.data import arrays
 from kd_jax.data.arrays import Raw
-from kd_jax.errors import UserError, unknown
+from kd_jax.data.dataset import ArraySource, Dataset, DatasetInfo
+from kd_jax.errors import UserError, renamed
+from kd_jax.fields import check, choice, is_number, number, several, text
 
 _CHUNK = 4096  # images counted at once when the mean is taken; bounds the temporary memory
-
-
-@dataclasses.dataclass(frozen=True)
-class Split:
-    """One split: `image` uint8 `[N, H, W, C]`, `label` int32 `[N]` (-1: unlabelled)."""
-
-    image: np.ndarray
-    label: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
-class Splits:
-    """A data set: three splits that share no example, and what a model must know about it.
-
-    mean, std: one value a channel, of the train images, for images scaled to 0..1.
-    """
-
-    train: Split
-    val: Split
-    test: Split
-    num_classes: int
-    class_names: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    name: str
-
-    @property
-    def mean_pixel(self) -> tuple[float, ...]:
-        """In 0..255."""
-        return tuple(255 * m for m in self.mean)
 
 
 def _tfds(config) -> Raw:
@@ -56,22 +28,41 @@ SOURCES: dict[str, Callable[..., Raw]] = {
 }
 
 
-def load(config) -> Splits:
+SCALED = 'numbers in 0..1, as the images are scaled (divide by 255), one a channel'
+CARVED = 'between 0 and 1 (exclusive) where the data set has no validation split'
+
+
+def _in_0_to_1(value) -> bool:
+    return is_number(value) and 0 <= value <= 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The fields `data` of a study and of a run."""
+
+    source: str = choice('digits', *SOURCES)  # 'idx': MNIST's format
+    name: str = text()  # TFDS name, such as 'cifar10'
+    path: str = text()  # directory or file; '' = the source's default
+    # share of train that becomes validation where the source has none
+    val_share: float = number(0.1, at_least=0, at_most=1, words=CARVED)
+    val_seed: int = number(0, at_least=0)  # which images those are
+    labels_per_class: int = number(0, at_least=0, words='0 (all) or more')  # so many labels a class; 0 = all; other images stay
+    labels_seed: int = number(0, at_least=0)  # which labels those are
+    mean: tuple = several((), _in_0_to_1, SCALED)  # per channel, for images in 0..1; () = of the training images
+    std: tuple = several((), _in_0_to_1, SCALED)  # likewise
+
+
+def load(config) -> Dataset:
     """The data set that `config` names, validated, split and partly unlabelled as asked.
 
     Args:
-      config: fields `source` (a key of `SOURCES`), `name`, `path`, `val_share`, `val_seed`, `labels_per_class`,
-        `labels_seed`, `mean`, `std`. A source without validation split gives `val_share` of its train split away as
+      config: the fields of `Settings`. A source without validation split gives `val_share` of its train split away as
         one. `labels_per_class` > 0 keeps so many train labels a class; the other train labels become -1.
 
     Raises:
       UserError: unknown source, data that is missing, damaged or not images with labels, a value out of range.
     """
-    if config.source not in SOURCES:
-        raise unknown('data source', config.source, SOURCES)
-    for field in ('val_seed', 'labels_seed'):
-        if getattr(config, field) < 0:
-            raise UserError(f'data.{field} is {getattr(config, field)}, must be 0 or more; set --config.data.{field}=0')
+    config = Settings(**check(Settings, config if hasattr(config, 'keys') else vars(config), 'data'))
     raw = SOURCES[config.source](config)
     num_classes = _num_classes(raw)
     names = raw.class_names or tuple(str(k) for k in range(num_classes))
@@ -87,8 +78,10 @@ def load(config) -> Splits:
     std = tuple(value or 1.0 for value in _given('std', config.std, std))  # a constant channel is only shifted
     if config.labels_per_class:
         label = _few_labels(raw.name, train.label, num_classes, config.labels_per_class, config.labels_seed)
-        train = Split(train.image, label)
-    return Splits(train, val, test, num_classes, names, mean, std, raw.name)
+        train = ArraySource(train.image, label)
+    count = {'train': len(train), 'labelled': int((train.label >= 0).sum()), 'val': len(val), 'test': len(test)}
+    info = DatasetInfo(raw.name, num_classes, tuple(names), tuple(shape), mean, std, count)
+    return Dataset(info, train, val, test)
 
 
 def _num_classes(raw: Raw) -> int:
@@ -106,7 +99,7 @@ def _num_classes(raw: Raw) -> int:
     return highest + 1
 
 
-def _split(name: str, part: str, pair: tuple, num_classes: int, shape: tuple[int, ...]) -> Split:
+def _split(name: str, part: str, pair: tuple, num_classes: int, shape: tuple[int, ...]) -> ArraySource:
     """The checked `(image, label)` of one split."""
     image, label = (np.asarray(array) for array in pair)
     where = f'the {part} split of data set {name!r}'
@@ -130,10 +123,10 @@ def _split(name: str, part: str, pair: tuple, num_classes: int, shape: tuple[int
     if low < 0 or high >= num_classes:
         wrong = low if low < 0 else high
         raise UserError(f'{where} has a label {wrong}, must be 0 to {num_classes - 1}; correct the labels')
-    return Split(image, label.astype(np.int32))
+    return ArraySource(image, label.astype(np.int32))
 
 
-def _carve(name: str, train: Split, share: float, seed: int) -> tuple[Split, Split]:
+def _carve(name: str, train: ArraySource, share: float, seed: int) -> tuple[ArraySource, ArraySource]:
     """`(train, val)`: a random `share` of `train` becomes the validation split; the original order is kept."""
     if not 0 < share < 1:
         raise UserError(
@@ -146,7 +139,7 @@ def _carve(name: str, train: Split, share: float, seed: int) -> tuple[Split, Spl
     size = min(max(round(count * share), 1), count - 1)
     order = np.random.default_rng(seed).permutation(count)
     parts = np.sort(order[size:]), np.sort(order[:size])
-    return tuple(Split(train.image[part], train.label[part]) for part in parts)
+    return tuple(ArraySource(train.image[part], train.label[part]) for part in parts)
 
 
 def _moments(image: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -171,17 +164,13 @@ def _given(field: str, given, computed: tuple[float, ...]) -> tuple[float, ...]:
             f'data.{field} has {len(given)} values, the images {len(computed)} channels; '
             f'give one value a channel or --config.data.{field}="()" to compute them'
         )
-    if not all(0 <= value <= 1 for value in given):
-        raise UserError(f'data.{field} is {tuple(given)}, must be in 0..1 as the images are scaled; divide by 255')
     return tuple(float(value) for value in given)
 
 
 def _few_labels(name: str, label: np.ndarray, num_classes: int, keep: int, seed: int) -> np.ndarray:
     """`label` with `keep` random labels a class left, the others -1."""
-    if keep < 0:
-        raise UserError(f'data.labels_per_class is {keep}, must be 0 (all) or more; set --config.data.labels_per_class=0')
     rng = np.random.default_rng(seed)
-    kept = np.full_like(label, -1)
+    few = np.full_like(label, -1)
     for k in range(num_classes):
         members = np.flatnonzero(label == k)
         if len(members) < keep:
@@ -189,8 +178,10 @@ def _few_labels(name: str, label: np.ndarray, num_classes: int, keep: int, seed:
                 f'data.labels_per_class is {keep}, but class {k} of data set {name!r} has only {len(members)} train images; '
                 'lower it or set it to 0 to use all labels'
             )
-        kept[rng.permutation(members)[:keep]] = k
-    return kept
+        few[rng.permutation(members)[:keep]] = k
+    return few
 
 
-__all__ = ['SOURCES', 'Raw', 'Split', 'Splits', 'load']
+__getattr__ = renamed(__name__, {'Split': 'ArraySource', 'Splits': 'Dataset'})
+
+__all__ = ['SOURCES', 'ArraySource', 'Dataset', 'DatasetInfo', 'Raw', 'load']

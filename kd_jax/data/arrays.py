@@ -38,10 +38,10 @@ def digits(config) -> Raw:
         from sklearn.datasets import load_digits
     except ImportError:
         raise UserError("data source 'digits' needs scikit-learn; pip install scikit-learn") from None
-    found = load_digits()
-    order = np.random.default_rng(0).permutation(len(found.target))
-    image = np.rint(found.images[order] * 255 / 16).astype(np.uint8)[..., None]  # from 0..16
-    label = found.target[order]
+    digits = load_digits()
+    order = np.random.default_rng(0).permutation(len(digits.target))
+    image = np.rint(digits.images[order] * 255 / 16).astype(np.uint8)[..., None]  # from 0..16
+    label = digits.target[order]
     split = len(label) - _DIGITS_TEST
     names = tuple(str(k) for k in range(10))
     return Raw('digits', (image[:split], label[:split]), None, (image[split:], label[split:]), names)
@@ -77,16 +77,16 @@ def npz(config) -> Raw:
     path = Path(config.path).expanduser()
     try:
         with open(path, 'rb') as opened:  # not left to np.load, which forgets to close a file that is no zip
-            found = _read_npz(path, opened)
+            arrays = _read_npz(path, opened)
     except FileNotFoundError:
         raise UserError(f'there is no file {path}; correct --config.data.path') from None
     except OSError as error:
         raise UserError(f'{path} cannot be read ({error.strerror}); correct --config.data.path') from None
-    for key in found:
-        if key.endswith('image') and found[key].ndim == 3:
-            found[key] = found[key][..., None]
-    train, val, test = ((found.get(f'{part}_image'), found.get(f'{part}_label')) for part in ('train', 'val', 'test'))
-    return Raw(path.stem, train, val if 'val_image' in found else None, test)
+    for key in arrays:
+        if key.endswith('image') and arrays[key].ndim == 3:
+            arrays[key] = arrays[key][..., None]
+    train, val, test = ((arrays.get(f'{part}_image'), arrays.get(f'{part}_label')) for part in ('train', 'val', 'test'))
+    return Raw(path.stem, train, val if 'val_image' in arrays else None, test)
 
 
 def _read_npz(path: Path, opened) -> dict[str, np.ndarray]:
@@ -145,10 +145,10 @@ def _read_idx(path: Path) -> np.ndarray:
             head = file.read(header)
             if len(head) < header:
                 raise UserError(f'{path} ends within its header; fetch the file again')
-            found, *shape = (int(value) for value in np.frombuffer(head, '>u4'))
-            if found != magic:
+            number, *shape = (int(value) for value in np.frombuffer(head, '>u4'))
+            if number != magic:
                 kind = 'images' if images else 'labels'
-                raise UserError(f'{path} begins with {found}, must be {magic} (idx {kind}); fetch the file again')
+                raise UserError(f'{path} begins with {number}, must be {magic} (idx {kind}); fetch the file again')
             size = math.prod(shape)
             if size > MAX_BYTES:
                 raise UserError(f'{path} declares {size} bytes, more than {MAX_BYTES}; fetch the file again')

@@ -1,11 +1,27 @@
 """Augmentation of one image as pure functions of a key; `vmap` them over the batch, inside the step."""
 
+import dataclasses
 import math
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
+
+from kd_jax.fields import flag, number
+
+OFF = '0 (off) or more'
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The fields `augment` of a study and of a run."""
+
+    crop: int = number(0, at_least=0, words=OFF)  # pixels of zero padding before a random crop
+    flip: bool = flag(False)  # horizontal
+    rotate: float = number(0.0, at_least=0, at_most=180, words='from 0 (off) to 180 degrees')  # degrees, uniform in +- this
+    cutout: int = number(0, at_least=0, words=OFF)  # side in pixels of the square that is blanked
+    mixup: float = number(0.0, at_least=0, words=OFF)  # Beta(mixup, mixup) share of a second image; 0 = off
 
 
 def augment(key, image, *, crop: int = 0, flip: bool = False, rotate: float = 0.0, cutout: int = 0, fill=0.0):

@@ -52,7 +52,7 @@ class TrainOrder:
             filled += len(drawn)
         return {'index': index, 'view': view}
 
-    def several(self, step: int, count: int, size: int) -> dict[str, np.ndarray]:
+    def stacked(self, step: int, count: int, size: int) -> dict[str, np.ndarray]:
         """The batches of `count` steps from `step` on, stacked `[size, B]`; what comes after those only fills up."""
         steps = [self.at(step + min(k, count - 1)) for k in range(size)]
         return {name: np.stack([batch[name] for batch in steps]) for name in steps[0]}

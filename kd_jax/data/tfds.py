@@ -75,9 +75,9 @@ def prepare(name: str, data_dir: str) -> str:
     Raises:
       UserError: for every failure.
     """
-    found = _prepared(name, data_dir)
-    if found:
-        return found
+    directory = _prepared(name, data_dir)
+    if directory:
+        return directory
     import tensorflow_datasets as tfds
 
     base, version, root = *_parts(name), _root(data_dir)
@@ -140,8 +140,8 @@ def _prepared(name: str, data_dir: str) -> str:
     """The directory of the newest prepared version, or ''."""
     base, version = _parts(name)
     root = _root(data_dir)
-    made = [path.parent for path in (root / base).glob('*/dataset_info.json')]
-    versions = [path for path in made if re.fullmatch(r'\d+\.\d+\.\d+', path.name) and version in ('', path.name)]
+    directories = [path.parent for path in (root / base).glob('*/dataset_info.json')]
+    versions = [path for path in directories if re.fullmatch(r'\d+\.\d+\.\d+', path.name) and version in ('', path.name)]
     if versions:
         return str(max(versions, key=lambda path: tuple(map(int, path.name.split('.')))))
     configs = sorted({path.parent.parent.name for path in (root / base).glob('*/*/dataset_info.json')})
@@ -198,16 +198,16 @@ def _feature(folder: str, info, key: str) -> str:
 
     kind = {'image': tfds.features.Image, 'label': tfds.features.ClassLabel}[key]
     features = dict(info.features.items()) if hasattr(info.features, 'items') else {}
-    found = [name for name, feature in features.items() if isinstance(feature, kind)]
-    if key in found:
+    names = [name for name, feature in features.items() if isinstance(feature, kind)]
+    if key in names:
         return key
-    if len(found) != 1:
+    if len(names) != 1:
         have = ', '.join(f'{name} ({type(feature).__name__})' for name, feature in sorted(features.items()))
         raise UserError(
             f'{folder} has the features {have or "none"}, must have one {kind.__name__} (or one called {key!r}); '
             'choose a data set of classified images'
         )
-    return found[0]
+    return names[0]
 
 
 def _read(folder: str, split: str, image: str, label: str, count: int) -> tuple[np.ndarray, np.ndarray]:

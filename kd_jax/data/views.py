@@ -8,10 +8,6 @@ import jax.numpy as jnp
 from kd_jax.data import augment
 
 
-def look_up(data: dict[str, jax.Array], index: jax.Array, name: str) -> jax.Array:
-    return jnp.take(data[name], index, axis=0)
-
-
 @dataclasses.dataclass(frozen=True)
 class Views:
     """The views of a run's training images; every one is a function of (key, index, number) alone: batch size, order, the
@@ -40,11 +36,10 @@ class Views:
         """Whether `count` is all that there are."""
         return bool(self.repeated) or not (self.rotate or self.cutout)
 
-    def pixels(self, key: jax.Array, data: dict[str, jax.Array], index: jax.Array, number: jax.Array) -> jax.Array:
-        """The views `[B, H, W, C]`, float32 in 0..255, of the images `index` `[B]` in the passes `number` `[B]`."""
+    def augment(self, key: jax.Array, images: jax.Array, index: jax.Array, number: jax.Array) -> jax.Array:
+        """The views, float32 in 0..255, of the images `[B, H, W, C]` that are `index` `[B]` in the passes `number` `[B]`."""
         key, number = self._which(key, number)
-        images = look_up(data, index, 'image').astype(jnp.float32)
-        return jax.vmap(self._one, in_axes=(None, 0, 0, 0))(key, images, index, number)
+        return jax.vmap(self._one, in_axes=(None, 0, 0, 0))(key, images.astype(jnp.float32), index, number)
 
     def slot(self, key: jax.Array, index: jax.Array, number: jax.Array) -> jax.Array:
         """Which of the `count` views those are: int32 `[B]`."""
@@ -56,11 +51,11 @@ class Views:
 
         return jax.vmap(one)(index, number)
 
-    def of_slot(self, data: dict[str, jax.Array], index: jax.Array, slot: jax.Array) -> jax.Array:
-        """`pixels` of the views that `slot` numbers."""
+    def of_slot(self, images: jax.Array, index: jax.Array, slot: jax.Array) -> jax.Array:
+        """The views, of the `count` that there are, that `slot` `[B]` numbers; as `augment` makes them."""
         if self.repeated:
-            return self.pixels(jax.random.key(0), data, index, slot)
-        images = look_up(data, index, 'image').astype(jnp.float32)
+            return self.augment(jax.random.key(0), images, index, slot)
+        images = images.astype(jnp.float32)
         return jax.vmap(lambda image, number: augment.window(image, number, crop=self.crop, flip=self.flip))(images, slot)
 
     def _which(self, key, number):

@@ -1,11 +1,11 @@
 """The model zoo: `build(name, num_classes, **overrides)` over the explicit table `MODELS`."""
 
 import dataclasses
-import math
 from functools import partial
 
 import flax.linen as nn
 
+from kd_jax import fields
 from kd_jax.errors import UserError, unknown
 from kd_jax.models.cnn import CNN
 from kd_jax.models.common import Output
@@ -96,17 +96,6 @@ FORMS = {
 
 _OWN = ('num_classes', 'frozen', 'fast', 'axis_name', 'dtype', 'parent', 'name')  # set by the program, not by the user
 
-# What overrides may be, for every family that has the field.
-LIMITS = {
-    'width': (lambda v: 0 < v < math.inf, 'greater than 0'),
-    'depth': (lambda v: 0 < v < math.inf, 'greater than 0'),
-    'kernel': (lambda v: v >= 1 and v % 2 == 1, 'an odd number, 1 or more'),
-    'dropout': (lambda v: 0 <= v < 1, 'at least 0 and less than 1: the share to drop, such as 0.1'),
-    'stochastic_depth': (lambda v: 0 <= v < 1, 'at least 0 and less than 1: the share to drop, such as 0.2'),
-    'adapter': (lambda v: v >= 0, '0 (no adapters) or a number of hidden channels, such as 16'),
-    'heads': (lambda v: all(stage >= 1 for stage in v), 'numbers of stages, such as (1, 2)'),
-}
-
 
 def build(name: str, num_classes: int, **overrides) -> nn.Module:
     """The model called `name` with `num_classes` outputs; an override of None keeps the variant's own value.
@@ -124,15 +113,16 @@ def build(name: str, num_classes: int, **overrides) -> nn.Module:
         raise unknown('model', name, MODELS)
     make = MODELS[name]
     allowed = {f.name for f in dataclasses.fields(make.func)} - {'parent', 'name'}
+    limited = fields.own(make.func)
     chosen = {key: value for key, value in overrides.items() if value is not None}
     for key, value in chosen.items():
         if key not in allowed:
-            fields = ', '.join(sorted(allowed - set(_OWN)))
-            raise UserError(f'model {name!r} has no field {key!r}; its fields: {fields}')
-        fits, words = LIMITS.get(key, (lambda _: True, ''))
-        if not fits(value):
+            known = ', '.join(sorted(allowed - set(_OWN)))
+            raise UserError(f'model {name!r} has no field {key!r}; its fields: {known}')
+        chosen[key], words = fields.fit(value, limited[key]) if key in limited else (value, '')
+        if words:
             raise UserError(f'{key} {value} of model {name!r} is not possible; it must be {words}')
     return make(num_classes=num_classes, **chosen)
 
 
-__all__ = ['FORMS', 'LIMITS', 'MODELS', 'Output', 'build']
+__all__ = ['FORMS', 'MODELS', 'Output', 'build']

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from kd_jax.models import layers
-from kd_jax.models.common import Classifier, ConvBN, max_pool, run_stage, scaled
+from kd_jax.models.common import Classifier, ConvBN, max_pool, odd, run_stage, scaled
 
 
 class CNN(Classifier, kw_only=True):
@@ -16,7 +16,7 @@ class CNN(Classifier, kw_only=True):
     `stem` is `stage1`. The number of parameters depends on the image size, which must be at least 4 x 4.
     """
 
-    kernel: int = 3
+    kernel: int = odd(3)
 
     def backbone(self, x, setting, train):
         features = {}

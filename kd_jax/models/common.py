@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kd_jax.errors import UserError
+from kd_jax.fields import field, flag, is_number, number, several
 from kd_jax.models import layers
 from kd_jax.models.layers import BatchNorm, Setting
 
@@ -51,21 +52,36 @@ def param_count(variables: Mapping[str, Any]) -> int:
     return sum(math.prod(x.shape) for x in jax.tree.leaves(variables['params']))
 
 
+def multiplier() -> Any:
+    """A field that multiplies the channels or the blocks of a network; 1.0 leaves them as they are."""
+    return number(1.0, above=0)
+
+
+def share(default: float, such: str) -> Any:
+    """A field for the share of something that is dropped in training."""
+    return number(default, at_least=0, below=1, words=f'at least 0 and less than 1: the share to drop, {such}')
+
+
+def odd(default: int | None) -> Any:
+    """A field for the side of a convolution's kernel. None: those of the published network, which are not all the same."""
+    return field(default, lambda side: side >= 1 and side % 2 == 1, 'an odd number, 1 or more', example=3)
+
+
 class Classifier(nn.Module, kw_only=True):
     """A backbone, the head `head`, and auxiliary heads: the base of every family, which defines `backbone`.
 
     `heads` are numbers of stages that get an auxiliary classifier, `head_stage<i>`. With `average_heads`, `logits` in
     evaluation are the log of the mean of all heads' probabilities (layer-wise prediction); in training they are always
     those of the deepest head. `adapter` adds a residual adapter of so many hidden channels to every block.
-    `frozen`: see `Setting`.
+    `frozen`: see `Setting`. Fields with a limit (`kd_jax.fields`) are the user's, the others a variant's or the program's.
     """
 
     num_classes: int
-    width: float = 1.0  # channel multiplier
-    dropout: float = 0.0  # before the classifier
-    adapter: int = 0
-    heads: tuple[int, ...] = ()
-    average_heads: bool = False
+    width: float = multiplier()  # of the channels
+    dropout: float = share(0.0, 'such as 0.1')  # before the classifier
+    adapter: int = number(0, at_least=0, words='0 (no adapters) or a number of hidden channels, such as 16')
+    heads: tuple[int, ...] = several((), lambda stage: is_number(stage) and stage >= 1, 'numbers of stages, such as (1, 2)')
+    average_heads: bool = flag(False)
     frozen: tuple[str, ...] = ()
     fast: bool = True  # on CPU, every layer in the form that is fast there
     axis_name: str | None = None

@@ -4,8 +4,7 @@ from functools import partial
 
 import flax.linen as nn
 
-from kd_jax.errors import UserError
-from kd_jax.models.common import Classifier, ConvBN, block, deepened, divisible, global_pool
+from kd_jax.models.common import Classifier, ConvBN, block, deepened, divisible, global_pool, multiplier, odd, share
 from kd_jax.models.mobilenet import InvertedResidual
 
 # (expansion, channels, blocks, stride of the first block, kernel), one row a stage.
@@ -32,13 +31,11 @@ class EfficientNet(Classifier, kw_only=True):
     PyTorch's.
     """
 
-    depth: float = 1.0
-    kernel: int | None = None
-    stochastic_depth: float = 0.2
+    depth: float = multiplier()
+    kernel: int | None = odd(None)
+    stochastic_depth: float = share(0.2, 'such as 0.2')
 
     def backbone(self, x, setting, train):
-        if not 0 <= self.stochastic_depth < 1:
-            raise UserError(f'stochastic_depth {self.stochastic_depth} is not possible; it must be at least 0 and less than 1')
         unit = partial(ConvBN, act=nn.silu, setting=setting)
         x = unit(divisible(32, self.width), 3, 2, name='stem')(x, train=train)
         features = {'stem': x}

@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
+from kd_jax.fields import flag
 from kd_jax.models import layers
 from kd_jax.models.common import (
     Classifier,
@@ -91,7 +92,7 @@ class GoogLeNet(Classifier, kw_only=True):
     standard deviation 0.01). `width` scales all channels.
     """
 
-    aux: bool = False
+    aux: bool = flag(False)
 
     EPSILON = 1e-3
 

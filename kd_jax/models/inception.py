@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
+from kd_jax.fields import flag
 from kd_jax.models import layers
 from kd_jax.models.common import (
     Classifier,
@@ -154,7 +155,7 @@ class InceptionV3(Classifier, kw_only=True):
     normal distribution (torchvision: a truncated one of standard deviation 0.1). `width` scales all channels.
     """
 
-    aux: bool = True
+    aux: bool = flag(True)
 
     EPSILON = 1e-3
 

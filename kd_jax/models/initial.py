@@ -82,8 +82,8 @@ class Plan:
 
     def __init__(self, init: Callable[[jax.Array], Any]):
         with _recording() as record:
-            found = jax.eval_shape(lambda: init(jax.random.key(0)))
-        self.output, shapes = found if isinstance(found, tuple) else (None, found)
+            result = jax.eval_shape(lambda: init(jax.random.key(0)))
+        self.output, shapes = result if isinstance(result, tuple) else (None, result)
         self.shapes = flax.core.unfreeze(shapes)
         self._init = init
         flat = flax.traverse_util.flatten_dict(self.shapes)
@@ -98,8 +98,8 @@ class Plan:
             key = jax.random.key(0)
             for number in seed:
                 key = jax.random.fold_in(key, number)
-            made = jax.device_get(jax.jit(self._init)(key))
-            return made[1] if isinstance(made, tuple) else made
+            result = jax.device_get(jax.jit(self._init)(key))
+            return result[1] if isinstance(result, tuple) else result
         flat = flax.traverse_util.flatten_dict(self.shapes)
         for path, leaf in flat.items():
             rng = np.random.default_rng([*seed, zlib.crc32('/'.join(path).encode())])

@@ -9,7 +9,19 @@ import jax.numpy as jnp
 
 from kd_jax.errors import UserError
 from kd_jax.models import layers
-from kd_jax.models.common import Classifier, ConvBN, Dropout, block, deepened, divisible, global_pool, run_stage, scaled
+from kd_jax.models.common import (
+    Classifier,
+    ConvBN,
+    Dropout,
+    block,
+    deepened,
+    divisible,
+    global_pool,
+    multiplier,
+    odd,
+    run_stage,
+    scaled,
+)
 from kd_jax.models.layers import Setting
 
 Activation = Callable[[jax.Array], jax.Array]
@@ -88,8 +100,8 @@ class CifarMobileNetV2(Classifier, kw_only=True):
     of the last 1x1 convolution `top` of 1280 channels, which only a `width` above 1 scales.
     """
 
-    depth: float = 1.0
-    kernel: int = 3
+    depth: float = multiplier()
+    kernel: int = odd(3)
 
     def backbone(self, x, setting, train):
         x = ConvBN(scaled(32, self.width), self.kernel, 2, setting=setting, name='stem')(x, train=train)
@@ -119,8 +131,8 @@ class MobileNetV2(Classifier, kw_only=True):
     """
 
     strides: tuple[int, ...] = (2, *(row[3] for row in STAGES))
-    depth: float = 1.0
-    kernel: int = 3
+    depth: float = multiplier()
+    kernel: int = odd(3)
 
     def backbone(self, x, setting, train):
         if len(self.strides) != 1 + len(STAGES):
@@ -172,8 +184,8 @@ class MobileNetV1(Classifier, kw_only=True):
 
     blocks: tuple[int, ...] = (1, 2, 2, 6, 2)
     widths: tuple[int, ...] = (64, 128, 256, 512, 1024)
-    depth: float = 1.0
-    kernel: int = 3
+    depth: float = multiplier()
+    kernel: int = odd(3)
 
     def backbone(self, x, setting, train):
         x = ConvBN(scaled(32, self.width), 3, 2, setting=setting, name='stem')(x, train=train)

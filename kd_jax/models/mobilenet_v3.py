@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from kd_jax.models import layers
-from kd_jax.models.common import Classifier, ConvBN, block, deepened, divisible, global_pool
+from kd_jax.models.common import Classifier, ConvBN, block, deepened, divisible, global_pool, multiplier, odd
 from kd_jax.models.mobilenet import InvertedResidual
 
 
@@ -52,8 +52,8 @@ class MobileNetV3(Classifier, kw_only=True):
 
     stages: tuple[Stage, ...]
     top_features: int  # of the dense layer
-    depth: float = 1.0
-    kernel: int | None = None
+    depth: float = multiplier()
+    kernel: int | None = odd(None)
 
     EPSILON: ClassVar[float] = 1e-3
     MOMENTUM: ClassVar[float] = 0.01

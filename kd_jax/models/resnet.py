@@ -7,7 +7,19 @@ import flax.linen as nn
 import jax
 
 from kd_jax.errors import UserError
-from kd_jax.models.common import Classifier, ConvBN, Features, deepened, global_pool, max_pool, run_stage, scaled
+from kd_jax.fields import number
+from kd_jax.models.common import (
+    Classifier,
+    ConvBN,
+    Features,
+    deepened,
+    global_pool,
+    max_pool,
+    multiplier,
+    odd,
+    run_stage,
+    scaled,
+)
 from kd_jax.models.layers import Setting
 
 
@@ -84,8 +96,8 @@ class CifarResNet(Classifier, kw_only=True):
     stage_sizes: tuple[int, ...]  # blocks in each stage; depth = 2 + 2 * sum
     widths: tuple[int, ...] = (16, 32, 64)
     stem: int = 16
-    depth: float = 1.0
-    kernel: int = 3
+    depth: float = multiplier()
+    kernel: int = odd(3)
 
     def backbone(self, x, setting, train):
         if len(self.stage_sizes) != len(self.widths):
@@ -117,15 +129,13 @@ class ResNet(Classifier, kw_only=True):
 
     stage_sizes: tuple[int, ...]  # blocks in each stage
     bottleneck: bool = False
-    groups: int = 1
-    group_width: int = 64
+    groups: int = number(1, at_least=1)
+    group_width: int = number(64, at_least=1)
     small_images: bool = False
-    depth: float = 1.0
-    kernel: int = 3
+    depth: float = multiplier()
+    kernel: int = odd(3)
 
     def backbone(self, x, setting, train):
-        if self.groups < 1 or self.group_width < 1:
-            raise UserError(f'groups {self.groups} and group_width {self.group_width} must both be 1 or more')
         if not self.bottleneck and (self.groups, self.group_width) != (1, 64):
             raise UserError(
                 f'groups {self.groups} with group_width {self.group_width} need bottleneck blocks, this model has basic '

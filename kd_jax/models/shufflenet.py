@@ -6,7 +6,20 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from kd_jax.errors import UserError
-from kd_jax.models.common import Classifier, ConvBN, avg_pool, block, deepened, global_pool, max_pool, run_stage, scaled
+from kd_jax.fields import field
+from kd_jax.models.common import (
+    Classifier,
+    ConvBN,
+    avg_pool,
+    block,
+    deepened,
+    global_pool,
+    max_pool,
+    multiplier,
+    odd,
+    run_stage,
+    scaled,
+)
 from kd_jax.models.layers import Setting
 
 # Version 1: channels of the first stage by the number of groups, chosen for equal cost; each further stage has twice as many.
@@ -78,16 +91,14 @@ class ShuffleNetV1(Classifier, kw_only=True):
     `pooled`, the average of `stage3`.
     """
 
-    groups: int = 3
+    groups: int = field(3, lambda groups: groups in WIDTHS, f'one of {", ".join(map(str, WIDTHS))}')
     small: bool = False
     stage_sizes: tuple[int, ...] = (4, 8, 4)
     stem: int = 24
-    depth: float = 1.0
-    kernel: int = 3
+    depth: float = multiplier()
+    kernel: int = odd(3)
 
     def backbone(self, x, setting, train):
-        if self.groups not in WIDTHS:
-            raise UserError(f'groups {self.groups} is not possible; choose from {", ".join(map(str, WIDTHS))}')
         x = entry(x, multiple(self.stem, self.width, self.groups), 1 if self.small else 3, self.small, setting, train)
         features = {'stem': x}
         for stage, count in enumerate(deepened(self.stage_sizes, self.depth), start=1):
@@ -135,16 +146,16 @@ class SplitUnit(nn.Module):
         unit = partial(ConvBN, setting=self.setting)
         half = self.features // 2
         if self.stride == 1:
-            kept, y = x[..., :half], x[..., half:]
+            shortcut, y = x[..., :half], x[..., half:]
         else:
-            kept, y = x, x
+            shortcut, y = x, x
             inputs = x.shape[-1]
-            kept = unit(inputs, self.kernel, self.stride, groups=inputs, act=None, name='shortcut1')(kept, train=train)
-            kept = unit(half, 1, name='shortcut2')(kept, train=train)
+            shortcut = unit(inputs, self.kernel, self.stride, groups=inputs, act=None, name='shortcut1')(shortcut, train=train)
+            shortcut = unit(half, 1, name='shortcut2')(shortcut, train=train)
         y = unit(half, 1, name='conv1')(y, train=train)
         y = unit(half, self.kernel, self.stride, groups=half, act=None, name='conv2')(y, train=train)
         y = unit(half, 1, name='conv3')(y, train=train)
-        return shuffle(jnp.concatenate([kept, y], axis=-1), 2)
+        return shuffle(jnp.concatenate([shortcut, y], axis=-1), 2)
 
 
 class ShuffleNetV2(Classifier, kw_only=True):
@@ -169,8 +180,8 @@ class ShuffleNetV2(Classifier, kw_only=True):
     small: bool = False
     stem: int = 24
     stem_kernel: int = 3
-    depth: float = 1.0
-    kernel: int = 3
+    depth: float = multiplier()
+    kernel: int = odd(3)
 
     def backbone(self, x, setting, train):
         x = entry(x, scaled(self.stem, self.width), self.stem_kernel, self.small, setting, train)

@@ -16,6 +16,8 @@ from kd_jax.models.common import (
     deepened,
     global_pool,
     max_pool,
+    multiplier,
+    odd,
     run_stage,
     scaled,
 )
@@ -35,8 +37,8 @@ class VGG(Classifier, kw_only=True):
 
     stage_sizes: tuple[int, ...]  # convolutions in each stage
     norm: bool = False
-    depth: float = 1.0
-    kernel: int = 3
+    depth: float = multiplier()
+    kernel: int = odd(3)
 
     def backbone(self, x, setting, train):
         check_size(x, 32, 'VGG')
@@ -62,8 +64,8 @@ class CifarVGG(Classifier, kw_only=True):
     """
 
     stage_sizes: tuple[int, ...]
-    depth: float = 1.0
-    kernel: int = 3
+    depth: float = multiplier()
+    kernel: int = odd(3)
 
     def backbone(self, x, setting, train):
         pools = 4 if x.shape[1] == 64 else 3

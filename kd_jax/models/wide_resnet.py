@@ -2,8 +2,8 @@
 
 import flax.linen as nn
 
-from kd_jax.errors import UserError
-from kd_jax.models.common import Classifier, Dropout, deepened, global_pool, scaled
+from kd_jax.fields import number
+from kd_jax.models.common import Classifier, Dropout, deepened, global_pool, multiplier, odd, scaled, share
 from kd_jax.models.layers import BatchNorm, Conv, Setting
 from kd_jax.models.resnet import residual_stages
 
@@ -44,20 +44,12 @@ class WideResNet(Classifier, kw_only=True):
     """
 
     stage_sizes: tuple[int, ...]  # blocks in each stage; d = 4 + 2 * sum
-    widen: int = 1
-    block_dropout: float = 0.0
-    depth: float = 1.0
-    kernel: int = 3
+    widen: int = number(1, at_least=1)
+    block_dropout: float = share(0.0, 'such as 0.3')
+    depth: float = multiplier()
+    kernel: int = odd(3)
 
     def backbone(self, x, setting, train):
-        if self.widen < 1:
-            raise UserError(f'widen {self.widen} of a wide ResNet is not possible; it must be 1 or more')
-        if not 0 <= self.block_dropout < 1:
-            raise UserError(
-                f'block_dropout {self.block_dropout} is not possible; it must be at least 0 and less than 1: the share to '
-                'drop, such as 0.3'
-            )
-
         def make(stage, stride, name):
             features = scaled(16 * self.widen * 2 ** (stage - 1), self.width)
             return PreactivationBlock(features, stride, self.kernel, self.block_dropout, setting, name=name)

@@ -1,36 +1,38 @@
-"""A term of the training objective, and the weighted sum of terms that a run minimises."""
+"""A loss, which is a term of the training objective, and the weighted sum of losses that a run minimises."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from kd_jax import fields
+from kd_jax.fields import choice, number
 from kd_jax.models.common import Output, mean_probabilities
 
 Batch = dict[str, Any]
 
 
-class Term(nn.Module):
-    """One objective: `__call__(student, teacher, batch) -> [B]`, one value an example, unweighted.
+class Loss(nn.Module):
+    """One term of an objective: `__call__(student, teacher, batch) -> [B]`, one value an example, unweighted.
 
-    Its weight in the run's loss is `weight`, reached linearly from `ramp_from` during the first `ramp_epochs`
-    epochs (0: from the start). A subclass's fields are its hyper-parameters, with the paper's defaults.
-    A term with `needs_teacher = False` is called with `teacher = None`.
+    Its weight in the objective is `weight`, reached linearly from `ramp_from` during the first `ramp_epochs`
+    epochs (0: from the start). A subclass's fields are its hyper-parameters, with the paper's defaults; those without a
+    limit (`kd_jax.fields`) are set by the program. A loss with `needs_teacher = False` is called with `teacher = None`.
 
     With `only_where` an example counts only if the teacher is right about its label ('teacher_right'), or surer of its
     likeliest class than the student is of its own ('teacher_surer'); elsewhere its value is 0.
 
-    A term may look across the batch (training batches have no padding), with `gather` across all devices; the mean of
+    A loss may look across the batch (training batches have no padding), with `gather` across all devices; the mean of
     its values is then that of the whole batch all the same. `optim.accumulate` makes it look across each part alone.
     """
 
-    weight: float = 1.0
-    ramp_epochs: float = 0.0
-    ramp_from: float = 0.0
-    only_where: str = 'always'
-    axis_name: str | None = None  # the device axis, for terms that look across the batch
+    weight: float = number(1.0, at_least=0, sweep=True)
+    ramp_epochs: float = number(0.0, at_least=0)
+    ramp_from: float = number(0.0, at_least=0)
+    only_where: str = choice('always', 'teacher_right', 'teacher_surer')
+    axis_name: str | None = None  # the device axis, for losses that look across the batch
     fast: bool = False  # learned layers in the form that is fast on a CPU
 
     needs_teacher: ClassVar[bool] = True
@@ -49,7 +51,7 @@ class Term(nn.Module):
 
     @nn.nowrap
     def valid(self, batch: Batch) -> jax.Array:
-        """`[B]` float: 1 where this term can judge the example, 0 for padding and (if it needs them) missing labels."""
+        """`[B]` float: 1 where this loss applies to the example, 0 for padding and (if it needs them) missing labels."""
         mask = batch['mask'].astype(jnp.float32)
         return mask * labelled(batch) if self.needs_label or self.only_where == 'teacher_right' else mask
 
@@ -66,65 +68,88 @@ class Term(nn.Module):
 
     @nn.nowrap
     def check(self, path: str, num_classes: int | None) -> None:
-        """Raises UserError for values that `objectives.LIMITS` cannot judge field by field; `path` names the term."""
+        """Raises UserError for values that make no sense together or with the data; `path` names the loss."""
 
 
-class WeightedSum(nn.Module):
-    """The terms of a run's objective, side by side.
+class Objective(nn.Module):
+    """The losses of a run, side by side, each under its label.
 
-    Called, it gives each term's unweighted value for every example; a run's loss is
-    `sum over names of weights(epoch)[name] * sum(value * mask) / max(sum(mask), 1)`, summed over all devices by the
+    Called, it gives each loss's unweighted value for every example; what a run minimises is
+    `sum over labels of weights(epoch)[label] * sum(value * mask) / max(sum(mask), 1)`, summed over all devices by the
     caller. No gradient reaches a teacher.
 
-    With several teachers a term's value is the mean over the teachers, weighted with `teacher_weights` (scaled to sum
+    With several teachers a loss's value is the mean over the teachers, weighted with `teacher_weights` (scaled to sum
     to 1). For `kl` and `soft_cross_entropy` its gradient is then that of the divergence from the weighted average of
-    the teachers' softened probabilities. A term with `sees_ensemble` gets one teacher instead, whose logits are
-    `ensemble_logits`. Each teacher has its own set of a term's learned parameters: the submodule `<name>` with one
-    teacher, `<name>_0`, `<name>_1`, ... with several.
+    the teachers' softened probabilities. A loss with `sees_ensemble` gets one teacher instead, whose logits are
+    `ensemble_logits`. Each teacher has its own set of a loss's learned parameters: see `submodules`.
     """
 
-    terms: tuple[tuple[str, Term], ...]
+    losses: tuple[tuple[str, Loss], ...]
     teacher_weights: tuple[float, ...] = ()
 
     @nn.compact
     def __call__(self, student: Output, teachers: Sequence[Output], batch: Batch) -> dict[str, jax.Array]:
-        """The terms' values, name -> `[B]` float32, for the outputs of the student and of each teacher."""
+        """The losses' values, label -> `[B]` float32, for the outputs of the student and of each teacher."""
         if len(teachers) != len(self.teacher_weights):
             raise ValueError(f'{len(teachers)} teacher outputs but {len(self.teacher_weights)} teacher weights')
         teachers = jax.lax.stop_gradient(tuple(teachers))
         values = {}
-        for name, term in self.terms:
-            if term.needs_teacher:
+        for label, loss in self.losses:
+            if loss.needs_teacher:
                 value = 0.0
-                for own, share, teacher in self._lessons(name, term, teachers):
-                    part = share * term.copy(name=own)(student, teacher, batch)
-                    value += part if term.only_where == 'always' else part * term.counts(student, teacher, batch)
+                for name, share, teacher in self._teacher_parts(label, loss, teachers):
+                    part = share * loss.copy(name=name)(student, teacher, batch)
+                    value += part if loss.only_where == 'always' else part * loss.counts(student, teacher, batch)
             else:
-                value = term.copy(name=name)(student, None, batch)
-            if jnp.shape(value) != batch['mask'].shape:  # a term that reduces would be counted wrongly, silently
-                raise ValueError(f'objective {name!r} returned shape {jnp.shape(value)}, not one value an example')
-            values[name] = value
+                value = loss.copy(name=label)(student, None, batch)
+            if jnp.shape(value) != batch['mask'].shape:  # a loss that reduces would be counted wrongly, silently
+                raise ValueError(f'objective {label!r} returned shape {jnp.shape(value)}, not one value an example')
+            values[label] = value
         return values
 
     @nn.nowrap
-    def _lessons(self, name: str, term: Term, teachers: Sequence[Output]) -> list[tuple[str, float, Output]]:
-        """(name of the submodule, share, teacher) of what a term learns from."""
-        if len(teachers) == 1:
-            return [(name, 1.0, teachers[0])]
-        if term.sees_ensemble:
-            return [(name, 1.0, Output(ensemble_logits([t.logits for t in teachers], self.teacher_weights), {}))]
-        shares = normalised(self.teacher_weights)
-        return [(f'{name}_{k}', shares[k], teacher) for k, teacher in enumerate(teachers)]
+    def _teacher_parts(self, label: str, loss: Loss, teachers: Sequence[Output]) -> list[tuple[str, float, Output]]:
+        """(name of the submodule, share in the loss's value, teacher) of all that a loss learns from."""
+        if len(teachers) > 1 and loss.sees_ensemble:
+            teachers = [Output(ensemble_logits([t.logits for t in teachers], self.teacher_weights), {})]
+        shares = normalised(self.teacher_weights) if len(teachers) > 1 else (1.0,)
+        return list(zip(self.submodules(label, loss), shares, teachers, strict=True))
+
+    @nn.nowrap
+    def submodules(self, label: str, loss: Loss) -> list[str]:
+        """Where a loss keeps its variables: `<label>`, or `<label>_0`, `<label>_1`, ... if it learns from each of several."""
+        if len(self.teacher_weights) < 2 or loss.sees_ensemble or not loss.needs_teacher:
+            return [label]
+        return [f'{label}_{k}' for k in range(len(self.teacher_weights))]
 
     @nn.nowrap
     def weights(self, epoch) -> dict[str, jax.Array]:
-        """Each term's weight after `epoch` epochs: name -> scalar."""
-        return {name: term.weight_at(epoch) for name, term in self.terms}
+        """Each loss's weight after `epoch` epochs: label -> scalar."""
+        return {label: loss.weight_at(epoch) for label, loss in self.losses}
 
     @nn.nowrap
     def masks(self, batch: Batch) -> dict[str, jax.Array]:
-        """Which examples each term counts: name -> `[B]`, 0 or 1."""
-        return {name: term.valid(batch) for name, term in self.terms}
+        """Which examples each loss counts: label -> `[B]`, 0 or 1."""
+        return {label: loss.valid(batch) for label, loss in self.losses}
+
+    @nn.nowrap
+    def hparams(self) -> dict[str, float]:
+        """`'objective.<label>.<field>'` -> value, of every field that may be a number which only a running step knows."""
+        return {
+            f'objective.{label}.{field}': float(getattr(loss, field))
+            for label, loss in self.losses
+            for field in fields.swept(type(loss))
+        }
+
+    @nn.nowrap
+    def with_hparams(self, hparams: Mapping[str, Any]) -> 'Objective':
+        """This objective with those numbers, which may be tracers, in the keys of `hparams()`; other keys are ignored."""
+
+        def changed(label, loss):
+            keys = {field: f'objective.{label}.{field}' for field in fields.swept(type(loss))}
+            return loss.clone(**{field: hparams[key] for field, key in keys.items() if key in hparams})
+
+        return self.clone(losses=tuple((label, changed(label, loss)) for label, loss in self.losses))
 
 
 def labelled(batch: Batch) -> jax.Array:
@@ -142,8 +167,8 @@ def over_labels(batch: Batch, loss: Callable[[jax.Array], jax.Array]) -> jax.Arr
     """
     if 'mixed_label' not in batch:
         return loss(batch['label'])
-    own, other = (jnp.where(labelled(batch), batch[key], -1) for key in ('label', 'mixed_label'))
-    return batch['mix'] * loss(own) + (1.0 - batch['mix']) * loss(other)
+    label, mixed = (jnp.where(labelled(batch), batch[key], -1) for key in ('label', 'mixed_label'))
+    return batch['mix'] * loss(label) + (1.0 - batch['mix']) * loss(mixed)
 
 
 def gather(x: jax.Array, axis_name: str | None) -> jax.Array:

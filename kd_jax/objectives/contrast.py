@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from kd_jax.errors import UserError
+from kd_jax.fields import number
 from kd_jax.models.layers import Dense
-from kd_jax.objectives.common import Term, gather, unit
+from kd_jax.objectives.common import Loss, gather, unit
 
 EPSILON = 1e-7
 
@@ -57,7 +58,7 @@ def draw_negatives(key: jax.Array, index: jax.Array, groups: dict[str, jax.Array
     return groups['order'][place + jnp.where(place >= first, size, 0)]
 
 
-class CRD(Term):
+class CRD(Loss):
     """Contrastive representation distillation, Tian et al. 2020 (arXiv:1910.10699); the tables weigh it 0.8.
 
     Pooled features of both networks are embedded in `dim` dimensions, unit length. The student's embedding of an image is
@@ -69,10 +70,10 @@ class CRD(Term):
     negatives without replacement if there are enough. At initialisation the batch also has `train_label [N]`.
     """
 
-    dim: int = 128
-    negatives: int = 16384
-    tau: float = 0.07
-    momentum: float = 0.5
+    dim: int = number(128, at_least=1)
+    negatives: int = number(16384, at_least=1)
+    tau: float = number(0.07, above=0, sweep=True)
+    momentum: float = number(0.5, at_least=0, below=1)
 
     needs_features: ClassVar[bool] = True
 
@@ -91,18 +92,18 @@ class CRD(Term):
         def scores(anchor, name, other):
             # Products with the whole memory, of which a few are taken: less to move than the embeddings of the chosen.
             products = anchor @ jax.lax.stop_gradient(banks[other].value).T
-            found = jnp.exp(jnp.take_along_axis(products, chosen, axis=1) / self.tau)
+            score = jnp.exp(jnp.take_along_axis(products, chosen, axis=1) / self.tau)
             constant = self.variable('memory', f'constant_{name}', lambda: jnp.float32(-1))
             if not self.is_initializing():
-                mean = jax.lax.stop_gradient(found.mean())
+                mean = jax.lax.stop_gradient(score.mean())
                 mean = jax.lax.pmean(mean, self.axis_name) if self.axis_name else mean
                 constant.value = jnp.where(constant.value < 0, mean * count, constant.value)
-            return found / jax.lax.stop_gradient(constant.value)
+            return score / jax.lax.stop_gradient(constant.value)
 
         value = 0.0
         for anchor, name, other in ((mine, 'student', 'teacher'), (theirs, 'teacher', 'student')):
-            found = scores(anchor, name, other)
-            value += contrast(found[:, 0], found[:, 1:], count)
+            score = scores(anchor, name, other)
+            value += contrast(score[:, 0], score[:, 1:], count)
         if not self.is_initializing():
             index = gather(batch['index'], self.axis_name)
             for embedding, name in ((mine, 'student'), (theirs, 'teacher')):
@@ -117,5 +118,5 @@ class CRD(Term):
 
     def _groups(self, batch):
         """`by_class` of the training images."""
-        made = by_class(batch['train_label']) if self.is_initializing() else dict.fromkeys(('order', 'first', 'size'))
-        return {name: self.variable('memory', name, jnp.asarray, array).value for name, array in made.items()}
+        arrays = by_class(batch['train_label']) if self.is_initializing() else dict.fromkeys(('order', 'first', 'size'))
+        return {name: self.variable('memory', name, jnp.asarray, array).value for name, array in arrays.items()}

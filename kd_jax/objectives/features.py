@@ -14,11 +14,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from kd_jax.fields import number
 from kd_jax.models.common import ConvBN, adaptive_avg_pool
 from kd_jax.models.initial import Constant, param
 from kd_jax.models.layers import Conv
 from kd_jax.objectives.common import unit
-from kd_jax.objectives.matching import FeatureTerm, as_map, before_activation, same_size
+from kd_jax.objectives.matching import FeatureLoss, as_map, before_activation, same_size
 
 
 def mean_square(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -26,7 +27,7 @@ def mean_square(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.mean((a - b) ** 2, axis=(1, 2, 3))
 
 
-class FitNet(FeatureTerm):
+class FitNet(FeatureLoss):
     """Mean squared difference of a regressed map of the student and the teacher's: Romero et al. 2015 (arXiv:1412.6550), eq. 3.
 
     One pair, the middle one. As in the tables (weight 100), except that their regressor ends in a ReLU and brings maps
@@ -54,7 +55,7 @@ def at(student: jax.Array, teacher: jax.Array) -> jax.Array:
     return jnp.mean((factor(student) - factor(teacher)) ** 2, axis=-1)
 
 
-class AT(FeatureTerm):
+class AT(FeatureLoss):
     """`at` of every pair; the tables weigh it 1000."""
 
     def __call__(self, student, teacher, batch):
@@ -77,14 +78,14 @@ def nst(student: jax.Array, teacher: jax.Array) -> jax.Array:
     return kernel(b, b) + kernel(a, a) - 2 * kernel(a, b)
 
 
-class NST(FeatureTerm):
+class NST(FeatureLoss):
     """`nst` of every pair; the tables weigh it 50."""
 
     def __call__(self, student, teacher, batch):
         return sum(nst(*same_size(*pair)) for pair in self.maps(student, teacher))
 
 
-class VID(FeatureTerm):
+class VID(FeatureLoss):
     """Variational information distillation, Ahn et al. 2019 (arXiv:1904.05835), eq. 5: a Gaussian's negative logarithm.
 
     Mean over the map of `((regressed - teacher)^2 / v + log v) / 2`, with a learned variance `v = softplus(scale) + 1e-5`
@@ -113,13 +114,13 @@ def ab(student: jax.Array, teacher: jax.Array, margin: float = 1.0) -> jax.Array
     return jnp.sum(missing**2, axis=(1, 2, 3))
 
 
-class AB(FeatureTerm):
+class AB(FeatureLoss):
     """`ab` of every regressed pair, before activations; half as much for each pair further up, times 3/1000.
 
     The factors are those of the authors' code. Made for a first run without labels, from which another one starts.
     """
 
-    margin: float = 1.0
+    margin: float = number(1.0, at_least=0)
 
     rectified: ClassVar[bool] = False
 
@@ -141,7 +142,7 @@ def ofd(student: jax.Array, teacher: jax.Array, margin: jax.Array) -> jax.Array:
     return jnp.sum(jnp.where((target > 0) | (student > target), (student - target) ** 2, 0.0), axis=(1, 2, 3))
 
 
-class OFD(FeatureTerm):
+class OFD(FeatureLoss):
     """`ofd` of every regressed pair, before activations; half as much for each pair further up.
 
     A channel's margin is the mean of the teacher's negative responses, as the paper defines it, in a running average
@@ -164,12 +165,12 @@ class OFD(FeatureTerm):
         sums = jnp.minimum(teacher, 0.0).sum((0, 1, 2)), (teacher < 0).astype(jnp.float32).sum((0, 1, 2))
         if not self.is_initializing():
             total, count = jax.lax.psum(sums, self.axis_name) if self.axis_name else sums
-            found = jnp.where(count > 0, total / jnp.maximum(count, 1.0), running.value)
-            running.value = jnp.where(running.value < 0, 0.9 * running.value + 0.1 * found, found)
+            mean = jnp.where(count > 0, total / jnp.maximum(count, 1.0), running.value)
+            running.value = jnp.where(running.value < 0, 0.9 * running.value + 0.1 * mean, mean)
         return running.value
 
 
-class FT(FeatureTerm):
+class FT(FeatureLoss):
     """Factor transfer, Kim et al. 2018 (arXiv:1802.04977): mean absolute difference of the factors of the deepest maps.
 
     The student's factor comes from a translator that learns with it; the teacher's from the inner layer of an
@@ -178,8 +179,8 @@ class FT(FeatureTerm):
     tables' weight of 200, the default makes that 0.2, and their learning rate of 0.05 the 0.01 that they train it with.
     """
 
-    rate: float = 0.5
-    reconstruction: float = 0.001
+    rate: float = number(0.5, above=0)
+    reconstruction: float = number(0.001, at_least=0)
 
     @nn.compact
     def __call__(self, student, teacher, batch):
@@ -215,7 +216,7 @@ def flow(features: Sequence[jax.Array]) -> list[jax.Array]:
     ]
 
 
-class FSP(FeatureTerm):
+class FSP(FeatureLoss):
     """Flow of the solution procedure, Yim et al. 2017 (CVPR): mean squared difference of `flow` from stem to last stage.
 
     The paper needs two networks of the same widths; here regressors bring the student's features to the teacher's. Made
@@ -224,10 +225,10 @@ class FSP(FeatureTerm):
 
     @nn.compact
     def __call__(self, student, teacher, batch):
-        found = self.pairs(student, teacher)
+        pairs = self.pairs(student, teacher)
         if not self.student_features and not self.teacher_features:
-            found = [('stem', 'stem'), *found]
-        mine, theirs = ([self.map(output, pair[side]) for pair in found] for side, output in enumerate((student, teacher)))
+            pairs = [('stem', 'stem'), *pairs]
+        mine, theirs = ([self.map(output, pair[side]) for pair in pairs] for side, output in enumerate((student, teacher)))
         mine = [
             x if x.shape[-1] == y.shape[-1] else self.regressed(x, y.shape[-1], k)
             for k, (x, y) in enumerate(zip(mine, theirs, strict=True))
@@ -257,7 +258,7 @@ def nearest(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     return x[:, rows][:, :, columns]
 
 
-class ReviewKD(FeatureTerm):
+class ReviewKD(FeatureLoss):
     """Knowledge review, Chen et al. 2021 (arXiv:2104.09044): the student's stages, fused from the deepest up.
 
     Each level, of the pairs and the pooled features as a map of one pixel, is mixed with the fused one below it by an
@@ -265,13 +266,13 @@ class ReviewKD(FeatureTerm):
     paper weighs it 0.6 to 8 depending on the networks, ramped up during the first 20 of 240 epochs.
     """
 
-    mid: int = 512
+    mid: int = number(512, at_least=1)
 
     @nn.compact
     def __call__(self, student, teacher, batch):
         maps = [
-            (as_map(student.features[own]), as_map(before_activation(teacher.features, other)))
-            for own, other in self.pairs(student, teacher)
+            (as_map(student.features[name]), as_map(before_activation(teacher.features, other)))
+            for name, other in self.pairs(student, teacher)
         ]
         if not self.student_features and not self.teacher_features:
             maps.append((as_map(student.features['pooled']), as_map(teacher.features['pooled'])))

@@ -8,9 +8,10 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from kd_jax.fields import number
 from kd_jax.models import Output
 from kd_jax.models.common import Exit
-from kd_jax.objectives.common import Term, over_labels
+from kd_jax.objectives.common import Loss, over_labels
 from kd_jax.objectives.logits import cross_entropy, kl
 
 
@@ -20,13 +21,13 @@ def _split(student: Output) -> tuple[list[Exit], Exit]:
     return auxiliary, jax.lax.stop_gradient(student.heads['head'])
 
 
-class DeepSupervision(Term):
+class DeepSupervision(Loss):
     """Cross entropy of every auxiliary head with the labels (Lee et al. 2015, arXiv:1409.5185).
 
     With the weight 0.4 it is the auxiliary loss of Szegedy et al. 2016 (arXiv:1512.00567) as torchvision trains it.
     """
 
-    label_smoothing: float = 0.0
+    label_smoothing: float = number(0.0, at_least=0, below=1)
 
     needs_teacher: ClassVar[bool] = False
     needs_label: ClassVar[bool] = True
@@ -41,13 +42,13 @@ class DeepSupervision(Term):
         return sum(values) / len(values)
 
 
-class SelfDistillation(Term):
+class SelfDistillation(Loss):
     """`kl` of every auxiliary head from the deepest one: Zhang et al. 2019, "Be your own teacher" (arXiv:1905.08094).
 
     The paper weighs it 0.3 against 0.7 for the heads' cross entropy.
     """
 
-    tau: float = 3.0
+    tau: float = number(3.0, above=0, sweep=True)
 
     needs_teacher: ClassVar[bool] = False
     needs_heads: ClassVar[bool] = True
@@ -57,7 +58,7 @@ class SelfDistillation(Term):
         return sum(kl(head.logits, deepest.logits, self.tau) for head in auxiliary) / len(auxiliary)
 
 
-class SelfHint(Term):
+class SelfHint(Loss):
     """Mean squared difference of what every auxiliary classifier and the deepest one see, `[B, D]`.
 
     The hint of Zhang et al. 2019 (arXiv:1905.08094, eq. 3) compares feature maps and sums; here both are pooled, and the

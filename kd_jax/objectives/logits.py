@@ -102,10 +102,12 @@ def three_term(
       tau: the temperature, greater than 0.
       printed: use the formulas as printed.
     """
-    return cross_entropy(student_logits, labels) + taught(student_logits, teacher_logits, lam, beta, tau, printed)
+    return cross_entropy(student_logits, labels) + three_term_of_teacher(
+        student_logits, teacher_logits, lam, beta, tau, printed
+    )
 
 
-def taught(
+def three_term_of_teacher(
     student_logits: jax.Array, teacher_logits: jax.Array, lam: float, beta: float, tau: float, printed: bool
 ) -> jax.Array:
     """The teacher's part of `three_term`."""
@@ -209,9 +211,9 @@ def dist(
     Huang et al. 2022 (arXiv:2205.10536), eq. 8 to 10, with Pearson's correlation of softmax(logits / tau); the second
     part is the mean over the classes, the same for every example of the batch (of all devices of `axis_name`).
     """
-    own = [jax.nn.softmax(z.astype(jnp.float32) / tau) for z in (student_logits, jax.lax.stop_gradient(teacher_logits))]
-    of_class = [gather(p, axis_name).T for p in own]
-    return tau**2 * (beta * (1 - _pearson(*own)) + gamma * (1 - _pearson(*of_class).mean()))
+    of_example = [jax.nn.softmax(z.astype(jnp.float32) / tau) for z in (student_logits, jax.lax.stop_gradient(teacher_logits))]
+    of_class = [gather(p, axis_name).T for p in of_example]
+    return tau**2 * (beta * (1 - _pearson(*of_example)) + gamma * (1 - _pearson(*of_class).mean()))
 
 
 def _pearson(a, b):

@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.errors import UserError, unknown
+from kd_jax.fields import names
 from kd_jax.models.common import ConvBN, Output, adaptive_avg_pool
 from kd_jax.models.layers import Setting
-from kd_jax.objectives.common import Term
+from kd_jax.objectives.common import Loss
 
 Pair = tuple[str, str]
 
@@ -39,14 +40,14 @@ def pairs(
       UserError: for names that do not exist, or not as many for the one as for the other.
     """
     sides = []
-    for who, output, names in (('student', student, student_names), ('teacher', teacher, teacher_names)):
-        for name in names:
+    for who, output, given in (('student', student, student_names), ('teacher', teacher, teacher_names)):
+        for name in given:
             if name not in output.features:
                 raise unknown(f'feature of the {who}', name, output.features)
-        sides.append(list(names) or ladder(output.features))
+        sides.append(list(given) or ladder(output.features))
     count = min(map(len, sides))
-    for names, side, other in ((student_names, *sides), (teacher_names, *reversed(sides))):
-        if len(names) > count:
+    for given, side, other in ((student_names, *sides), (teacher_names, *reversed(sides))):
+        if len(given) > count:
             raise UserError(
                 f'the features {tuple(side)} need as many of the other network, which has {tuple(other)}; name '
                 'as many in student_features as in teacher_features'
@@ -71,11 +72,11 @@ def same_size(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
     return adaptive_avg_pool(a, size), adaptive_avg_pool(b, size)
 
 
-class FeatureTerm(Term):
-    """A term on features: those that are named, or else the pairs that `pairs` finds."""
+class FeatureLoss(Loss):
+    """A loss on features: those that are named, or else the pairs that `pairs` finds."""
 
-    student_features: tuple[str, ...] = ()
-    teacher_features: tuple[str, ...] = ()
+    student_features: tuple[str, ...] = names((), "names of features, such as ('stage2',)")
+    teacher_features: tuple[str, ...] = names((), "names of features, such as ('stage2',)")
 
     needs_features: ClassVar[bool] = True
     rectified: ClassVar[bool] = True  # False: `before_activation`
@@ -87,7 +88,7 @@ class FeatureTerm(Term):
     @nn.nowrap
     def maps(self, student: Output, teacher: Output) -> list[tuple[jax.Array, jax.Array]]:
         """The features of each pair, `[B, H, W, C]` float32, each in its own size."""
-        return [(self.map(student, own), self.map(teacher, other)) for own, other in self.pairs(student, teacher)]
+        return [(self.map(student, name), self.map(teacher, other)) for name, other in self.pairs(student, teacher)]
 
     @nn.nowrap
     def map(self, output: Output, name: str) -> jax.Array:
@@ -102,9 +103,3 @@ class FeatureTerm(Term):
     def regressed(self, x: jax.Array, features: int, number: int) -> jax.Array:
         """`x` through the regressor of pair `number`: `[B, H, W, C] -> [B, H, W, features]`."""
         return ConvBN(features, 1, act=None, setting=self.setting(), name=f'regressor_{number}')(x, train=True)
-
-    def check(self, path, num_classes):
-        for field in ('student_features', 'teacher_features'):
-            names = getattr(self, field)
-            if not all(isinstance(name, str) for name in names):
-                raise UserError(f"{path}.{field} is {names!r}; it must be names of features, such as ('stage2',)")

@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 from optax.losses import huber_loss
 
+from kd_jax.fields import number
 from kd_jax.models.layers import Dense
-from kd_jax.objectives.common import Term, first_of_mine, gather, norm, unit
-from kd_jax.objectives.matching import FeatureTerm
+from kd_jax.objectives.common import Loss, first_of_mine, gather, norm, unit
+from kd_jax.objectives.matching import FeatureLoss
 
 
 def _flat(x):
@@ -34,12 +35,12 @@ def sp(student: jax.Array, teacher: jax.Array, axis_name: str | None = None) -> 
     return jnp.mean(difference**2, axis=-1)
 
 
-class SP(FeatureTerm):
+class SP(FeatureLoss):
     """`sp` of the deepest pair; the tables weigh it 3000."""
 
     def __call__(self, student, teacher, batch):
-        own, other = self.pairs(student, teacher)[-1]
-        return sp(student.features[own], teacher.features[other], self.axis_name)
+        name, other = self.pairs(student, teacher)[-1]
+        return sp(student.features[name], teacher.features[other], self.axis_name)
 
 
 def cc(student: jax.Array, teacher: jax.Array, axis_name: str | None = None) -> jax.Array:
@@ -55,13 +56,13 @@ def cc(student: jax.Array, teacher: jax.Array, axis_name: str | None = None) -> 
     return jnp.where(place + 1 < count, jnp.sum(delta * following, axis=-1) * count / max(count - 1, 1), 0.0)
 
 
-class CC(Term):
+class CC(Loss):
     """Correlation congruence, Peng et al. 2019 (arXiv:1904.01802): `cc` of `dim` linear embeddings of the pooled features.
 
     As the authors gave it to the tables, which weigh it 0.02. The paper itself compares kernels of all pairs of examples.
     """
 
-    dim: int = 128
+    dim: int = number(128, at_least=1)
 
     needs_features: ClassVar[bool] = True
 
@@ -80,8 +81,8 @@ def _products(x, axis_name):
 
 def _squares(products):
     """Squared distances `[N, N]`."""
-    own = jnp.diagonal(products)
-    return jnp.maximum(own[:, None] + own[None] - 2 * products, 1e-12)
+    diagonal = jnp.diagonal(products)
+    return jnp.maximum(diagonal[:, None] + diagonal[None] - 2 * products, 1e-12)
 
 
 def _mine(x, like, axis_name):
@@ -93,8 +94,8 @@ def rkd_distance(student: jax.Array, teacher: jax.Array, axis_name: str | None =
 
     def distances(x):
         squares = _squares(_products(x, axis_name))
-        found = jnp.where(jnp.eye(len(squares), dtype=bool), 0.0, jnp.sqrt(squares))
-        return _mine(found / jnp.maximum(jnp.sum(found) / max(found.size - len(found), 1), 1e-12), x, axis_name)
+        distance = jnp.where(jnp.eye(len(squares), dtype=bool), 0.0, jnp.sqrt(squares))
+        return _mine(distance / jnp.maximum(jnp.sum(distance) / max(distance.size - len(distance), 1), 1e-12), x, axis_name)
 
     return jnp.mean(huber_loss(distances(student), distances(jax.lax.stop_gradient(teacher))), axis=-1)
 
@@ -111,19 +112,19 @@ def rkd_angle(student: jax.Array, teacher: jax.Array, axis_name: str | None = No
         # Between such examples there is rounding only.
         inverse = jnp.where(squares > 1e-6 * jnp.max(jnp.diagonal(products)), jax.lax.rsqrt(squares), 0.0)
         rows, inverse = _mine(products, x, axis_name), _mine(inverse, x, axis_name)
-        own = _mine(jnp.diagonal(products), x, axis_name)
+        diagonal = _mine(jnp.diagonal(products), x, axis_name)
         # (x_j - x_i) (x_k - x_i) by products of examples
-        inner = products[None] - rows[:, :, None] - rows[:, None] + own[:, None, None]
+        inner = products[None] - rows[:, :, None] - rows[:, None] + diagonal[:, None, None]
         return inner * inverse[:, :, None] * inverse[:, None]
 
     return jnp.mean(huber_loss(cosines(student), cosines(jax.lax.stop_gradient(teacher))), axis=(1, 2))
 
 
-class RKD(Term):
+class RKD(Loss):
     """Relational distillation: `distance rkd_distance + angle rkd_angle` of the pooled features; the tables weigh it 1."""
 
-    distance: float = 25.0
-    angle: float = 50.0
+    distance: float = number(25.0, at_least=0)
+    angle: float = number(50.0, at_least=0)
 
     needs_features: ClassVar[bool] = True
 
@@ -149,7 +150,7 @@ def pkt(student: jax.Array, teacher: jax.Array, axis_name: str | None = None) ->
     return jnp.mean(p_t * jnp.log((p_t + epsilon) / (p_s + epsilon)), axis=-1)
 
 
-class PKT(Term):
+class PKT(Loss):
     """`pkt` of the pooled features; the tables weigh it 30000."""
 
     needs_features: ClassVar[bool] = True

@@ -1,13 +1,15 @@
-"""Terms on logits and labels; what they compute stands in `kd_jax.objectives.logits`."""
+"""Losses on logits and labels; what they compute stands in `kd_jax.objectives.logits`."""
 
+import math
 from typing import ClassVar
 
 import flax.linen as nn
 import jax
 
 from kd_jax.errors import UserError
+from kd_jax.fields import flag, is_number, number, several
 from kd_jax.models.common import Output
-from kd_jax.objectives.common import Term, over_labels
+from kd_jax.objectives.common import Loss, over_labels
 from kd_jax.objectives.logits import (
     cross_entropy,
     dist,
@@ -17,16 +19,18 @@ from kd_jax.objectives.logits import (
     nkd,
     soft_cross_entropy,
     standardize,
-    taught,
+    three_term_of_teacher,
     virtual_teacher,
 )
 
 
-class CrossEntropy(Term):
+class CrossEntropy(Loss):
     """`cross_entropy` with the labels; under mixup with both labels."""
 
-    label_smoothing: float = 0.0
-    class_weights: tuple[float, ...] = ()
+    label_smoothing: float = number(0.0, at_least=0, below=1)
+    class_weights: tuple[float, ...] = several(
+        (), lambda w: is_number(w) and 0 <= w < math.inf, 'finite numbers, each 0 or more'
+    )
 
     needs_teacher: ClassVar[bool] = False
     needs_label: ClassVar[bool] = True
@@ -44,13 +48,13 @@ class CrossEntropy(Term):
             )
 
 
-class LogitTerm(Term):
-    """A term on the logits of student and teacher, with `standardize` on standardised ones (Sun et al. 2024).
+class LogitLoss(Loss):
+    """A loss on the logits of student and teacher, with `standardize` on standardised ones (Sun et al. 2024).
 
     The paper takes a lower temperature (2) and a higher weight (9) than without.
     """
 
-    standardize: bool = False
+    standardize: bool = flag(False)
 
     @nn.nowrap
     def logits(self, student: Output, teacher: Output) -> tuple[jax.Array, jax.Array]:
@@ -70,50 +74,50 @@ def refuse_two_classes(what: str, num_classes: int | None, why: str, without: st
         raise UserError(f'{what} has nothing to learn from with 2 classes: {why}; set {without}, or use plain kl')
 
 
-class KL(LogitTerm):
+class KL(LogitLoss):
     """`kl` from the teacher's softened probabilities, with the factor tau^2."""
 
-    tau: float = 4.0
+    tau: float = number(4.0, above=0, sweep=True)
 
     def __call__(self, student, teacher, batch):
         return kl(*self.logits(student, teacher), self.tau)
 
 
-class SoftCrossEntropy(LogitTerm):
+class SoftCrossEntropy(LogitLoss):
     """`soft_cross_entropy` with the teacher's softened probabilities, with the factor tau^2."""
 
-    tau: float = 4.0
+    tau: float = number(4.0, above=0, sweep=True)
 
     def __call__(self, student, teacher, batch):
         return soft_cross_entropy(*self.logits(student, teacher), self.tau)
 
 
-class LogitMSE(LogitTerm):
+class LogitMSE(LogitLoss):
     """`logit_mse` to the teacher's logits."""
 
     def __call__(self, student, teacher, batch):
         return logit_mse(*self.logits(student, teacher))
 
 
-class ThreeTerm(LogitTerm):
+class ThreeTerm(LogitLoss):
     """`three_term`; unlabelled examples keep their teacher terms (and count in the mean over the batch)."""
 
-    lam: float = 1.0
-    beta: float = 1.0
-    tau: float = 4.0
-    printed: bool = False
+    lam: float = number(1.0, at_least=0, sweep=True)
+    beta: float = number(1.0, at_least=0, sweep=True)
+    tau: float = number(4.0, above=0, sweep=True)
+    printed: bool = flag(False)
 
     def __call__(self, student, teacher, batch):
-        own = over_labels(batch, lambda labels: cross_entropy(student.logits, labels))
-        return own + taught(*self.logits(student, teacher), self.lam, self.beta, self.tau, self.printed)
+        of_labels = over_labels(batch, lambda labels: cross_entropy(student.logits, labels))
+        return of_labels + three_term_of_teacher(*self.logits(student, teacher), self.lam, self.beta, self.tau, self.printed)
 
 
-class DKD(LogitTerm):
+class DKD(LogitLoss):
     """`dkd`; under mixup for both labels. The paper ramps it up during the first 20 of 240 epochs."""
 
-    alpha: float = 1.0
-    beta: float = 8.0
-    tau: float = 4.0
+    alpha: float = number(1.0, at_least=0, sweep=True)
+    beta: float = number(8.0, at_least=0, sweep=True)
+    tau: float = number(4.0, above=0, sweep=True)
 
     sees_ensemble: ClassVar[bool] = True
 
@@ -127,11 +131,11 @@ class DKD(LogitTerm):
             refuse_two_classes(f'{path}.beta={self.beta}', num_classes, 'beside the target there is one class only', 'beta=0')
 
 
-class NKD(LogitTerm):
+class NKD(LogitLoss):
     """`nkd`; under mixup for both labels."""
 
-    gamma: float = 1.5
-    tau: float = 1.0
+    gamma: float = number(1.5, at_least=0, sweep=True)
+    tau: float = number(1.0, above=0, sweep=True)
 
     sees_ensemble: ClassVar[bool] = True
 
@@ -147,12 +151,12 @@ class NKD(LogitTerm):
             )
 
 
-class DIST(LogitTerm):
+class DIST(LogitLoss):
     """`dist`; on CIFAR the paper weighs both parts 2, at temperature 4."""
 
-    beta: float = 1.0
-    gamma: float = 1.0
-    tau: float = 1.0
+    beta: float = number(1.0, at_least=0, sweep=True)
+    gamma: float = number(1.0, at_least=0, sweep=True)
+    tau: float = number(1.0, above=0, sweep=True)
 
     sees_ensemble: ClassVar[bool] = True
 
@@ -167,11 +171,11 @@ class DIST(LogitTerm):
             )
 
 
-class VirtualTeacher(Term):
+class VirtualTeacher(Loss):
     """`virtual_teacher`; under mixup for both labels."""
 
-    correct: float = 0.99
-    tau: float = 20.0
+    correct: float = number(0.99, above=0, below=1)
+    tau: float = number(20.0, above=0, sweep=True)
 
     needs_teacher: ClassVar[bool] = False
     needs_label: ClassVar[bool] = True

@@ -225,9 +225,9 @@ def _fit(tensors: Mapping[str, np.ndarray], shapes: Mapping[tuple[str, ...], tup
     sizes = {}
     for key in sorted(expected, key=lambda key: -len(expected[key])):  # a kernel decides before a bias
         if key in tensors and tensors[key].ndim == len(expected[key]):
-            for want, found in zip(expected[key], tensors[key].shape, strict=True):
-                if want in (CLASSES, CHANNELS) and found:
-                    sizes.setdefault(want, found)
+            for want, size in zip(expected[key], tensors[key].shape, strict=True):
+                if want in (CLASSES, CHANNELS) and size:
+                    sizes.setdefault(want, size)
     expected = {key: tuple(sizes.get(n, n) for n in shape) for key, shape in expected.items()}
     given = {key for key in tensors if not key.endswith(reader.COUNTER)}
     both = [key for key in expected if key in given]
@@ -294,9 +294,9 @@ def make_run(
     images in 0..1. measured: what the caller has measured, by the names of result.json; everything else is unknown, None.
 
     Raises:
-      UserError: if the facts do not fit to the weights, or the directory holds anything else, which is left as it is.
+      UserError: if what is given does not fit to the weights, or the directory holds anything else, which is left as it is.
     """
-    _check_facts(imported, image_shape, mean, std, class_names)
+    _check_data(imported, image_shape, mean, std, class_names)
     data = {
         'name': data_name,
         'num_classes': imported.num_classes,
@@ -335,7 +335,7 @@ def make_run(
     return True
 
 
-def _check_facts(imported: Imported, image_shape, mean, std, class_names) -> None:
+def _check_data(imported: Imported, image_shape, mean, std, class_names) -> None:
     """Raises `UserError` unless the model of the weights can see such images and has so many classes."""
     if class_names is not None and len(class_names) != imported.num_classes:
         raise UserError(
@@ -364,9 +364,9 @@ def _already_there(directory: RunDirectory, info: Mapping[str, Any]) -> bool:
             raise UserError(f'{directory.path} is not empty and holds no run; choose another --workdir')
         return False
     there = directory.info()
-    facts = {key: info[key] for key in ('run', 'data')} | {'config': info['config'] | {'torch': None}}
+    wanted = {key: info[key] for key in ('run', 'data')} | {'config': info['config'] | {'torch': None}}
     other = {key: there.get(key) for key in ('run', 'data')} | {'config': there.get('config', {}) | {'torch': None}}
-    if fields := differences(facts, other):
+    if fields := differences(wanted, other):
         raise UserError(
             f'{directory.path} holds another run or other weights ({"; ".join(fields[:MOST])}); choose another --workdir or '
             '--name, or delete that directory'

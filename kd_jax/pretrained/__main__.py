@@ -87,8 +87,8 @@ def run(options: argparse.Namespace) -> str:
         directory, name, imported, image_shape=(size, size, len(mean)), mean=mean, std=std, class_names=names
     )
     params = directory.result()['params']
-    facts = f'{params:,} parameters, {imported.num_classes} classes'
-    return f'{name}: {facts}; {"teacher" if new else "already there as teacher"}: {options.workdir / name}'
+    summary = f'{params:,} parameters, {imported.num_classes} classes'
+    return f'{name}: {summary}; {"teacher" if new else "already there as teacher"}: {options.workdir / name}'
 
 
 def class_names(path: Path) -> list[str]:

@@ -60,12 +60,12 @@ def _inception_v3(unit):
         return f'AuxLogits.{auxiliary[1]}'
     if stem := re.fullmatch(r'stem([1-5])', unit):
         return STEM[int(stem[1]) - 1]
-    found = BLOCK.fullmatch(unit)
-    if found is None or found[3] not in BRANCHES:
+    block = BLOCK.fullmatch(unit)
+    if block is None or block[3] not in BRANCHES:
         return None
-    letters = '_bcd' if found[1] == '1' else '_abcde'  # in torchvision's count Mixed_5a is the max pool in front
-    name = f'Mixed_{int(found[1]) + 4}{letters[int(found[2])]}.{BRANCHES[found[3]]}'
-    return f'{name}_{found[4]}' if found[4] else name
+    letters = '_bcd' if block[1] == '1' else '_abcde'  # in torchvision's count Mixed_5a is the max pool in front
+    name = f'Mixed_{int(block[1]) + 4}{letters[int(block[2])]}.{BRANCHES[block[3]]}'
+    return f'{name}_{block[4]}' if block[4] else name
 
 
 def _googlenet(unit):
@@ -73,7 +73,7 @@ def _googlenet(unit):
         return f'{auxiliary[1]}.conv'
     if stem := re.fullmatch(r'stem([1-3])', unit):
         return f'conv{stem[1]}'
-    found = BLOCK.fullmatch(unit)
-    if found is None or found[3] + found[4] not in GOOGLENET_BRANCHES:
+    block = BLOCK.fullmatch(unit)
+    if block is None or block[3] + block[4] not in GOOGLENET_BRANCHES:
         return None
-    return f'inception{int(found[1]) + 2}{"_abcde"[int(found[2])]}.{GOOGLENET_BRANCHES[found[3] + found[4]]}'
+    return f'inception{int(block[1]) + 2}{"_abcde"[int(block[2])]}.{GOOGLENET_BRANCHES[block[3] + block[4]]}'

@@ -140,8 +140,8 @@ class _Machine:
             self.stack = []
         elif name in ('TUPLE', 'LIST', 'DICT'):
             items = self.above_mark()
-            made = _dict_of(zip(items[::2], items[1::2], strict=True)) if name == 'DICT' else items
-            self.stack.append(tuple(items) if name == 'TUPLE' else made)
+            value = _dict_of(zip(items[::2], items[1::2], strict=True)) if name == 'DICT' else items
+            self.stack.append(tuple(items) if name == 'TUPLE' else value)
         elif name in ('APPEND', 'APPENDS', 'ADDITEMS'):
             items = self.take(1) if name == 'APPEND' else self.above_mark()
             if isinstance(self.stack[-1], list):

@@ -109,8 +109,8 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
         with safetensors.safe_open(path, framework='numpy') as file:
             kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
-            kept = [n for n, kind in kinds.items() if kind in ('F16', 'BF16', 'F32', 'F64') or n.endswith(COUNTER)]
-            tensors = {name: file.get_tensor(name) for name in kept}
+            names = [n for n, kind in kinds.items() if kind in ('F16', 'BF16', 'F32', 'F64') or n.endswith(COUNTER)]
+            tensors = {name: file.get_tensor(name) for name in names}
     except (safetensors.SafetensorError, OSError, ValueError, TypeError) as error:
         reason = str(error).splitlines()[0].removeprefix('Error while deserializing header: ') if str(error) else 'unreadable'
         raise UserError(f'{path} is no complete .safetensors file ({reason}); {AGAIN}') from error
@@ -214,14 +214,14 @@ def _state_dict(path: Path, contents: Any, note: Callable[[str], None]) -> dict[
             others = ', '.join(repr(key) for key in inside[1:])
             note(f'{path} holds several state dicts; {inside[0]!r} is taken, not {others}')
         contents = contents[inside[0]]
-    found = {}
+    tensors = {}
     if isinstance(contents, Mapping):
-        found = {k: v for k, v in contents.items() if isinstance(k, str) and isinstance(v, pickles.Tensor)}
-    if not found:
+        tensors = {k: v for k, v in contents.items() if isinstance(k, str) and isinstance(v, pickles.Tensor)}
+    if not tensors:
         keys = ', '.join(repr(key) for key in [*contents][:8]) if isinstance(contents, Mapping) else ''
         what = f'a dict of {keys or "nothing"}' if isinstance(contents, Mapping) else f'a {type(contents).__name__}'
         raise UserError(f'{path} holds {what}, not a state dict; save the weights with {SAVE}')
-    return {name: tensor for name, tensor in found.items() if _floating(tensor.storage.kind, name)}
+    return {name: tensor for name, tensor in tensors.items() if _floating(tensor.storage.kind, name)}
 
 
 def _holds_tensors(value: Any) -> bool:

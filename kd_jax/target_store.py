@@ -1,14 +1,21 @@
-"""Tables of soft targets on disk: rows written in chunks, so that an extraction resumes, each with its checksum."""
+"""Stored soft targets: how logits become rows and rows logits, and the files that hold them.
 
+Rows are written in chunks, so that an extraction resumes, each with its checksum.
+"""
+
+import dataclasses
 import json
 import os
 import zlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
+from kd_jax.data.views import Views
 from kd_jax.errors import UserError
 from kd_jax.workdir import differences, make_directory, read_json, to_json, write_json
 
@@ -41,15 +48,34 @@ def rows_of(logits: np.ndarray, kind: np.dtype) -> np.ndarray:
     return rows
 
 
-class Tables:
+def columns(rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Rows as arrays, for `decoded`."""
+    return {name: np.ascontiguousarray(rows[name]) for name in rows.dtype.names}
+
+
+def decoded(rows: Mapping[str, jax.Array], num_classes: int) -> jax.Array:
+    """Logits `[B, K]` float32 of the columns of rows.
+
+    They are `{'logits' [B, K]}`, or of the k likeliest classes `{'index', 'log' [B, k], 'rest' [B]}`: their log-probabilities,
+    and the logarithm of what remains, which the other classes share equally.
+    """
+    if 'logits' in rows:
+        return rows['logits'].astype(jnp.float32)
+    index, log, rest = rows['index'].astype(jnp.int32), rows[TOP_LOG].astype(jnp.float32), rows['rest'].astype(jnp.float32)
+    others = max(num_classes - index.shape[1], 1)
+    logits = jnp.broadcast_to(rest[:, None] - jnp.log(jnp.float32(others)), (len(index), num_classes))
+    return logits.at[jnp.arange(len(index))[:, None], index].set(log)
+
+
+class TargetStore:
     """The directory of one teacher's soft targets: `manifest.json`, `<split>.rows`, and `chunks.jsonl` with what is done.
 
     manifest: what the targets depend on; `splits` in it is {split: [images, views, row type]}, and `made_from`, where the
     teacher was, is for readers only.
     """
 
-    def __init__(self, path: Path, manifest: Mapping[str, Any]):
-        self.path, self.manifest = Path(path), to_json(dict(manifest))
+    def __init__(self, path: epath.Path, manifest: Mapping[str, Any]):
+        self.path, self.manifest = epath.Path(path), to_json(dict(manifest))
         self.splits = {name: (count, views, np.dtype([_field(f) for f in kind]))
                        for name, (count, views, kind) in self.manifest['splits'].items()}  # fmt: skip
 
@@ -72,15 +98,18 @@ class Tables:
                 file.truncate(count * views * kind.itemsize)
         write_json(self.path / 'manifest.json', self.manifest)
 
+    def differences(self) -> list[str]:
+        """In what the directory's manifest differs from this one; what it does not know yet has its default."""
+        return differences(_completed(self.manifest), _completed(read_json(self.path / 'manifest.json')))
+
     def check(self) -> None:
         """Raises `UserError` unless the directory's targets are those that the manifest describes."""
         if not (self.path / 'manifest.json').exists():
             raise UserError(f'{self.path} holds no soft targets (no manifest.json); name the directory of an extraction')
-        here, there = ({**manifest, 'made_from': None} for manifest in (self.manifest, read_json(self.path / 'manifest.json')))
-        found = differences(here, there)
-        if found:
+        unlike = self.differences()
+        if unlike:
             raise UserError(
-                f'the soft targets in {self.path} are not for this run ({"; ".join(found)}); '
+                f'the soft targets in {self.path} are not for this run ({"; ".join(unlike)}); '
                 'extract them again, or undo the change'
             )
 
@@ -130,7 +159,7 @@ class Tables:
         rows = {}
         for name, (count, views, kind) in self.splits.items():
             path = self.path / f'{name}.rows'
-            if not path.exists() or path.stat().st_size != count * views * kind.itemsize:
+            if not path.exists() or os.path.getsize(path) != count * views * kind.itemsize:
                 raise UserError(f'{path} is missing or has another size than its manifest says; {fix}')
             rows[name] = np.memmap(path, kind, 'r', shape=(count * views,))
         done = self.done()
@@ -140,6 +169,13 @@ class Tables:
             if zlib.crc32(rows[name][chunk * CHUNK : (chunk + 1) * CHUNK].tobytes()) != done[name, chunk]:
                 raise UserError(f'the soft targets in {self.path / name}.rows are damaged (chunk {chunk}); {fix}')
         return {name: table.reshape(self.splits[name][:2]) for name, table in rows.items()}
+
+
+def _completed(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest without what is for readers only, and with the defaults of what it does not name."""
+    usual = {field.name: field.default for field in dataclasses.fields(Views) if field.name != 'fill'}
+    usual = {'precision': 'float32', 'top_k': 0, **manifest, 'made_from': None, 'augment': usual | manifest.get('augment', {})}
+    return to_json(usual)
 
 
 def description(kind: np.dtype) -> list[list[Any]]:

@@ -1,9 +1,9 @@
-"""Populations: every member is what it would have been alone, and none depends on the others."""
+"""Sweeps: every member is what it would have been alone, and none depends on the others."""
 
 import json
+import sys
+import types
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import random_splits, save_npz
@@ -11,11 +11,8 @@ from test_soft_targets import CHANGES
 from test_study import config_of, final_params, train
 
 from configs import common
-from kd_jax import objectives, population, soft_targets
+from kd_jax import extraction, jobs, study
 from kd_jax.errors import UserError
-from kd_jax.models import Output
-from kd_jax.models.common import Exit
-from kd_jax.objectives import OBJECTIVES, TRACED
 from kd_jax.train import Stopped
 from kd_jax.workdir import RunDirectory
 
@@ -30,7 +27,7 @@ LONG = CHANGES | {'epochs': 5.0, 'eval_every': 2.5}  # 50 steps
 
 def study_of(data, text, changes=None, terms=None, **fields):
     config = config_of(
-        data, teacher=(None, {'epochs': 3.0}), student=(common.distillation(), LONG | {'population': text} | (changes or {}))
+        data, teacher=(None, {'epochs': 3.0}), student=(common.distillation(), LONG | {'sweep': text} | (changes or {}))
     )
     with config.unlocked():
         config.augment.crop, config.augment.flip = 1, True
@@ -42,9 +39,7 @@ def study_of(data, text, changes=None, terms=None, **fields):
 
 def alone(workdir, config, name):
     """A study of that member only, with the same teacher, as an ordinary run called student."""
-    (run,) = (
-        member for member_name, member in population.expand('student', config.runs.student).items() if member_name == name
-    )
+    (run,) = (member for member_name, member in jobs.members_of('student', config.runs.student).items() if member_name == name)
     with config.unlocked():
         del config.runs['student']
         del config.runs['teacher']
@@ -60,7 +55,7 @@ def largest_difference(one, other):
 CASES = {
     'tau and seed': ('objective.kl.tau=1,4; seed=0,3', {}, {}),
     'weights': ('objective.kl.weight=0.5,0.9; objective.cross_entropy.weight=0.1,0.5', {}, {}),
-    'optimiser': ('optim.learning_rate=0.02,0.05; optim.weight_decay=0.,0.01', {'optim.schedule': 'cosine'}, {}),
+    'optimiser': ('optim.learning_rate=0.005,0.02; optim.weight_decay=0.,0.01', {'optim.schedule': 'cosine'}, {}),
     'dropout, average, mixup': (
         'seed=2,5; objective.kl.tau=2',
         {'model.dropout': 0.2, 'optim.ema_decay': 0.9, 'optim.warmup_epochs': 1.0},
@@ -68,7 +63,7 @@ CASES = {
     ),
     'average as a teacher': (
         'objective.kl.tau=1,4',
-        {'teachers': ('teacher', 'self:average'), 'optim.ema_decay': 0.9},
+        {'teachers': ('teacher', 'self:ema'), 'optim.ema_decay': 0.9},
         {},
     ),
     'a peer': ('objective.kl.weight=0.5,1', {'teachers': ('teacher', 'self:peer')}, {}),
@@ -98,7 +93,7 @@ def test_a_member_is_what_it_would_be_alone(data, tmp_path, case, mode, devices)
     text, changes, fields = CASES[case]
     config = study_of(data, text, changes, parallel=mode, devices=devices, **fields)
     results = train(config, tmp_path / 'all')
-    members = population.expand('student', config.runs.student)
+    members = jobs.members_of('student', config.runs.student)
     assert {(name, seed) for name, run in members.items() for seed in run.seeds} == results.keys() - {('teacher', 0)}
     for name, seed in (min(results.keys() - {('teacher', 0)}), max(results.keys() - {('teacher', 0)})):
         own = train(alone(tmp_path / 'all', config.copy_and_resolve_references(), name), tmp_path / name)['student', seed]
@@ -122,17 +117,17 @@ def test_a_member_is_what_it_would_be_alone(data, tmp_path, case, mode, devices)
 
 def test_a_member_that_diverges_leaves_the_others_alone(data, tmp_path):
     with pytest.raises(UserError, match=r'the loss of student-learning_rate=1e\+30 seed 0 became (nan|inf) at step'):
-        train(study_of(data, 'optim.learning_rate=0.05,1e30,0.02'), tmp_path / 'three')
-    two = train(study_of(data, 'optim.learning_rate=0.05,0.02'), tmp_path / 'two')
+        train(study_of(data, 'optim.learning_rate=0.02,1e30,0.01'), tmp_path / 'three')
+    two = train(study_of(data, 'optim.learning_rate=0.02,0.01'), tmp_path / 'two')
     results = json.loads((tmp_path / 'three/results.json').read_text())['results']
-    assert sorted(r['run'] for r in results) == ['student-learning_rate=0.02', 'student-learning_rate=0.05', 'teacher']
+    assert sorted(r['run'] for r in results) == ['student-learning_rate=0.01', 'student-learning_rate=0.02', 'teacher']
     for result in results:
         assert result['test'] == pytest.approx(two[result['run'], 0]['test'], abs=1e-4)
     assert not RunDirectory(tmp_path / 'three/student-learning_rate=1e+30/seed0').finished()
 
 
 @pytest.mark.parametrize('devices', [1, 4])
-def test_a_population_that_is_stopped_goes_on_bit_for_bit(data, tmp_path, devices):
+def test_a_sweep_that_is_stopped_goes_on_bit_for_bit(data, tmp_path, devices):
     def config():
         return study_of(data, 'objective.kl.tau=1,2,4; seed=0,1', devices=devices, parallel='pmap')
 
@@ -171,8 +166,8 @@ def test_seeds_with_teachers_of_their_own_learn_from_those(data, tmp_path):
         config.seeds = (0, 1)
     results = train(config, tmp_path)
     assert len(results) == 6
-    made = population.expand('student', config.runs.student)['student-kl.tau=4']
-    assert (made.seeds, made.order_seed, made.population) == ((0, 1), 0, '')
+    made = jobs.members_of('student', config.runs.student)['student-kl.tau=4']
+    assert (made.seeds, made.order_seed, made.sweep) == ((0, 1), 0, '')
     own = train(alone(tmp_path, config.copy_and_resolve_references(), 'student-kl.tau=4'), tmp_path / 'own')
     for seed in (0, 1):
         found = final_params(tmp_path, 'student-kl.tau=4', seed), final_params(tmp_path / 'own', 'student', seed)
@@ -180,10 +175,10 @@ def test_seeds_with_teachers_of_their_own_learn_from_those(data, tmp_path):
         assert own['student', seed]['teacher'] == pytest.approx(results['student-kl.tau=4', seed]['teacher'], abs=1e-3)
 
 
-def test_streamed_targets_serve_a_population(data, tmp_path, monkeypatch):
+def test_streamed_targets_serve_a_sweep(data, tmp_path, monkeypatch):
     config = study_of(data, 'objective.kl.tau=1,4', {'soft_targets': '4'})
     one = train(config, tmp_path / 'one')
-    monkeypatch.setattr(soft_targets, 'fits', lambda *_: False)
+    monkeypatch.setattr(extraction, 'fits', lambda *_: False)
     two = train(config, tmp_path / 'two')
     assert {key: r['test'] for key, r in one.items()} == {key: r['test'] for key, r in two.items()}
 
@@ -194,75 +189,102 @@ def test_streamed_targets_serve_a_population(data, tmp_path, monkeypatch):
         (
             'objective.kl.tua=1,2',
             {},
-            "unknown field in runs.student.population 'objective.kl.tua'; did you mean 'objective.kl.tau'",
+            "unknown field in runs.student.sweep 'objective.kl.tua'; did you mean 'objective.kl.tau'",
         ),
         ('objective.kl.tau', {}, 'write it as'),
         ('objective.kl.tau=1; objective.kl.tau=2', {}, 'each field once'),
-        ('epochs=1,2', {}, "unknown field in runs.student.population 'epochs'; known: .*objective.cross_entropy.weight"),
+        ('epochs=1,2', {}, "unknown field in runs.student.sweep 'epochs'; known: .*objective.cross_entropy.weight"),
         ('objective.kl.tau=1,warm', {}, 'not all values are numbers'),
         ('seed=0.5', {}, 'not all values are numbers'),
         ('objective.kl.tau=2,2', {}, 'names a value twice'),
         ('objective.kl.tau=2,inf', {}, 'must be finite'),
-        ('objective.kl.weight=0,1', {}, 'a weight of 0 takes the term away'),
+        ('objective.kl.weight=0,1', {}, 'a weight of 0 takes the loss away'),
         ('objective.kl.tau=2,-1', {}, 'objective.kl.tau is -1.0; it must be a finite number greater than 0'),
         ('optim.learning_rate=0.1,0', {}, 'optim.learning_rate is 0.0; it must be'),
-        ('seed=-1', {}, 'has a negative one'),
-        ('objective.kl.tau=2,4', {'patience': 2}, 'patience is 2; the members of a population train equally long'),
+        ('seed=-1', {}, r'seeds is \(-1,\); it must be one or more different whole numbers'),
         ('optim.learning_rate=2,4', {'optim.teacher_factor': 0.1}, 'which optim.teacher_factor sets'),
     ],
     ids=str,
 )
-def test_bad_populations_are_refused_in_one_sentence(data, tmp_path, text, changes, words):
+def test_bad_sweeps_are_refused_in_one_sentence(data, tmp_path, text, changes, words):
     with pytest.raises(UserError, match=words) as caught:
         train(study_of(data, text, changes), tmp_path)
     assert '\n' not in str(caught.value)
 
 
-def test_a_population_cannot_teach_but_its_members_can(data, tmp_path):
+def test_a_sweep_cannot_teach_but_its_members_can(data, tmp_path):
     config = study_of(data, 'objective.kl.tau=1,4')
     with config.unlocked():
         config.runs.small = config.runs.student.copy_and_resolve_references()
-        config.runs.small.update_from_flattened_dict({'population': '', 'teachers': ('student',), 'epochs': 1.0})
-    with pytest.raises(UserError, match="names the population 'student'; name one of its members, such as 'student-kl.tau=1'"):
+        config.runs.small.update_from_flattened_dict({'sweep': '', 'teachers': ('student',), 'epochs': 1.0})
+    with pytest.raises(UserError, match="names the sweep 'student'; name one of its members, such as 'student-kl.tau=1'"):
         train(config, tmp_path)
     with config.unlocked():
         config.runs.small.teachers = ('student-kl.tau=4',)
     assert ('small', 0) in train(config, tmp_path)
 
 
-@pytest.mark.parametrize('name', OBJECTIVES)
-def test_every_objective_takes_its_numbers_when_the_step_runs(name):
-    """The fields in `TRACED`: value and gradient as with the same number written down."""
-    term = OBJECTIVES[name]
-    rng = np.random.default_rng(0)
-    shapes = {'stem': (4, 4, 4, 3), 'stage1': (4, 4, 4, 5), 'stage2': (4, 2, 2, 6), 'pooled': (4, 6)}
+def test_a_sweep_learns_from_several_teachers_and_its_own_average(data, tmp_path):
+    """Each teacher has one weight, for training and for the comparison with the teachers that are runs."""
+    changes = {'teachers': ('teacher', 'second', 'self:ema'), 'optim.ema_decay': 0.9, 'epochs': 1.0, 'eval_every': 0.5}
+    config = study_of(data, 'objective.kl.tau=1,2', changes)
+    with config.unlocked():
+        config.runs.second = config.runs.teacher.copy_and_resolve_references()
+        config.runs.second.model.name = 'resnet8'
+    results = train(config, tmp_path)
+    assert len(results) == 4
+    for tau in (1, 2):
+        assert 0 < results[f'student-kl.tau={tau}', 0]['teacher']['agreement'] <= 1
 
-    def output(seed):
-        features = {
-            key: jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32) for key, shape in shapes.items()
-        }
-        heads = {}
-        if term.needs_heads:
-            numbers = lambda width: jnp.asarray(rng.normal(size=(4, width)), jnp.float32)  # noqa: E731
-            heads = {head: Exit(numbers(3), numbers(6)) for head in ('head1', 'head')}
-        return Output(jnp.asarray(rng.normal(size=(4, 3)), jnp.float32), features, heads)
 
-    student, teacher = output(1), output(2)
-    batch = {'label': jnp.array([0, 1, 2, 1]), 'index': jnp.arange(4), 'mask': jnp.ones(4)}
-    fields = [field for field in TRACED if field in objectives.defaults(name)]
-    assert 'weight' in fields
-    made = term(negatives=8) if name == 'crd' else term()
-    taught = teacher if term.needs_teacher else None
-    variables = made.init(jax.random.key(0), student, taught, batch | {'train_label': np.arange(6) % 3})
-    kept, keys = [name for name in variables if name != 'params'], {'negatives': jax.random.key(1)}
-    for field in fields:
-        value = 0.7
+def test_what_a_peer_achieved_is_in_each_members_result(data, tmp_path):
+    changes = {'teachers': ('teacher', 'self:peer'), 'epochs': 1.0, 'eval_every': 0.5}
+    results = train(study_of(data, 'objective.kl.weight=0.5,1', changes), tmp_path)
+    own = train(alone(tmp_path, study_of(data, 'objective.kl.weight=0.5,1', changes), 'student-kl.weight=1'), tmp_path / 'own')
+    peer, expected = results['student-kl.weight=1', 0]['peer'], own['student', 0]['peer']
+    for split in ('val', 'test'):
+        assert peer[split].pop('teacher') == pytest.approx(expected[split].pop('teacher'), abs=1e-3)
+        assert peer[split] == pytest.approx(expected[split], abs=1e-3)
+        assert peer[split] != results['student-kl.weight=1', 0][split]
 
-        def loss(logits, number, field=field):
-            changed = made.clone(**{field: number})
-            values, _ = changed.apply(variables, student.replace(logits=logits), taught, batch, mutable=kept, rngs=keys)
-            return changed.weight_at(0.0) * values.sum()
 
-        written = jax.value_and_grad(lambda x, v=value, f=loss: f(x, v))(student.logits)
-        traced = jax.jit(jax.value_and_grad(loss))(student.logits, jnp.float32(value))
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), written, traced)
+def test_members_that_stop_early_leave_the_others_alone(data, tmp_path):
+    """With a hopeless learning rate nothing improves, with a good one it does; patience is each member's own."""
+    changes = {'patience': 2, 'epochs': 6.0, 'eval_every': 0.5, 'optim.schedule': 'constant'}
+    results = train(study_of(data, 'optim.learning_rate=1e-12,0.05', changes), tmp_path)
+    hopeless, good = (results[f'student-learning_rate={rate}', 0] for rate in ('1e-12', '0.05'))
+    assert hopeless['steps'] < good['steps']
+    assert good['test']['top1'] > 0.9 > hopeless['test']['top1']
+
+
+class Wandb(types.ModuleType):
+    """A module that notes what it is asked to log."""
+
+    def __init__(self):
+        super().__init__('wandb')
+        self.runs = {}
+
+    def init(self, name, reinit=None, **_):
+        assert reinit == 'create_new'  # otherwise the next run ends the one before
+        self.runs[name] = lines = []
+        return types.SimpleNamespace(log=lambda scalars, step: lines.append(step), finish=lambda: lines.append('finished'))
+
+
+def test_weights_and_biases_and_profiles_know_members_too(data, tmp_path, monkeypatch):
+    module = Wandb()
+    monkeypatch.setitem(sys.modules, 'wandb', module)
+    config = study_of(data, 'objective.kl.tau=1,4', {'epochs': 1.0, 'eval_every': 0.5})
+    with config.unlocked():
+        config.wandb, config.profile = 'project', (4, 6)
+    train(config, tmp_path)
+    assert set(module.runs) == {'teacher seed 0', 'student-kl.tau=1 seed 0', 'student-kl.tau=4 seed 0'}
+    assert module.runs['student-kl.tau=4 seed 0'] == [5, 5, 10, 10, 'finished']
+    assert (tmp_path / 'student-kl.tau=1/seed0/profile').is_dir()
+
+
+def test_in_several_processes_a_sweep_is_refused_before_its_teacher_is_trained(data, tmp_path, monkeypatch):
+    checked = study.Study(study_of(data, 'objective.kl.tau=1,4'), tmp_path)
+    monkeypatch.setattr(study.jax, 'process_count', lambda: 2)
+    with pytest.raises(UserError, match='student is a sweep, which trains in one process; make its members runs of their own'):
+        checked.check()
+    assert not list(tmp_path.glob('teacher/seed0/config.json'))

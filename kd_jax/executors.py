@@ -1,0 +1,188 @@
+"""Where the steps of a run's jobs are computed: one job over all devices, or several jobs, each device one at a time."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kd_jax import evaluation
+from kd_jax.data import batches
+from kd_jax.networks import variables_of
+from kd_jax.parallel import Parallel
+from kd_jax.placement import Placement
+from kd_jax.spec import Arrays, Job, RunSpec, TeacherData, TrainState
+from kd_jax.step import make_eval_step, make_member_step, make_prepare_step, make_train_step, scan_steps
+
+
+class Dispatch(NamedTuple):
+    """Steps of one job that were handed to the devices: `step` updates are done after them."""
+
+    step: int
+    count: int
+    metrics: dict[str, jax.Array]  # `[S]`, of which the first `count` mean something; of several jobs `[D, S]`
+    place: int | None = None  # which of them is meant
+
+
+def selected(state: TrainState, role: str = 'student') -> dict[str, Any]:
+    """The variables that are evaluated and teach: the student's average if it keeps one."""
+    if role == 'student' and state.ema is not None:
+        return variables_of(state.ema['params'], state.ema['model_state'])
+    return variables_of(state.params[role], state.model_state[role])
+
+
+class Executor:
+    """The steps of a run's jobs. First `teach`, then `load`, then `train` and `evaluate` in any order.
+
+    overlap: whether the devices go on training while the host writes a validation down.
+    """
+
+    overlap = False
+
+    def __init__(self, run: RunSpec, parallel: Parallel):
+        self.run, self.parallel = run, parallel
+        self.placement = Placement(run, parallel)
+        self.jobs: list[Job] = []
+        self._teachers = TeacherData({}, lambda split: None)
+        self._order: batches.TrainOrder | None = None
+        self._cost: dict[str, float] | None = None
+
+    def teach(self, teachers: TeacherData) -> None:
+        """From now on the jobs learn from these."""
+        self._teachers = teachers
+
+    def load(self, jobs: Sequence[Job], states: Sequence[TrainState]) -> None:
+        """From now on these jobs are trained, from these states, as `states` gave them or as host arrays."""
+        self.jobs = list(jobs)
+        run, order_seed = self.run, self.jobs[0].order_seed
+        self._order = batches.TrainOrder(run.pool, len(run.dataset.train), run.config.batch_size, order_seed)
+
+    def train(self, step: int, count: int) -> list[Dispatch]:
+        """Hands `count` steps of every job, after `step` updates, to the devices."""
+        batch = self.placement.batches(self._order, step, count, self._teachers)
+        return self._train(step, count, self.parallel.divide(batch, axis=1))
+
+    def _train(self, step: int, count: int, batch: Arrays) -> list[Dispatch]:
+        raise NotImplementedError
+
+    def evaluate(self, split: str, role: str = 'student') -> list[Any]:
+        """Of each job what `kd_jax.evaluation.finish` takes."""
+        raise NotImplementedError
+
+    def states(self) -> list[TrainState]:
+        """Of each job its state now, which the next steps do not change."""
+        raise NotImplementedError
+
+    def cost(self, state: TrainState) -> dict[str, float]:
+        """`kd_jax.evaluation.forward_cost` of the student, measured once."""
+        if self._cost is None:
+            student, precision = self.run.step.students['student'], self.run.step.precision
+            variables = jax.device_get(selected(state))
+            self._cost = evaluation.forward_cost(student, variables, self.run.dataset.info.image_shape, precision)
+        return self._cost
+
+
+class DataParallel(Executor):
+    """One job; every device computes a share of each batch."""
+
+    def __init__(self, run: RunSpec, parallel: Parallel):
+        super().__init__(run, parallel)
+        self.overlap = not parallel.on_cpu
+        axis, precision = parallel.axis_name, run.step.precision
+        steps = scan_steps(make_train_step(run.step, axis))
+        self.steps = parallel.compile(steps, precision, arguments=7, donate_first=True, axis=1)
+        self.evaluators = {
+            role: parallel.compile(make_eval_step(network, axis), precision, arguments=3)
+            for role, network in run.step.students.items()
+        }
+        self._state: TrainState | None = None
+
+    def load(self, jobs, states):
+        super().load(jobs, states)
+        (state,) = states
+        self._state = self.parallel.replicate(state)
+
+    def arguments(self, count: int) -> tuple[Any, ...]:
+        """Of `steps`, between the state and the batches."""
+        (job,) = self.jobs
+        seeds = np.array([job.order_seed, job.seed], np.int32)
+        return seeds, dict(job.hparams), self._teachers.variables, self.placement.arrays('train'), np.int32(count)
+
+    def _train(self, step, count, batch):
+        self._state, metrics = self.steps(self._state, *self.arguments(count), batch)
+        return [Dispatch(step + count, count, metrics)]
+
+    def evaluate(self, split, role='student'):
+        arrays = self.placement.evaluated(split, self._teachers)
+        return [evaluation.start(self.evaluators[role], self.parallel, selected(self._state, role), arrays)]
+
+    def states(self):
+        # Where the next steps may begin before this is read, they reuse its buffers.
+        return [jax.tree.map(jnp.copy, self._state) if self.overlap else self._state]
+
+
+class MemberParallel(Executor):
+    """Several jobs that differ in numbers only. A batch is prepared once, every device a share; then each job takes its
+    step, the jobs side by side on the devices, as many at once as there are devices.
+    """
+
+    def __init__(self, run: RunSpec, parallel: Parallel):
+        super().__init__(run, parallel)
+        precision = run.step.precision
+        prepare = scan_steps(make_prepare_step(run.step, parallel.axis_name))
+        self.prepare = parallel.compile(prepare, precision, arguments=6, axis=1)
+        members = scan_steps(make_member_step(run.step))
+        self.steps = parallel.compile_each(members, precision, own=3, shared=2, donate_first=True)
+        self.evaluators = {
+            role: parallel.compile_each(make_eval_step(network), precision, own=1, shared=2)
+            for role, network in run.step.students.items()
+        }
+        self._groups: list[tuple[Any, np.ndarray, dict[str, np.ndarray]]] = []  # states, seeds and hparams, `[D, ...]` each
+        self._metrics: list[Any] = []
+
+    def load(self, jobs, states):
+        super().load(jobs, states)
+        wide, host = len(self.parallel), jax.device_get(list(states))
+        self._groups = []
+        for first in range(0, len(jobs), wide):
+            group = list(jobs[first : first + wide]), host[first : first + wide]
+            some, beside = (part + part[:1] * (wide - len(part)) for part in group)  # the last may repeat its first job
+            hparams = {path: np.array([job.hparams[path] for job in some], np.float32) for path in some[0].hparams}
+            self._groups.append((_stack(beside), np.array([job.seed for job in some], np.int32), hparams))
+
+    def _train(self, step, count, batch):
+        # The devices meet here only: without a wait one could get so far ahead of another that XLA takes it for stuck.
+        jax.block_until_ready(self._metrics)
+        seed = np.int32(self.jobs[0].order_seed)
+        arguments = np.int32(step), seed, self._teachers.variables, self.placement.arrays('train'), np.int32(count), batch
+        _, prepared = self.prepare(*arguments)
+        self._metrics = []
+        for k, (state, seeds, hparams) in enumerate(self._groups):
+            state, metrics = self.steps(state, seeds, hparams, np.int32(count), prepared)
+            self._groups[k] = state, seeds, hparams
+            self._metrics.append(metrics)
+        return self._of_each(lambda k, place: Dispatch(step + count, count, self._metrics[k], place))
+
+    def evaluate(self, split, role='student'):
+        arrays = self.placement.evaluated(split, self._teachers)
+        count = arrays['label'].shape[0]
+        every = list(batches.eval_batches(count, evaluation.batch_size_for(self.parallel, count)))
+        sums = [[self.evaluators[role](selected(state, role), arrays, batch) for batch in every] for state, *_ in self._groups]
+        return self._parts(jax.device_get(sums))
+
+    def states(self):
+        return self._parts(jax.device_get([state for state, *_ in self._groups]))
+
+    def _parts(self, groups: Sequence[Any]) -> list[Any]:
+        """Each job's part of what the groups have, host arrays `[D, ...]`."""
+        return self._of_each(lambda k, place: jax.tree.map(lambda x: x[place], groups[k]))
+
+    def _of_each(self, of: Callable[[int, int], Any]) -> list[Any]:
+        """`of(group, place)` of each job."""
+        wide = len(self.parallel)
+        return [of(*divmod(number, wide)) for number in range(len(self.jobs))]
+
+
+def _stack(trees: Sequence[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)

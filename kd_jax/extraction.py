@@ -1,0 +1,232 @@
+"""Runs teachers once over a data set and keeps what they say, for students that then train without them."""
+
+import dataclasses
+import hashlib
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from kd_jax import checkpoint, evaluation
+from kd_jax.data import Dataset
+from kd_jax.data.views import Views
+from kd_jax.errors import UserError
+from kd_jax.monitor import clock, say
+from kd_jax.networks import Network
+from kd_jax.parallel import Parallel, barrier, in_any_process, is_main
+from kd_jax.spec import Arrays
+from kd_jax.step import make_predict_step
+from kd_jax.target_store import CHUNK, TargetStore, description, row_type, rows_of
+from kd_jax.trained import Trained
+from kd_jax.workdir import matches
+
+FORMAT = 1
+SPLITS = ('train', 'val', 'test')
+_BATCH = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """What is kept of a teacher. views: those of the training images; the other splits are seen as they are, in float32."""
+
+    views: Views
+    dtype: str = 'float16'
+    top_k: int = 0  # so many classes of each view; 0: all
+
+    def row_type(self, split: str, num_classes: int) -> np.dtype:
+        if split == 'train':
+            return row_type(num_classes, self.dtype, self.top_k)
+        return row_type(num_classes, 'float32', 0)
+
+    def nbytes(self, count: int, num_classes: int) -> int:
+        """Of the training images' table."""
+        return count * self.views.count * self.row_type('train', num_classes).itemsize
+
+
+def kind(field: str, wanted: str, dtype: str, top_k: int, views: Views, mixup: float, num_classes: int) -> Kind:
+    """What `wanted`, 'exact' or the number of views, means for a run with these views.
+
+    Raises:
+      UserError: if that cannot be kept, or is no such number.
+    """
+    if mixup:
+        raise UserError(
+            f'{field} is {wanted!r}, but with augment.mixup={mixup} every image is mixed with another one every time; '
+            "set augment.mixup=0. or soft_targets='live'"
+        )
+    if top_k >= num_classes:
+        raise UserError(
+            f'{field}_top_k is {top_k}; it must be 0 (all classes) or less than the number of classes, {num_classes}'
+        )
+    if wanted == 'exact':
+        if not views.countable:
+            drawn = ' and '.join(name for name in ('rotate', 'cutout') if getattr(views, name))
+            raise UserError(
+                f"{field} is 'exact', but augment.{drawn} makes more views than can be kept; turn that off, or give the "
+                f"number of views to keep, such as '8', or 'live'"
+            )
+        return Kind(views, dtype, top_k)
+    return Kind(dataclasses.replace(views, repeated=int(wanted)), dtype, top_k)
+
+
+@dataclasses.dataclass(frozen=True)
+class Extraction:
+    """What is extracted: from which teachers, over which data, computed where and in which precision. title: for messages."""
+
+    teachers: Sequence[Trained]
+    dataset: Dataset
+    kind: Kind
+    parallel: Parallel
+    precision: str
+    title: str
+
+    def manifest(self, teacher: Trained) -> dict[str, Any]:
+        """Everything that a teacher's targets depend on."""
+        info, kind = self.dataset.info, self.kind
+        views = dataclasses.asdict(kind.views)
+        if not kind.views.cutout:
+            del views['fill']
+
+        def shape(split):
+            width = kind.views.count if split == 'train' else 1
+            return [len(self.dataset.source(split)), width, description(kind.row_type(split, info.num_classes))]
+
+        return {
+            'format': FORMAT,
+            'made_from': teacher.source,
+            'teacher': {
+                'checksum': checkpoint.checksum(teacher.variables),
+                'mean': teacher.info.mean,
+                'std': teacher.info.std,
+                'image_shape': teacher.network.image_shape or teacher.info.image_shape,
+            },
+            'data': {'name': info.name, 'num_classes': info.num_classes, 'checksum': self.dataset.checksum},
+            'augment': views,
+            'precision': self.precision,
+            'dtype': kind.dtype,
+            'top_k': kind.top_k,
+            'splits': {split: shape(split) for split in SPLITS},
+        }
+
+    def run(self, stores: Sequence[TargetStore], should_stop: Callable[[], bool]) -> bool:
+        """Writes what is missing in the teachers' stores, all of them in one pass; False if it was stopped before the end.
+
+        Each store is the same to the last byte however often it was interrupted.
+        """
+        if is_main():
+            for store in stores:
+                store.begin()
+        barrier(f'{self.title} stores')
+        missing = [set(store.missing()) for store in stores]
+        work = [key for key in stores[0].chunks() if any(key in keys for keys in missing)]
+        barrier(f'{self.title} listed')
+        if not work:
+            return True
+        logits_of = self._predictor()
+        begin = said = time.perf_counter()
+        if is_main():
+            count, width, _ = stores[0].splits['train']
+            say(f'{self.title} · soft targets of {count} images in {width} views')
+        for number, (split, chunk) in enumerate(work):
+            if in_any_process(should_stop()):
+                return False
+            count, width, _ = stores[0].splits[split]
+            logits = logits_of(split, np.arange(chunk * CHUNK, min((chunk + 1) * CHUNK, count * width)), width)
+            for k, store in enumerate(stores):
+                if (split, chunk) in missing[k] and is_main():
+                    store.write(split, chunk, rows_of(logits[k], store.splits[split][2]))
+            if is_main() and time.perf_counter() - said > 30:
+                said = time.perf_counter()
+                left = (said - begin) / (number + 1) * (len(work) - number - 1)
+                say(f'{self.title} · soft targets {100 * (number + 1) / len(work):.0f} % · {clock(left)} left')
+        barrier(f'{self.title} written')
+        return True
+
+    def _predictor(self) -> Callable[[str, np.ndarray, int], list[np.ndarray]]:
+        """(split, rows of its table, views an image) -> each teacher's logits. One split at a time is on the devices."""
+        parallel = self.parallel
+        networks = [teacher.network.computing(self.precision, parallel.fast) for teacher in self.teachers]
+        variables = parallel.replicate(tuple(teacher.variables for teacher in self.teachers))
+        current: dict[str, Any] = {}
+
+        def logits_of(split, rows, width):
+            if split not in current:
+                views = self.kind.views if split == 'train' else Views()
+                step = make_predict_step(networks, views, parallel.axis_name)
+                run = parallel.compile(step, self.precision, arguments=3)
+                current.clear()
+                current[split] = run, evaluation.on_devices(parallel, self.dataset.source(split))
+            run, arrays = current[split]
+            return _logits(partial(run, variables, arrays), rows, width, parallel)
+
+        return logits_of
+
+
+def usual_directory(run: epath.Path, manifest: Mapping[str, Any]) -> epath.Path:
+    """Where a teacher's targets lie beside its checkpoints: one folder for each thing they depend on.
+
+    That is one that is there and holds these targets, also by an earlier version's manifest, or a new one.
+    """
+    for path in matches(run / 'soft_targets', '*/manifest.json'):
+        if not TargetStore(path.parent, manifest).differences():
+            return path.parent
+    text = repr(sorted((key, value) for key, value in manifest.items() if key != 'made_from'))
+    name, views = manifest['data']['name'].replace('/', '-'), manifest['augment']['repeated'] or 'exact'
+    return run / 'soft_targets' / f'{name}-{views}-{hashlib.sha256(text.encode()).hexdigest()[:10]}'
+
+
+def predicted(
+    networks: Sequence[Network], variables: Any, arrays: Arrays, parallel: Parallel, precision: str
+) -> list[np.ndarray]:
+    """The networks' logits `[N, K]` for images as they are. variables: theirs; arrays: a split's, both on the devices."""
+    run = parallel.compile(make_predict_step(networks, None, parallel.axis_name), precision, arguments=3)
+    return _logits(partial(run, variables, arrays), np.arange(len(arrays['label'])), 1, parallel)
+
+
+def _logits(run: Callable, rows: np.ndarray, width: int, parallel: Parallel) -> list[np.ndarray]:
+    """The teachers' logits for the rows of a table with `width` views an image; run(batch): those of a batch."""
+    batch, pending = evaluation.batch_size_for(parallel, len(rows), _BATCH), []
+    for first in range(0, len(rows), batch):
+        some = rows[first : first + batch]
+        padded = np.concatenate([some, np.zeros(batch - len(some), some.dtype)])
+        where = {'index': (padded // width).astype(np.int32), 'slot': (padded % width).astype(np.int32)}
+        pending.append((run(parallel.divide(where)), len(some)))
+    count = len(pending[0][0])
+    return [np.concatenate([np.asarray(outputs[k])[:length] for outputs, length in pending]) for k in range(count)]
+
+
+def fits(kept: Kind, count: int, num_classes: int, parallel: Parallel) -> bool:
+    """Whether the training images' table may lie on every device, as the images do: it takes at most half of what is free."""
+    need = kept.nbytes(count, num_classes)
+    memory = None if parallel.on_cpu else parallel.devices[0].memory_stats()
+    if memory:
+        return need <= (memory['bytes_limit'] - memory['bytes_in_use']) / 2
+    return need * len(parallel.local) <= os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2
+
+
+def obtain(
+    extraction: Extraction, directories: Sequence[epath.Path], should_stop: Callable[[], bool] = lambda: False
+) -> list[dict[str, np.ndarray]] | None:
+    """Each teacher's targets: split -> rows `[N, V]` (`kd_jax.target_store`), extracted first where they are not there yet.
+
+    directories: one a teacher; a folder for these very targets is made in each, beside its checkpoints, unless the
+    directory itself holds targets. None: it was stopped.
+
+    Raises:
+      UserError: if a directory's targets belong to something else, or are damaged.
+    """
+    stores = []
+    for teacher, directory in zip(extraction.teachers, directories, strict=True):
+        manifest = extraction.manifest(teacher)
+        named = (directory / 'manifest.json').exists()
+        stores.append(TargetStore(directory if named else usual_directory(directory, manifest), manifest))
+    if not extraction.run(stores, should_stop):
+        return None
+    if is_main():
+        for store in stores:
+            say(f'soft targets in {store.path}')
+    return [store.read() for store in stores]

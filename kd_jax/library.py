@@ -1,0 +1,103 @@
+"""The trained models that the runs of a study name: other runs, workdirs elsewhere, imported teachers, files of weights."""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from kd_jax import data, imported, jobs, trained
+from kd_jax.parallel import Parallel
+from kd_jax.trained import Trained
+from kd_jax.workdir import RunDirectory, find_run, to_json
+
+
+class Library:
+    """Models by what a run calls them; each is read once, until `forget`. So is each data set."""
+
+    def __init__(self, plan: jobs.Plan, config: ConfigDict, workdir: epath.Path, parallel: Parallel):
+        self.plan, self.config, self.workdir, self.parallel = plan, config, workdir, parallel
+        self.imports = {name: imported.check(name, given, plan.runs) for name, given in config.teachers.items()}
+        self._models: dict[epath.Path, Trained] = {}
+        self._datasets: dict[str, data.Dataset] = {}
+
+    def dataset(self, run: ConfigDict) -> data.Dataset:
+        """The data of a run, or of the study; runs with the same data share one copy."""
+        key = json.dumps(to_json(run.data.to_dict()), sort_keys=True)
+        if key not in self._datasets:
+            self._datasets[key] = data.load(run.data)
+        return self._datasets[key]
+
+    def directory(self, name: str, seed: int) -> RunDirectory:
+        """Of a run of the study, or of an imported teacher."""
+        return RunDirectory(self.workdir / name / f'seed{seed}')
+
+    def find(self, reference: str, seed: int) -> RunDirectory:
+        """The trained run that a student of `seed` means by `reference`."""
+        if reference in self.imports:
+            return self.directory(reference, 0)
+        run = jobs.owner(reference, self.plan.runs)
+        if run is None:
+            return find_run(epath.Path(reference).expanduser(), seed)
+        if '/' in reference:
+            return RunDirectory(self.workdir / reference)
+        seeds = self.plan.runs[run].seeds
+        return self.directory(run, seed if seed in seeds else seeds[0])
+
+    def store_of(self, reference: str, seed: int) -> epath.Path:
+        """Where a teacher's soft targets lie: beside it, or in this workdir if nothing can be written there."""
+        teacher = self.find(reference, seed)
+        if os.access(teacher.path, os.W_OK):
+            return teacher.path
+        return self.workdir / 'teachers' / '-'.join(teacher.path.parts[-3:])
+
+    def lacks(self, run: ConfigDict, seed: int) -> str | None:
+        """The run of this study that a seed needs and that is not finished, if there is one."""
+        for reference in jobs.references(run):
+            if jobs.owner(reference, self.plan.runs) and not self.find(reference, seed).finished():
+                return reference
+        return None
+
+    def load(self, reference: str, seed: int) -> Trained:
+        """The trained model that `reference` means.
+
+        Raises:
+          UserError: if it is unfinished or damaged, or a file is not what it should be.
+        """
+        run = self.find(reference, seed)
+        if run.path not in self._models:
+            if reference in self.imports:
+                self._models[run.path] = imported.load(
+                    reference, self.imports[reference], run, self.dataset(self.config).info, self.config.precision
+                )
+            else:
+                self._models[run.path] = trained.load(run)
+        return self._models[run.path]
+
+    def teachers(self, run: ConfigDict, seed: int, load: Callable[[str, int], Trained] | None = None) -> Mapping[str, Trained]:
+        """Name -> the teachers of a seed that are other runs, as `load` gives them."""
+        return {name: (load or self.load)(name, seed) for name in jobs.outside(run.teachers)}
+
+    def start(self, run: ConfigDict, seed: int, load: Callable[[str, int], Trained] | None = None) -> Trained | None:
+        """What a run starts from, if anything: another run, or a file of PyTorch weights."""
+        if not run.init:
+            return None
+        path = epath.Path(run.init).expanduser()
+        if path.suffix not in trained.WEIGHTS:
+            return (load or self.load)(run.init, seed)
+        if path not in self._models:
+            self._models[path] = trained.load_weights(path, run.model, self.dataset(run).info)
+        return self._models[path]
+
+    def finish_imports(self) -> None:
+        """Gives the study its imported teachers as finished runs, those that a run which is still to train needs."""
+        for name in self.imports:
+            directory = self.directory(name, 0)
+            model = self._models.get(directory.path)
+            if model is not None and model.imported is not None:
+                imported.make_run(name, directory, model, self.dataset(self.config), self.parallel)
+
+    def forget(self) -> None:
+        """Large teachers are read again rather than kept."""
+        self._models.clear()

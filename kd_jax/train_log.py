@@ -1,0 +1,261 @@
+"""What a job knows of itself and writes down: metrics of finished steps, validations, checkpoints, its result, its time."""
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from kd_jax import build, evaluation, parallel
+from kd_jax.checkpoint import Checkpoints, restored
+from kd_jax.errors import Diverged
+from kd_jax.executors import Dispatch
+from kd_jax.models.common import param_count
+from kd_jax.monitor import Monitor, say, warn
+from kd_jax.spec import Job, TrainState
+from kd_jax.workdir import RunDirectory, to_json
+
+SYNC_EVERY = 50  # steps between looks at the metrics; those of the newest dispatch are left out, so that no device waits
+
+
+@dataclasses.dataclass
+class Progress:
+    """What a resumed job must know besides the state; saved as JSON in every checkpoint."""
+
+    best_step: int | None = None
+    best: list[float] | None = None  # [top-1, -NLL] on validation: the NLL decides between equal accuracies
+    since_best: int = 0  # validations
+    interval_steps: int = 0  # since the last validation
+    interval_sums: dict[str, float] = dataclasses.field(default_factory=dict)
+    images: int = 0  # trained on, and the seconds that took: no compilation, no evaluation
+    train_seconds: float = 0.0
+    seconds: float = 0.0  # of everything
+
+    def add(self, metrics: dict[str, np.ndarray]) -> None:
+        """The metrics `[S]` of S steps."""
+        self.interval_steps += len(metrics['loss'])
+        for name, values in metrics.items():
+            for value in values.tolist():  # one by one: how the steps were dispatched makes no difference
+                self.interval_sums[name] = self.interval_sums.get(name, 0.0) + value
+
+    def close_interval(self) -> dict[str, float]:
+        """The mean metrics of the steps since the last call."""
+        means = {name: value / self.interval_steps for name, value in self.interval_sums.items()}
+        self.interval_steps, self.interval_sums = 0, {}
+        return means
+
+    def validated(self, step: int, val: dict[str, float]) -> None:
+        """Notes whether the validation at `step` is the best so far."""
+        value = [val['top1'], -val['nll']]
+        if self.best is None or value > self.best:
+            self.best, self.best_step, self.since_best = value, step, 0
+        else:
+            self.since_best += 1
+
+
+class Due(NamedTuple):
+    """A validation and a checkpoint that the devices may still be working on."""
+
+    step: int
+    sums: list[dict[str, jax.Array]] | None  # of `kd_jax.evaluation.start`; None: a checkpoint only
+    state: Any
+
+
+class Recorder:
+    """Takes in what the devices give, in order, and writes it down, without making them wait.
+
+    learning_rate: of each step. begin: `time.perf_counter()` when the job began.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        progress: Progress,
+        monitor: Monitor,
+        checkpoints: Checkpoints | None,
+        learning_rate: Callable[[int], float],
+        begin: float,
+    ):
+        self.job, self.progress, self.monitor, self.checkpoints = job, progress, monitor, checkpoints
+        self.val: dict[str, Any] = {}  # the last validation
+        self._learning_rate, self._begin, self._before = learning_rate, begin, progress.seconds
+        self._pending: list[Dispatch] = []
+        self._due: Due | None = None
+        self._first = True
+
+    def seconds(self) -> float:
+        """That the job has taken, those before it was resumed included."""
+        return self._before + time.perf_counter() - self._begin
+
+    def dispatched(self, dispatch: Dispatch) -> float | None:
+        """Notes steps that were handed to the devices. The first time it waits for them, and returns the seconds they took."""
+        self.settle()  # while the devices are busy with these
+        self._pending.append(dispatch)
+        if self._first:
+            self._first = False
+            self.collect()
+            return time.perf_counter() - self._begin
+        if sum(earlier.count for earlier in self._pending[:-1]) >= SYNC_EVERY:
+            self.collect(keep=1)
+        return None
+
+    def due(self, due: Due) -> None:
+        """Notes a validation; `settle` writes it down."""
+        self._due = due
+
+    def settle(self) -> None:
+        """Waits for the validation that is due, if any, logs it and saves the checkpoint."""
+        if self._due is None:
+            return
+        (step, sums, state), self._due = self._due, None
+        self.collect()
+        if sums is not None:
+            self.monitor.write(step, 'train', self.progress.close_interval() | {'learning_rate': self._learning_rate(step - 1)})
+            val = self.val = evaluation.finish(sums)
+            self.monitor.write(step, 'val', _flat(val))
+            self.monitor.evaluated(step, val)
+            self.progress.validated(step, val)
+        self.progress.seconds = self.seconds()
+        self.checkpoints.save(step, state, dataclasses.asdict(self.progress))
+        self.monitor.pause()
+
+    def collect(self, keep: int = 0) -> None:
+        """Waits for all dispatches but the last `keep`, and takes in their metrics and the time they took."""
+        split = len(self._pending) - keep
+        done, self._pending = self._pending[:split], self._pending[split:]
+        if not done:
+            return
+        for dispatch in done:
+            metrics = jax.device_get(dispatch.metrics)
+            if dispatch.place is not None:
+                metrics = {name: x[dispatch.place] for name, x in metrics.items()}
+            metrics = {name: x[: dispatch.count] for name, x in metrics.items()}
+            self._refuse_infinite(dispatch.step - dispatch.count, metrics['loss'])
+            self.progress.add(metrics)
+        seconds = self.monitor.advance(done[-1].step, float(metrics['loss'][-1]))
+        steps = sum(dispatch.count for dispatch in done)
+        self.progress.images += self.job.config.batch_size * steps * (seconds > 0)
+        self.progress.train_seconds += seconds
+
+    def _refuse_infinite(self, before: int, losses: np.ndarray) -> None:
+        wrong = np.flatnonzero(~np.isfinite(losses))
+        if len(wrong):
+            loss = 'inf' if math.isinf(losses[wrong[0]]) else 'nan'
+            raise Diverged(
+                f'the loss of {self.job.title} became {loss} at step {before + wrong[0] + 1}; the last good checkpoint is '
+                f'kept; lower optim.learning_rate (now {self.job.learning_rate:g}) or set optim.clip_norm, in a new --workdir'
+            )
+
+
+def _flat(metrics: dict[str, Any]) -> dict[str, float]:
+    """Metrics for a log line: the groups 'teacher' and 'heads' become names with a prefix."""
+    flat = {name: value for name, value in metrics.items() if name not in ('teacher', 'heads')}
+    for group, prefix in (('teacher', 'teacher_'), ('heads', 'top1_')):
+        flat |= {f'{prefix}{name}': value for name, value in (metrics.get(group) or {}).items()}
+    return flat
+
+
+class JobLog:
+    """A job on its way to result.json: its files, and its state as it was saved last.
+
+    A context manager, in which metrics and checkpoints can be written. options: `tensorboard`, `wandb`, `shown` of `Monitor`.
+    """
+
+    def __init__(self, job: Job, options: Mapping[str, Any]):
+        self.job, self._options = job, dict(options)
+        self.directory = RunDirectory(job.directory)
+        self._stack = contextlib.ExitStack()
+        self.state: TrainState  # as it was before this process trained on
+        self.checkpoints: Checkpoints
+        self.recorder: Recorder
+
+    def __enter__(self):
+        begin, job = time.perf_counter(), self.job
+        config, timing = to_json(job.config.to_dict()), job.run.timing
+        if parallel.is_main():
+            data = job.run.dataset.info.to_json()
+            about = {'run': job.name, 'seed': job.seed, 'learning_rate': float(job.learning_rate), 'data': data}
+            self.directory.start(to_json(about | {'config': config}))
+        parallel.barrier(f'{job.title} directory')
+        fresh = build.initial_state(job)
+        with contextlib.ExitStack() as stack:
+            self.checkpoints = stack.enter_context(Checkpoints(self.directory.checkpoints))
+            self.state, meta = self.checkpoints.restore_latest(fresh, warn) or (fresh, {})
+            if parallel.is_main():
+                self.directory.forget_after(self.step)
+                if self.step:
+                    say(f'{job.title} · resumed at step {self.step} of {timing.total_steps}')
+            monitor = stack.enter_context(
+                Monitor(
+                    job.title,
+                    self.directory.path,
+                    total_steps=timing.total_steps,
+                    steps_per_epoch=timing.steps_per_epoch,
+                    batch_size=job.config.batch_size,
+                    active=parallel.is_main(),
+                    config=config,
+                    **self._options,
+                )
+            )
+            factor = float(job.learning_rate) / job.run.peak
+            rate = lambda step: factor * float(job.run.schedule(step))  # noqa: E731
+            self.recorder = Recorder(job, Progress(**meta), monitor, self.checkpoints, rate, begin)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error):
+        return self._stack.__exit__(*error)
+
+    @property
+    def step(self) -> int:
+        """At which the state was saved."""
+        return int(self.state.step)
+
+    def has_enough(self, step: int) -> bool:
+        """Whether the training is over after `step` updates."""
+        patience = self.job.config.patience
+        return step >= self.job.run.timing.total_steps or bool(patience and self.recorder.progress.since_best >= patience)
+
+    def chosen(self, step: int) -> tuple[int, TrainState | None]:
+        """The step whose weights count after the last one, and its state as it was saved; None: that is the last one's."""
+        self.checkpoints.wait()
+        chosen = self.recorder.progress.best_step if self.job.config.select == 'best' else step
+        if chosen == step:
+            return chosen, None
+        return chosen, restored(self.state, self.checkpoints.read(chosen)[0])
+
+    def conclude(
+        self, step: int, chosen: int, cost: Mapping[str, float], splits: Mapping[str, Mapping[str, Any]]
+    ) -> dict[str, Any]:
+        """Writes result.json and returns what is in it.
+
+        chosen: the step whose weights were evaluated. splits: role -> 'val' and perhaps 'test' -> metrics.
+        """
+        job, progress = self.job, self.recorder.progress
+        val, test = (dict(splits['student'].get(split, {})) for split in ('val', 'test'))
+        teacher = [of.pop('teacher', None) for of in (val, test) if of][-1]
+        result = {
+            'run': job.name,
+            'seed': job.seed,
+            'model': job.config.model.name,
+            'params': param_count(job.run.plans['student'].shapes),
+            'trainable': job.run.trainable,
+            **cost,
+            'steps': step,
+            'checkpoint': chosen,
+            'seconds': self.recorder.seconds(),
+            'images_per_second': progress.images / progress.train_seconds if progress.train_seconds else None,
+            'teacher': teacher,
+            'val': val,
+            'test': test or None,
+        } | ({'peer': splits['peer']} if 'peer' in splits else {})
+        if parallel.is_main():
+            self.directory.finish(to_json(result))
+            if test:
+                say(f'{job.title} · test top-1 {100 * test["top1"]:.2f} % · {result["seconds"]:.0f} s')
+        parallel.barrier(f'{job.title} finished')
+        return result
