@@ -244,7 +244,10 @@ def check_run(name: str, run: ConfigDict) -> None:
     for cls in (Run, Shared):
         check(cls, {key: run[key] for key in own(cls) if key in run}, path)
     for group, cls in GROUPS.items():
-        check(cls, run[group], f'{path}.{group}')
+        given = run[group]
+        if cls is Model:  # a family may have more fields, which `kd_jax.models.build` knows
+            given = {key: given[key] for key in own(Model) if key in given}
+        check(cls, given, f'{path}.{group}')
     for teacher in run.teachers:
         if teacher in VALUES:
             raise UserError(f'{path}.teachers has {teacher!r}, which is called {VALUES[teacher]!r} now; write that')

@@ -7,7 +7,8 @@ from numbers import Real
 import pytest
 
 from configs import common
-from kd_jax import fields, models, objectives
+from kd_jax import config, fields, models, objectives, trained
+from kd_jax.data import DatasetInfo
 from kd_jax.errors import UserError
 from kd_jax.fields import check, choice, field, flag, names, number, optional, several, text
 
@@ -200,3 +201,39 @@ def test_the_tests_of_the_tables_see_a_missing_bound():
         flag: bool = flag(True)
 
     assert unbounded(fields.own(Free)) == ['x', 'n', 'many']
+
+
+def test_a_run_may_set_any_field_that_the_family_of_its_model_has():
+    study = config.study()
+    run = config.run(study, 'wrn_16_1')
+    run.model.block_dropout = 0.3
+    config.check_run('own', run)
+    info = DatasetInfo('random', 3, (), (32, 32, 3), (0.5,) * 3, (0.5,) * 3)
+    assert trained.build_network(run.model, info, 'float32').model.block_dropout == 0.3
+    run.model.block_drop = 0.3
+    with pytest.raises(UserError, match="model 'wrn_16_1' has no field 'block_drop'"):
+        trained.build_network(run.model, info, 'float32')
+
+
+@pytest.mark.parametrize('record', [config.Run, config.Shared, config.Study, config.Imported, *config.GROUPS.values()])
+def test_every_field_of_a_study_has_a_limit_and_a_default_within_it(record):
+    own = fields.own(record)
+    assert {f.name for f in dataclasses.fields(record)} == set(own)
+    for name, of in own.items():
+        assert of.metadata['limit'].words, name
+        assert of.default is None or of.metadata['limit'].allowed(of.default), name
+
+
+def test_the_fields_of_a_study_and_of_a_run_are_those_of_the_records():
+    study = config.study()
+    assert set(study) == {*fields.own(config.Study), *fields.own(config.Shared), 'data', 'augment', 'teachers', 'runs'}
+    run = config.run(study, 'cnn')
+    assert set(run) == {*fields.own(config.Run), *fields.own(config.Shared), *config.GROUPS, 'objective'}
+    for group, record in config.GROUPS.items():
+        assert set(run[group]) == set(fields.own(record))
+    run.typo = 1
+    with pytest.raises(UserError, match="unknown field of runs.own 'typo'"):
+        config.check_run('own', run)
+    study.typo = 1
+    with pytest.raises(UserError, match="unknown field of the study 'typo'"):
+        config.check_study(study)
