@@ -230,6 +230,8 @@ def check_study(config: ConfigDict) -> None:
     for cls in (Shared, Study):
         given = {name: config[name] for name in own(cls) if name in config}
         check(cls, given, '')
+    for group in ('data', 'augment'):
+        check(GROUPS[group], config[group], group)
 
 
 def check_run(name: str, run: ConfigDict) -> None:

@@ -50,7 +50,7 @@ def finished(tmp_path_factory):
         (['--config=configs/digits.py', '--config.runs.alone.epochs.least=1'], ['runs.alone.epochs is 60.0', "'least'"]),
         (
             ['--config=configs/digits.py', '--config.runs.student.objective.kl.tua=1'],
-            ["unknown field of runs.student.objective.kl 'tua'", "did you mean 'tau'? known: only_where, "],
+            ["unknown field of runs.student.objective.kl 'tua'", "did you mean 'tau'? known: loss, only_where, "],
         ),
         (
             ['--config=configs/digits.py', '--config.runs.student.objective.at.weight=1'],
@@ -58,7 +58,7 @@ def finished(tmp_path_factory):
         ),
         (['--config=configs/digits.py', 'digits'], ["unexpected argument 'digits'"]),
         ([*TINY, '--config.runs.alone.model.name=ccn'], ["unknown model 'ccn'", "did you mean 'cnn'"]),
-        ([*TINY, '--config.data.source=digit'], ["unknown data source 'digit'", "did you mean 'digits'"]),
+        ([*TINY, '--config.data.source=digit'], ["unknown value of data.source 'digit'", "did you mean 'digits'"]),
         ([*TINY, '--config.data.source=tfds', '--config.data.name=cifar11'], ["unknown TFDS data set 'cifar11'", "'cifar10'"]),
         (
             [*TINY, '--config.data.source=idx', '--config.data.path=/nowhere'],
@@ -69,7 +69,7 @@ def finished(tmp_path_factory):
         ([*TINY, '--config.runs.alone.optim.learning_rate=-1.'], ['learning_rate', '-1']),
         ([*TINY, '--config.runs.alone.optim.freeze=("stemm",)'], ["'stemm'", 'matches']),
         ([*TINY, '--config.runs.alone.epochs=0.'], ['runs.alone.epochs is 0.0; it must be greater than 0']),
-        ([*TINY, '--config.parallel=pmp'], ["unknown parallel mode 'pmp'"]),
+        ([*TINY, '--config.parallel=pmp'], ["unknown value of parallel 'pmp'"]),
         ([*TINY, '--only=alon'], ["unknown run 'alon'", "did you mean 'alone'"]),
         ([*SMALL, '--config.runs.student.objective.kl.tau=0.'], ['objective.kl.tau is 0.0', 'greater than 0']),
         ([*SMALL, '--only=student'], ['teacher', 'does not exist', 'if with --only then that run too']),

@@ -209,7 +209,7 @@ def test_a_second_profiler_is_refused(tmp_path):
         ('profile=(1,2,3)', 'profile is (1, 2, 3); it must be two step numbers, such as --config.profile="(10,20)", or "()"'),
         ('steps_per_dispatch=-1', 'steps_per_dispatch is -1; it must be 0 (the usual number) or more'),
         ('devices=99', 'devices is 99; it must be 0 (all) or at most 2, which is how many there are'),
-        ('precision=fp8', "unknown precision of runs.teacher 'fp8'; known: bfloat16, float32, tf32"),
+        ('precision=fp8', "unknown value of precision 'fp8'; known: bfloat16, float32, tf32"),
     ],
     ids=lambda value: value.split()[0],
 )
