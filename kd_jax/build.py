@@ -266,6 +266,12 @@ def _check_heads(name: str, run: ConfigDict, objective: objectives.Objective, pl
             )
 
 
+def learning_rate_of(spec: RunSpec, run: ConfigDict) -> float:
+    """At its peak, of a run that differs from the spec's in numbers only."""
+    settings = optim.read(run.optim)
+    return spec.peak if settings.teacher_factor else settings.learning_rate
+
+
 def hparams_of(spec: RunSpec, run: ConfigDict) -> dict[str, np.float32]:
     """The numbers of a run that the step takes as arguments. run: that of the spec, or one that differs in them only."""
     values = dict(spec.step.objective.hparams())
@@ -273,22 +279,28 @@ def hparams_of(spec: RunSpec, run: ConfigDict) -> dict[str, np.float32]:
         _, label, field = path.split('.')
         given = run.objective[label].get(field)
         values[path] = values[path] if given is None else given
-    values['optim.learning_rate'] = spec.peak if run.optim.teacher_factor else run.optim.learning_rate
-    values['optim.weight_decay'] = run.optim.weight_decay
+    values['optim.learning_rate'] = learning_rate_of(spec, run)
+    values['optim.weight_decay'] = optim.read(run.optim).weight_decay
     return {path: np.float32(value) for path, value in values.items()}
 
 
 def check_member(spec: RunSpec, run: ConfigDict) -> None:
     """Raises `UserError` for a number of `run`, which differs from the spec's in nothing else, that makes no sense."""
     weights = tuple(teacher.weight for teacher in spec.step.teachers)
-    objectives.build(run.objective, teacher_weights=weights, num_classes=spec.dataset.info.num_classes)
+    objective = objectives.build(run.objective, teacher_weights=weights, num_classes=spec.dataset.info.num_classes)
+    here, there = ([label for label, _ in of.losses] for of in (objective, spec.step.objective))
+    if here != there:
+        raise UserError(
+            f'the members of {spec.name} learn from different losses, {", ".join(here)} and {", ".join(there)}: a weight of 0 '
+            'takes a loss away; make that a run of its own'
+        )
 
 
-def planned(spec: RunSpec) -> Trained:
-    """A run as a teacher, before it is trained."""
+def planned(spec: RunSpec, run: ConfigDict) -> Trained:
+    """A run as a teacher, before it is trained; it differs from the spec's in numbers only."""
     info = spec.dataset.info
     network = spec.step.students['student']._replace(image_shape=tuple(info.image_shape))
-    return Trained(spec.name, network, info, spec.config.precision, spec.peak, None)
+    return Trained(spec.name, network, info, spec.config.precision, learning_rate_of(spec, run), None)
 
 
 def initial_state(job: Job) -> TrainState:
@@ -308,4 +320,4 @@ def initial_state(job: Job) -> TrainState:
 def job_of(spec: RunSpec, name: str, run: ConfigDict, seed: int, directory, start: Trained | None = None) -> Job:
     """One training of a run, or of a member of its sweep."""
     hparams: Hparams = hparams_of(spec, run)
-    return Job(spec, name, run, seed, directory, hparams, start)
+    return Job(spec, name, run, seed, directory, hparams, learning_rate_of(spec, run), start)

@@ -221,6 +221,20 @@ def arguments(text: str, **allowed: tuple[str | None, ...]) -> dict[str, str | N
     return chosen
 
 
+def _check(cls: type, given: Mapping[str, Any], path: str) -> None:
+    """`check` of fields that will be read as they are: only where the default is None a value may be."""
+    check(cls, given, path)
+    for name, of in own(cls).items():
+        if name in given and given[name] is None and of.default is not None:
+            raise UserError(f'{path}{"." if path else ""}{name} is None; it must be {of.metadata["limit"].words}')
+
+
+def _mapping(value: Any, path: str) -> Mapping[str, Any]:
+    if not hasattr(value, 'keys'):
+        raise UserError(f'{path} is {value!r}; it must be a mapping of its fields')
+    return value
+
+
 def check_study(config: ConfigDict) -> None:
     """Raises `UserError` for a field of the study, its runs apart, that is unknown or whose value is not allowed."""
     groups = ('data', 'augment', 'teachers', 'runs')
@@ -228,10 +242,9 @@ def check_study(config: ConfigDict) -> None:
         if name not in (*groups, *defaults(Shared), *defaults(Study)):
             raise unknown('field of the study', name, [*groups, *defaults(Shared), *defaults(Study)])
     for cls in (Shared, Study):
-        given = {name: config[name] for name in own(cls) if name in config}
-        check(cls, given, '')
+        _check(cls, {name: config[name] for name in own(cls) if name in config}, '')
     for group in ('data', 'augment'):
-        check(GROUPS[group], config[group], group)
+        _check(GROUPS[group], config[group], group)
 
 
 def check_run(name: str, run: ConfigDict) -> None:
@@ -244,12 +257,14 @@ def check_run(name: str, run: ConfigDict) -> None:
         if field_ not in known:
             raise unknown(f'field of {path}', field_, known)
     for cls in (Run, Shared):
-        check(cls, {key: run[key] for key in own(cls) if key in run}, path)
+        _check(cls, {key: run[key] for key in own(cls) if key in run}, path)
     for group, cls in GROUPS.items():
-        given = run[group]
+        given = _mapping(run[group], f'{path}.{group}')
         if cls is Model:  # a family may have more fields, which `kd_jax.models.build` knows
             given = {key: given[key] for key in own(Model) if key in given}
-        check(cls, given, f'{path}.{group}')
+        _check(cls, given, f'{path}.{group}')
+    for label, given in _mapping(run.objective, f'{path}.objective').items():
+        _mapping(given, f'{path}.objective.{label}')
     for teacher in run.teachers:
         if teacher in VALUES:
             raise UserError(f'{path}.teachers has {teacher!r}, which is called {VALUES[teacher]!r} now; write that')

@@ -48,6 +48,10 @@ class Executor:
         self._order: batches.TrainOrder | None = None
         self._cost: dict[str, float] | None = None
 
+    def clear(self) -> None:
+        """Forgets jobs and teachers: nothing of them lies on the devices any more."""
+        self.jobs, self._teachers = [], TeacherData({}, lambda split: None)
+
     def teach(self, teachers: TeacherData) -> None:
         """From now on the jobs learn from these."""
         self._teachers = teachers
@@ -98,6 +102,10 @@ class DataParallel(Executor):
         }
         self._state: TrainState | None = None
 
+    def clear(self):
+        super().clear()
+        self._state = None
+
     def load(self, jobs, states):
         super().load(jobs, states)
         (state,) = states
@@ -140,6 +148,10 @@ class MemberParallel(Executor):
         }
         self._groups: list[tuple[Any, np.ndarray, dict[str, np.ndarray]]] = []  # states, seeds and hparams, `[D, ...]` each
         self._metrics: list[Any] = []
+
+    def clear(self):
+        super().clear()
+        self._groups, self._metrics = [], []
 
     def load(self, jobs, states):
         super().load(jobs, states)

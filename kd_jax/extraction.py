@@ -58,9 +58,10 @@ def kind(field: str, wanted: str, dtype: str, top_k: int, views: Views, mixup: f
             f'{field} is {wanted!r}, but with augment.mixup={mixup} every image is mixed with another one every time; '
             "set augment.mixup=0. or soft_targets='live'"
         )
+    top_k_field = '--top_k' if field.startswith('--') else f'{field}_top_k'
     if top_k >= num_classes:
         raise UserError(
-            f'{field}_top_k is {top_k}; it must be 0 (all classes) or less than the number of classes, {num_classes}'
+            f'{top_k_field} is {top_k}; it must be 0 (all classes) or less than the number of classes, {num_classes}'
         )
     if wanted == 'exact':
         if not views.countable:
@@ -172,8 +173,11 @@ def usual_directory(run: epath.Path, manifest: Mapping[str, Any]) -> epath.Path:
     That is one that is there and holds these targets, also by an earlier version's manifest, or a new one.
     """
     for path in matches(run / 'soft_targets', '*/manifest.json'):
-        if not TargetStore(path.parent, manifest).differences():
-            return path.parent
+        try:
+            if not TargetStore(path.parent, manifest).differences():
+                return path.parent
+        except UserError:  # cannot be read, and so is not this one
+            continue
     text = repr(sorted((key, value) for key, value in manifest.items() if key != 'made_from'))
     name, views = manifest['data']['name'].replace('/', '-'), manifest['augment']['repeated'] or 'exact'
     return run / 'soft_targets' / f'{name}-{views}-{hashlib.sha256(text.encode()).hexdigest()[:10]}'

@@ -12,6 +12,8 @@ from kd_jax.errors import UserError
 from kd_jax.monitor import say, warn
 from kd_jax.workdir import RunDirectory
 
+PRECISION = 'float32'  # in which an imported teacher is measured; it teaches in that of the student's run
+
 
 def check(name: str, given: Mapping[str, Any], runs: Iterable[str]) -> dict[str, Any]:
     """All fields of an imported teacher, `model` as a mapping of its name and overrides.
@@ -21,8 +23,10 @@ def check(name: str, given: Mapping[str, Any], runs: Iterable[str]) -> dict[str,
     """
     if name in runs:
         raise UserError(f'{name!r} is both an imported teacher and a run; give one of them another name')
+    if not hasattr(given, 'keys'):
+        raise UserError(f"teachers.{name} is {given!r}; write {{'torch': 'resnet50.pth', 'model': 'resnet50'}}")
     model = given.get('model') or ''
-    model_name = model if isinstance(model, str) else model['name']
+    model_name = model.get('name', '') if hasattr(model, 'keys') else model
     spec = fields.check(config.Imported, {**given, 'model': model_name}, f'teachers.{name}')
     for field in ('torch', 'model'):
         if not spec[field]:
@@ -30,7 +34,7 @@ def check(name: str, given: Mapping[str, Any], runs: Iterable[str]) -> dict[str,
     return spec | {'model': {'name': model} if isinstance(model, str) else dict(model)}
 
 
-def load(name: str, spec: Mapping[str, Any], directory: RunDirectory, data: DatasetInfo, precision: str) -> trained.Trained:
+def load(name: str, spec: Mapping[str, Any], directory: RunDirectory, data: DatasetInfo) -> trained.Trained:
     """The imported teacher: read from its directory if an earlier call left it there, otherwise from the file.
 
     Raises:
@@ -46,8 +50,8 @@ def load(name: str, spec: Mapping[str, Any], directory: RunDirectory, data: Data
         return trained.load(directory)
     sees = _input(f'teachers.{name}', spec, weights.channels, data)
     info = DatasetInfo(data.name, weights.num_classes, tuple(data.class_names), *sees)
-    network = trained.build_network(weights.model, info, precision, resize=True)
-    return trained.Trained(spec['torch'], network, info, precision, None, weights.variables, weights)
+    network = trained.build_network(weights.model, info, PRECISION, resize=True)
+    return trained.Trained(spec['torch'], network, info, PRECISION, None, weights.variables, weights)
 
 
 def _input(field: str, spec: Mapping[str, Any], channels: int, data: DatasetInfo) -> tuple[tuple, tuple, tuple]:

@@ -125,9 +125,13 @@ def members_of(name: str, run: ConfigDict) -> dict[str, ConfigDict]:
         member = base.copy_and_resolve_references()
         words = [name]
         for field, value in zip(values, combination, strict=True):
-            member.update_from_flattened_dict({field: value})
+            with member.ignore_type():  # a weight of 1 may be swept to 0.5
+                member.update_from_flattened_dict({field: value})
             words.append(f'{field.partition(".")[2]}={value:g}')
-        members['-'.join(words)] = member
+        member_name = '-'.join(words)
+        if member_name in members:
+            raise UserError(f'runs.{name}.sweep has values that are equal in six digits, {member_name}; take others')
+        members[member_name] = member
     return members
 
 

@@ -68,9 +68,7 @@ class Library:
         run = self.find(reference, seed)
         if run.path not in self._models:
             if reference in self.imports:
-                self._models[run.path] = imported.load(
-                    reference, self.imports[reference], run, self.dataset(self.config).info, self.config.precision
-                )
+                self._models[run.path] = imported.load(reference, self.imports[reference], run, self.dataset(self.config).info)
             else:
                 self._models[run.path] = trained.load(run)
         return self._models[run.path]

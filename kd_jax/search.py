@@ -135,6 +135,8 @@ class Search:
         if self.run.sweep or self.run.patience:
             raise UserError(f'runs.{name} has a sweep or patience; a search goes without them')
         self.space = read_space(space, name, self.run)
+        if self.run.optim.teacher_factor and 'optim.learning_rate' in self.space:
+            raise UserError('--space names optim.learning_rate, which optim.teacher_factor sets; take one of them')
         self.worker = worker or socket.gethostname()
         make_directory(workdir)
         module = self.optuna = optuna()
@@ -184,7 +186,8 @@ class Search:
             groups: dict[tuple, list[Any]] = {}
             numbers = set(jobs.swept_fields(self.run))
             for trial in batch:
-                fixed = tuple((field, value) for field, value in trial.params.items() if field not in numbers)
+                chosen = trial.params.items()  # a weight of 0 takes its loss away
+                fixed = tuple((f, v) for f, v in chosen if f not in numbers or (f.endswith('.weight') and not v))
                 groups.setdefault(fixed, []).append(trial)
             for group in groups.values():
                 self._train(group, should_stop)

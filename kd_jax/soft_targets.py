@@ -12,7 +12,7 @@ from ml_collections import ConfigDict, config_flags
 from kd_jax import data as data_lib
 from kd_jax import extraction, runtime, trained
 from kd_jax.command import load_config, parse
-from kd_jax.config import Run
+from kd_jax.config import Run, check_study
 from kd_jax.data.views import Views
 from kd_jax.errors import UserError, fail, told_to_the_user
 from kd_jax.fields import checked, own
@@ -36,10 +36,9 @@ def _runs(path: epath.Path) -> list[RunDirectory]:
 
 def _kind(config: ConfigDict, dataset: data_lib.Dataset) -> extraction.Kind:
     """What the flags ask to keep."""
-    if _VIEWS.value == 'live':
-        raise UserError("--views is 'live'; it must be 'exact' or a number of views, such as '8'")
-    limits, augment = own(Run), dict(config.augment)
-    wanted = checked('--views', _VIEWS.value, limits['soft_targets'])
+    limits, augment, wanted = own(Run), dict(config.augment), _VIEWS.value
+    if wanted == 'live' or not limits['soft_targets'].metadata['limit'].allowed(wanted):
+        raise UserError(f"--views is {wanted!r}; it must be 'exact' or a number of views, such as '8'")
     top_k = checked('--top_k', _TOP_K.value, limits['soft_targets_top_k'])
     mixup = augment.pop('mixup')
     views = Views(**augment, fill=dataset.info.mean_pixel)
@@ -52,6 +51,7 @@ def main(argv: list[str]) -> None:
         if len(argv) > 1 or not _TEACHER.value or _DATA.value is None:
             fail('give --teacher=WORKDIR and --data=CONFIG, such as --teacher=runs/digits/teacher --data=configs/digits.py')
         config = load_config('data').copy_and_resolve_references()
+        check_study(config)
         runtime.prepare(fast=config.fast)
         runs = [run for path in _TEACHER.value for run in _runs(epath.Path(path).expanduser())]
         teachers = [trained.load(run) for run in runs]

@@ -54,7 +54,6 @@ class TeacherSpec:
     output: Callable[[Any, Arrays, TrainState | None, Mapping[str, Output], str], Output]
     shared: bool  # it says the same to every student of a sweep: state, outputs and role are not read
     network: Network | None = None  # that runs in the step: its features are there
-    num_classes: int = 0  # of the logits of one that has no network of its own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +116,7 @@ class Job:
     seed: int
     directory: epath.Path
     hparams: Hparams
+    learning_rate: float  # at its peak
     start: Any = None  # `Trained` that it starts from
 
     @property
@@ -127,11 +127,6 @@ class Job:
     def order_seed(self) -> int:
         """Of the order and the views of the images."""
         return self.seed if self.config.order_seed is None else self.config.order_seed
-
-    @property
-    def learning_rate(self) -> float:
-        """At its peak."""
-        return self.hparams['optim.learning_rate']
 
 
 @dataclasses.dataclass(frozen=True)

@@ -131,7 +131,8 @@ def make_loss(spec: StepSpec, axis_name: str | None) -> Callable:
     mean. number: which part of the batch this is. sums: every loss unweighted, `loss`, and `right`, how many examples the
     student classifies rightly.
     """
-    networks = {role: network.training(axis_name, spec.freeze) for role, network in spec.students.items()}
+    frozen = {'student': spec.freeze}  # the peer trains as a whole
+    networks = {role: network.training(axis_name, frozen.get(role, ())) for role, network in spec.students.items()}
 
     def loss(params, model_state, state, objective, weights, shares, batch, key, number):
         outputs, new_state, losses = {}, {}, {}

@@ -79,7 +79,9 @@ class Study:
         """The model that `reference` will be once the runs before this one are trained."""
         run = jobs.owner(reference, self.plan.runs)
         group = self.plan.group_of(run) if run else None
-        return build.planned(self.specs[group]) if group in self.specs else self.library.load(reference, seed)
+        if group in self.specs:
+            return build.planned(self.specs[group], self.plan.runs[run])
+        return self.library.load(reference, seed)
 
     def run(self, should_stop: Callable[[], bool]) -> list[dict]:
         """Trains what is not finished and returns all results; writes results.json and report.md."""
@@ -116,6 +118,7 @@ class Study:
         for together in self._taught_alike(waiting) if sweep else [[job] for job in waiting]:
             if parallel.in_any_process(should_stop()):
                 raise Stopped
+            executor.clear()  # what the jobs before had on the devices
             executor.teach(self._teachers(executor, together[0], should_stop))
             options = {'tensorboard': self.config.tensorboard, 'wandb': self.config.wandb}
             profile = tuple(self.config.profile)
@@ -123,7 +126,7 @@ class Study:
                 executor, together, should_stop=should_stop, options=options, profile=profile, prune=prune, test=test
             )
             for why in failed:
-                self._give_up(why)
+                self._give_up(why, said=sweep)
         self.library.forget()
         del executor, spec
         runtime.forget_programs()
@@ -155,10 +158,10 @@ class Study:
             groups.setdefault(tuple(self.library.find(name, job.seed).path for name in names), []).append(job)
         return list(groups.values())
 
-    def _give_up(self, why: str) -> None:
+    def _give_up(self, why: str, *, said: bool = False) -> None:
         """The study ends with this sentence, after everything else is done."""
         self.failures.append(why)
-        if parallel.is_main():
+        if parallel.is_main() and not said:
             say(f'{why} · the study goes on')
 
     def _teachers(self, executor: executors.Executor, job: Job, should_stop: Callable[[], bool]) -> TeacherData:

@@ -37,7 +37,7 @@ def stored(name: str, weight: float, num_classes: int) -> TeacherSpec:
             rows = jax.tree.map(lambda column: column[batch['index'], batch['slot']], table)
         return Output(decoded(rows, num_classes), {})
 
-    return TeacherSpec(name, weight, output, shared=True, num_classes=num_classes)
+    return TeacherSpec(name, weight, output, shared=True)
 
 
 def ema(weight: float, student: Network) -> TeacherSpec:

@@ -178,7 +178,7 @@ class JobLog:
         config, timing = to_json(job.config.to_dict()), job.run.timing
         if parallel.is_main():
             data = job.run.dataset.info.to_json()
-            about = {'run': job.name, 'seed': job.seed, 'learning_rate': float(job.learning_rate), 'data': data}
+            about = {'run': job.name, 'seed': job.seed, 'learning_rate': job.learning_rate, 'data': data}
             self.directory.start(to_json(about | {'config': config}))
         parallel.barrier(f'{job.title} directory')
         fresh = build.initial_state(job)
@@ -201,7 +201,7 @@ class JobLog:
                     **self._options,
                 )
             )
-            factor = float(job.learning_rate) / job.run.peak
+            factor = job.learning_rate / job.run.peak
             rate = lambda step: factor * float(job.run.schedule(step))  # noqa: E731
             self.recorder = Recorder(job, Progress(**meta), monitor, self.checkpoints, rate, begin)
             self._stack = stack.pop_all()

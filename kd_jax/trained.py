@@ -41,6 +41,9 @@ def build_network(
     images of any shape and sees them in the shape of its data.
     """
     overrides = dict(model)
+    for field in pretrained.OWN:
+        if field in overrides:
+            raise UserError(f'model.{field} is {overrides[field]!r}; it is set by the program, take it out')
     module = models.build(overrides.pop('name'), info.num_classes, **overrides)
     network = Network(module, tuple(info.mean), tuple(info.std), tuple(info.image_shape) if resize else None)
     return network.computing(precision, fast)

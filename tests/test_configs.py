@@ -10,7 +10,7 @@ from helpers import run_main
 from tfds_sets import prepare_cifar10_like
 
 from configs import common, methods
-from kd_jax import build, models, objectives, study
+from kd_jax import build, jobs, models, objectives
 from kd_jax.config import check_run
 from kd_jax.errors import UserError
 
@@ -47,7 +47,7 @@ def test_the_table_is_complete():
 @pytest.mark.parametrize(('name', 'argument'), ALL)
 def test_a_config_makes_a_study(name, argument):
     config = get(name, argument).lock()
-    names = study.order(config.runs)
+    names = jobs.order(config.runs)
     if name == 'pretrained':
         assert list(config.teachers) == ['teacher'] and (ROOT / config.teachers.teacher.torch).exists()
     else:

@@ -237,3 +237,33 @@ def test_the_fields_of_a_study_and_of_a_run_are_those_of_the_records():
     study.typo = 1
     with pytest.raises(UserError, match="unknown field of the study 'typo'"):
         config.check_study(study)
+
+
+@pytest.mark.parametrize(
+    ('path', 'value', 'words'),
+    [
+        ('teachers', None, 'runs.own.teachers is None; it must be names'),
+        ('epochs', None, 'runs.own.epochs is None; it must be greater than 0'),
+        ('model', None, 'runs.own.model is None; it must be a mapping of its fields'),
+        ('objective', 'kl', "runs.own.objective is 'kl'; it must be a mapping of its fields"),
+        ('objective.kl', 0.9, 'runs.own.objective.kl is 0.9; it must be a mapping of its fields'),
+        ('optim.learning_rate', None, 'runs.own.optim.learning_rate is None; it must be a finite number greater than 0'),
+        ('augment.crop', None, 'runs.own.augment.crop is None; it must be 0'),
+    ],
+)
+def test_what_is_no_value_is_one_sentence(path, value, words):
+    run = config.run(config.study(), 'cnn', config.distillation()).copy_and_resolve_references()
+    *groups, name = path.split('.')
+    node = run
+    for group in groups:
+        node = node[group]
+    with node.ignore_type():
+        node[name] = value
+    with pytest.raises(UserError, match=words):
+        config.check_run('own', run)
+
+
+def test_what_the_program_sets_is_no_field_of_a_model():
+    info = DatasetInfo('random', 3, (), (32, 32, 3), (0.5,) * 3, (0.5,) * 3)
+    with pytest.raises(UserError, match='model.num_classes is 5; it is set by the program'):
+        trained.build_network({'name': 'cnn', 'num_classes': 5}, info, 'float32')

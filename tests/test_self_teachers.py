@@ -127,6 +127,14 @@ def test_peers_are_each_others_teachers():
     assert closer['kl'][-1] < 0.5 * closer['kl'][0]
 
 
+def test_freezing_is_the_students_own():
+    """A peer trains as a whole, its running statistics too."""
+    executor, state, _ = alone(PEER, steps=1, model='resnet8', **{'optim.freeze': ('stem', 'stage')})
+    first = build.initial_state(executor.jobs[0])
+    assert largest_difference(first.model_state['student'], state.model_state['student']) == 0
+    assert largest_difference(first.model_state['peer'], state.model_state['peer']) > 1e-3
+
+
 def study_of(data, **changes):
     return config_of(data, own=(common.distillation(0.5, 2.0), {'epochs': 6.0, 'eval_every': 1.0, **changes}))
 

@@ -201,6 +201,7 @@ def test_streamed_targets_serve_a_sweep(data, tmp_path, monkeypatch):
         ('objective.kl.weight=0,1', {}, 'a weight of 0 takes the loss away'),
         ('objective.kl.tau=2,-1', {}, 'objective.kl.tau is -1.0; it must be a finite number greater than 0'),
         ('optim.learning_rate=0.1,0', {}, 'optim.learning_rate is 0.0; it must be'),
+        ('optim.learning_rate=0.1,0.1000000001', {}, 'equal in six digits, student-learning_rate=0.1'),
         ('seed=-1', {}, r'seeds is \(-1,\); it must be one or more different whole numbers'),
         ('optim.learning_rate=2,4', {'optim.teacher_factor': 0.1}, 'which optim.teacher_factor sets'),
     ],
@@ -210,6 +211,25 @@ def test_bad_sweeps_are_refused_in_one_sentence(data, tmp_path, text, changes, w
     with pytest.raises(UserError, match=words) as caught:
         train(study_of(data, text, changes), tmp_path)
     assert '\n' not in str(caught.value)
+
+
+def test_whole_numbers_may_be_swept_to_others(data):
+    config = study_of(data, 'objective.cross_entropy.weight=0.5,1')
+    with config.unlocked():
+        config.runs.student.objective = common.labels(weight=1)
+    weights = [run.objective.cross_entropy.weight for run in jobs.members_of('student', config.runs.student).values()]
+    assert weights == [0.5, 1.0]
+
+
+def test_a_member_that_teaches_has_its_own_learning_rate(data, tmp_path):
+    config = study_of(data, 'optim.learning_rate=0.05,0.2')
+    with config.unlocked():
+        config.runs.small = config.runs.student.copy_and_resolve_references()
+        changes = {'sweep': '', 'teachers': ('student-learning_rate=0.2',), 'optim.teacher_factor': 0.5}
+        config.runs.small.update_from_flattened_dict(changes)
+    checked = study.Study(config, tmp_path)
+    checked.check()
+    assert checked.specs['small'].peak == 0.1
 
 
 def test_a_sweep_cannot_teach_but_its_members_can(data, tmp_path):
