@@ -256,7 +256,7 @@ def check_run(name: str, run: ConfigDict) -> None:
             raise UserError(f'{path}.{field_} is called {RENAMED[field_]} now; write {path}.{RENAMED[field_]}')
         if field_ not in known:
             raise unknown(f'field of {path}', field_, known)
-    for cls in (Run, Shared):
+    for cls in (Shared, Run):
         _check(cls, {key: run[key] for key in own(cls) if key in run}, path)
     for group, cls in GROUPS.items():
         given = _mapping(run[group], f'{path}.{group}')
