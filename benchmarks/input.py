@@ -63,7 +63,7 @@ def device(images: np.ndarray, labels: np.ndarray, batch: int) -> Callable[[], f
 
     from kd_jax import build, evaluation, runtime
     from kd_jax.data import ArraySource, batches
-    from kd_jax.data.dataset import read
+    from kd_jax.data.columns import read
     from kd_jax.data.views import Views
     from kd_jax.networks import Network
     from kd_jax.parallel import Parallel

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -73,8 +74,9 @@ def run_spec(
     parallel.check_batch_size(run.batch_size, f'runs.{name}.batch_size', settings.accumulate)
     timing = _timing(run, len(dataset.train), parallel, steps_per_dispatch)
     step, targets = _step(name, run, dataset, teachers, settings, timing, parallel)
-    plans = _plans(step, dataset)
+    plans = _student_plans(step, dataset)
     _check_heads(name, run, step.objective, plans)
+    plans |= _objective_plans(step, dataset, plans)
     shapes = {role: plan.shapes.get('params', {}) for role, plan in plans.items()}
     optimizer, schedule = optim.build(shapes, settings, total_steps=timing.total_steps, steps_per_epoch=timing.steps_per_epoch)
     freeze = optim.frozen_patterns(shapes['student'], settings)
@@ -212,29 +214,39 @@ def _pool(dataset: Dataset, objective: objectives.Objective) -> np.ndarray:
     return np.arange(len(dataset.train)) if uses_unlabelled else np.flatnonzero(dataset.train.labels >= 0)
 
 
-def _plans(step: StepSpec, dataset: Dataset) -> dict[str, initial.Plan]:
-    """How the variables of the students and of their objectives start: role -> plan, as in `TrainState.params`."""
-    info = dataset.info
-    image, zeros = jnp.zeros((2, *info.image_shape), jnp.float32), jnp.zeros(2, jnp.int32)  # for shapes only
-    batch = {'image': image, 'label': zeros, 'index': zeros, 'mask': jnp.ones(2), 'train_label': dataset.train.labels}
+def _example(dataset: Dataset) -> dict[str, Any]:
+    """A batch of two examples, for shapes only."""
+    image, zeros = jnp.zeros((2, *dataset.info.image_shape), jnp.float32), jnp.zeros(2, jnp.int32)
+    return {'image': image, 'label': zeros, 'index': zeros, 'mask': jnp.ones(2), 'train_label': dataset.train.labels}
 
-    def plan(network):
-        return initial.Plan(lambda key: network.model.init_with_output(key, image, train=False))
+
+def _student_plans(step: StepSpec, dataset: Dataset) -> dict[str, initial.Plan]:
+    """How the students' variables start: role -> plan."""
+    image = _example(dataset)['image']
+    return {
+        role: initial.Plan(lambda key, module=network.model: module.init_with_output(key, image, train=False))
+        for role, network in step.students.items()
+    }
+
+
+def _objective_plans(step: StepSpec, dataset: Dataset, students: Mapping[str, initial.Plan]) -> dict[str, initial.Plan]:
+    """How the variables of the students' objectives start, as in `TrainState.params`."""
+    batch = _example(dataset)
 
     def says(teacher: TeacherSpec, other: Output) -> Output:
         if teacher.network is not None:
             net = teacher.network
-            return jax.eval_shape(lambda: net.model.init_with_output(jax.random.key(0), net.normalize(image), train=False)[0])
-        return Output(jnp.zeros((2, info.num_classes)), {}) if teacher.shared else other
+            start = lambda: net.model.init_with_output(jax.random.key(0), net.normalize(batch['image']), train=False)  # noqa: E731
+            return jax.eval_shape(start)[0]
+        return Output(jnp.zeros((2, dataset.info.num_classes)), {}) if teacher.shared else other
 
-    def objective_plan(role):
-        other = plans['peer' if role == 'student' and 'peer' in plans else 'student'].output
-        outputs = [plans[role].output, *(says(teacher, other) for teacher in step.teachers)]
+    def plan(role):
+        other = students['peer' if role == 'student' and 'peer' in students else 'student'].output
+        outputs = [students[role].output, *(says(teacher, other) for teacher in step.teachers)]
         outputs = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), outputs)
         return initial.Plan(lambda key: step.objective.init(key, outputs[0], tuple(outputs[1:]), batch))
 
-    plans = {role: plan(network) for role, network in step.students.items()}
-    return plans | {OBJECTIVE_OF[role]: objective_plan(role) for role in step.students}
+    return {OBJECTIVE_OF[role]: plan(role) for role in students}
 
 
 def _check_features(name: str, run: ConfigDict, objective: objectives.Objective, targets: extraction.Kind | None) -> None:
@@ -243,7 +255,7 @@ def _check_features(name: str, run: ConfigDict, objective: objectives.Objective,
     if labels and targets is not None:
         raise UserError(
             f'objective {labels[0]!r} learns from the features of the teacher, but with runs.{name}.soft_targets='
-            f"{run.soft_targets!r} only its logits are kept; set soft_targets='live', or take the loss out"
+            f"{run.soft_targets!r} only its logits are kept; set soft_targets='live', or take the term out"
         )
 
 
@@ -261,7 +273,7 @@ def _check_heads(name: str, run: ConfigDict, objective: objectives.Objective, pl
             )
         if heads and not labels:
             warn(
-                f'no loss of runs.{name}.objective trains the auxiliary heads of {run.model.name}; '
+                f'no term of runs.{name}.objective trains the auxiliary heads of {run.model.name}; '
                 'add deep_supervision or self_distillation'
             )
 
@@ -292,7 +304,7 @@ def check_member(spec: RunSpec, run: ConfigDict) -> None:
     if here != there:
         raise UserError(
             f'the members of {spec.name} learn from different losses, {", ".join(here)} and {", ".join(there)}: a weight of 0 '
-            'takes a loss away; make that a run of its own'
+            'takes a term away; make that a run of its own'
         )
 
 

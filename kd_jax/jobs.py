@@ -103,7 +103,7 @@ def parse_sweep(name: str, run: ConfigDict) -> dict[str, tuple]:
         if len(set(numbers)) < len(numbers):
             raise UserError(f'{path} has {part!r}, which names a value twice')
         if field.endswith('.weight') and not all(numbers):
-            raise UserError(f'{path} has {part!r}; a weight of 0 takes the loss away: make that a run of its own')
+            raise UserError(f'{path} has {part!r}; a weight of 0 takes the term away: make that a run of its own')
         if not all(math.isfinite(value) for value in numbers):
             raise UserError(f'{path} has {part!r}; the values must be finite')
         values[field] = numbers

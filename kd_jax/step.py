@@ -19,7 +19,7 @@ import optax
 
 from kd_jax import metrics, optim
 from kd_jax.data import augment
-from kd_jax.data.dataset import read
+from kd_jax.data.columns import read
 from kd_jax.data.views import Views
 from kd_jax.models.common import Output, mean_probabilities
 from kd_jax.networks import Ensemble, Network, variables_of

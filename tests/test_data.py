@@ -248,7 +248,8 @@ def test_labels_per_class_keeps_so_many_train_labels_and_nothing_else_changes(tm
     np.testing.assert_array_equal(few.train.image, full.train.image)
     np.testing.assert_array_equal(few.val.label, full.val.label)
     np.testing.assert_array_equal(few.test.label, full.test.label)
-    assert (few.mean, few.std, few.num_classes) == (full.mean, full.std, full.num_classes)
+    assert (few.info.mean, few.info.std, few.info.num_classes) == (full.info.mean, full.info.std, full.info.num_classes)
+    assert few.info.count == full.info.count | {'labelled': 21}
     np.testing.assert_array_equal(few.train.label, again.train.label)
     assert few.train.label.tolist() != other.train.label.tolist()
     assert (data.load(config(path=path, labels_per_class=40)).train.label >= 0).all()

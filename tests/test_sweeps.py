@@ -198,7 +198,7 @@ def test_streamed_targets_serve_a_sweep(data, tmp_path, monkeypatch):
         ('seed=0.5', {}, 'not all values are numbers'),
         ('objective.kl.tau=2,2', {}, 'names a value twice'),
         ('objective.kl.tau=2,inf', {}, 'must be finite'),
-        ('objective.kl.weight=0,1', {}, 'a weight of 0 takes the loss away'),
+        ('objective.kl.weight=0,1', {}, 'a weight of 0 takes the term away'),
         ('objective.kl.tau=2,-1', {}, 'objective.kl.tau is -1.0; it must be a finite number greater than 0'),
         ('optim.learning_rate=0.1,0', {}, 'optim.learning_rate is 0.0; it must be'),
         ('optim.learning_rate=0.1,0.1000000001', {}, 'equal in six digits, student-learning_rate=0.1'),
