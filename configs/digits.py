@@ -6,7 +6,7 @@ labels it does not have, which is what makes the difference.
     python -m kd_jax.main --config=configs/digits.py          # few labels: distillation plainly pays
     python -m kd_jax.main --config=configs/digits.py:all      # all labels: it need not
 
-Hardware and duration: two CPU cores, two minutes. Expected (5 seeds, test top-1): README, "First run".
+Hardware and duration: two CPU cores, 1 minute 19 seconds. Expected (5 seeds, test top-1): README, "First run".
 The learning rates of alone and student were each chosen on the validation split among 0.02, 0.05 and 0.1, in each regime.
 """
 

@@ -264,7 +264,10 @@ def check_run(name: str, run: ConfigDict) -> None:
             given = {key: given[key] for key in own(Model) if key in given}
         _check(cls, given, f'{path}.{group}')
     for label, given in _mapping(run.objective, f'{path}.objective').items():
-        _mapping(given, f'{path}.objective.{label}')
+        loss = objectives.loss_of(label, _mapping(given, f'{path}.objective.{label}'))
+        if loss in objectives.OBJECTIVES:  # otherwise `objectives.build` says how a label is written
+            fields = {key: value for key, value in given.items() if key != 'loss'}
+            check(objectives.OBJECTIVES[loss], fields, f'{path}.objective.{label}')
     for teacher in run.teachers:
         if teacher in VALUES:
             raise UserError(f'{path}.teachers has {teacher!r}, which is called {VALUES[teacher]!r} now; write that')
