@@ -55,7 +55,7 @@ TARGETS = "'live', 'exact' or a number of views, such as '8'"
 class Model:
     """The fields `model` of a run: a name in `kd_jax.models.MODELS` and overrides; None = the model's own."""
 
-    name: str = text()
+    name: str = text()  # in `kd_jax.models.MODELS`
     width: float | None = optional(float, FAMILY)  # channel multiplier
     depth: float | None = optional(float, FAMILY)  # multiplier of the blocks in each stage
     kernel: int | None = optional(int, FAMILY)  # of the blocks' 3x3 convolutions

@@ -56,7 +56,7 @@ OPTIMISERS = {'sgd': _sgd, 'adam': _adam, 'adamw': _adamw}
 class Settings:
     """How a run is optimised; `read` makes it of what a config has, and checks each field."""
 
-    name: str = choice('sgd', *OPTIMISERS)
+    name: str = choice('sgd', *OPTIMISERS)  # of the update rule, see `build`
     learning_rate: float = number(0.1, above=0, sweep=True)  # at its peak
     # if not 0: the learning rate is this times the (first) teacher's
     teacher_factor: float = number(0.0, at_least=0, words='a finite number, 0 (off) or more')

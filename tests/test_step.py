@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import random_splits
-from steps import BATCH, MODES, drawn, largest_difference, run_of, start, train
+from steps import BATCH, MODES, drawn, largest_difference, run_of, start, teachers_of, train
 
 from kd_jax import build, config, evaluation, models
 from kd_jax.data import batches
@@ -34,7 +34,9 @@ def test_one_device_and_four_give_the_same(mixup):
     splits = random_splits(unlabelled=20)
     results = {}
     for mode in MODES:
-        executor, state, history = trained(splits, mode, augment=VIEWS | {'mixup': mixup})
+        executor, state, history = trained(
+            splits, mode, augment=VIEWS | {'mixup': mixup}, **{'teachers': ('teacher', 'second')}
+        )
         (sums,) = executor.evaluate('val')
         results[mode] = state.params, state.model_state, history, evaluation.finish(sums)
     _, _, history, val = results['jit on 1']
@@ -42,6 +44,15 @@ def test_one_device_and_four_give_the_same(mixup):
     assert val['count'] == 22 and 0 <= val['teacher']['agreement'] <= 1
     for mode in ('jit on 4', 'pmap on 4'):
         assert largest_difference(results['jit on 1'], results[mode]) <= 1e-5, mode
+
+
+def test_the_teacher_is_bit_identical_after_training():
+    executor, _, _ = trained(random_splits(), steps=3, model='cnn')
+    after = jax.device_get(executor._teachers.variables['teacher'])
+    before = teachers_of(executor.run.config, executor.run.dataset.info)['teacher'].variables
+    assert jax.tree.leaves(before)
+    for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(before), strict=True):
+        assert np.array_equal(a, b)
 
 
 def test_loss_is_the_weighted_sum_over_the_examples_each_loss_can_judge():
