@@ -1,4 +1,6 @@
-"""Checkpoints of one run: asynchronous, verified by checksum; the latest two and the best are kept."""
+"""Checkpoints of one run: asynchronous, verified by checksum; the
+latest two and the best are kept.
+"""
 
 import hashlib
 import logging
@@ -14,7 +16,8 @@ from etils import epath
 
 from kd_jax.errors import UserError
 
-# What the operating system says when it is not our fault; anything else is a bug and stays a traceback.
+# What the operating system says when it is not our fault; anything else is
+# a bug and stays a traceback.
 _SYSTEM_REASONS = {
     'no space left': 'no space left on the device',
     'quota exceeded': 'the disk quota is used up',
@@ -55,7 +58,9 @@ def _not_from_orbax(record: logging.LogRecord) -> bool:
 
 
 def _ignore_closed_loops() -> None:
-    """After a failed save or restore, tensorstore calls back into orbax's closed event loop, each time with a traceback."""
+    """After a failed save or restore, tensorstore calls back into orbax's closed event
+    loop, each time with a traceback.
+    """
     previous = sys.unraisablehook
     if getattr(previous, 'ignores_closed_loops', False):
         return
@@ -69,7 +74,9 @@ def _ignore_closed_loops() -> None:
 
 
 class _KeepLatestAndBest:
-    """Keeps the latest two (so that a damaged one has one before it) and the best; an orbax preservation policy."""
+    """Keeps the latest two (so that a damaged one has one before it) and the best;
+    an orbax preservation policy.
+    """
 
     def __init__(self):
         self.best_step: int | None = None
@@ -80,22 +87,30 @@ class _KeepLatestAndBest:
 
 
 class Checkpoints:
-    """The checkpoints in `directory`; a context manager that waits for the pending save on the way out.
+    """The checkpoints in `directory`; a context manager that waits for the
+    pending save on the way out.
 
-    A checkpoint is the state as host arrays (so that any number of devices can read it), and `meta`: JSON with
-    `best_step` and whatever the caller adds; the checksum is added here.
+    A checkpoint is the state as host arrays (so that any number of devices can read it), and
+    `meta`: JSON with `best_step` and whatever the caller adds; the checksum is added here.
     """
 
     def __init__(self, directory: str | os.PathLike[str], *, read_only: bool = False):
         directory = epath.Path(directory)  # whose own `absolute` takes buckets for directories here
-        self.directory = directory if directory.is_absolute() else epath.Path(os.getcwd(), directory)
+        self.directory = (
+            directory if directory.is_absolute() else epath.Path(os.getcwd(), directory)
+        )
         self._policy = _KeepLatestAndBest()
         logging.getLogger('absl').addFilter(_not_from_orbax)
         _ignore_closed_loops()
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=self._policy, cleanup_tmp_directories=not read_only, read_only=read_only, create=not read_only
+            preservation_policy=self._policy,
+            cleanup_tmp_directories=not read_only,
+            read_only=read_only,
+            create=not read_only,
         )
-        self._manager = ocp.CheckpointManager(self.directory, options=options, item_names=('state', 'meta'))
+        self._manager = ocp.CheckpointManager(
+            self.directory, options=options, item_names=('state', 'meta')
+        )
 
     def __enter__(self):
         return self
@@ -131,14 +146,20 @@ class Checkpoints:
     def _guarded(self, action) -> None:
         try:
             action()
-        except Exception as error:  # tensorstore's and orbax's own types; the text is what they share
+        except Exception as error:
+            # tensorstore's and orbax's own types; the text is what they share
             reason = system_reason(error)
             if reason is None:
                 raise
             steps = [s for s in self.steps() if (self.directory / str(s)).exists()]
-            last = f'the last good checkpoint is that of step {steps[-1]}' if steps else 'no checkpoint was saved yet'
+            last = (
+                f'the last good checkpoint is that of step {steps[-1]}'
+                if steps
+                else 'no checkpoint was saved yet'
+            )
             raise UserError(
-                f'cannot save a checkpoint in {self.directory}: {reason}; {last}; make room and run the same command again'
+                f'cannot save a checkpoint in {self.directory}: {reason}; {last}; make room '
+                'and run the same command again'
             ) from error
 
     def read(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -162,7 +183,10 @@ class Checkpoints:
             try:
                 tree, meta = self.read(step)
             except Damaged as error:
-                warn(f'the checkpoint of step {step} in {self.directory} {error}; going back to the one before it')
+                warn(
+                    f'the checkpoint of step {step} in {self.directory} {error}; '
+                    'going back to the one before it'
+                )
                 self._manager.delete(step)
                 continue
             self._policy.best_step = meta.get('best_step')
@@ -171,7 +195,9 @@ class Checkpoints:
 
 
 def restored(target: Any, tree: dict[str, Any]) -> Any:
-    """A state like `target` of what `Checkpoints.read` gave, also of an earlier version's; what that did not have is None."""
+    """A state like `target` of what `Checkpoints.read` gave, also of an earlier version's;
+    what that did not have is None.
+    """
     fields = dict(tree)
     for old, new in RENAMED.items():
         if old in fields:
@@ -181,7 +207,8 @@ def restored(target: Any, tree: dict[str, Any]) -> Any:
 
 
 def load_variables(run_directory: str | os.PathLike[str], step: int) -> dict[str, Any]:
-    """The student's Flax variables (numpy arrays) of a run's checkpoint; the averaged ones if it kept an average.
+    """The student's Flax variables (numpy arrays) of a run's checkpoint; the
+    averaged ones if it kept an average.
 
     Raises:
       UserError: if the checkpoint is missing or damaged.
@@ -194,7 +221,9 @@ def load_variables(run_directory: str | os.PathLike[str], step: int) -> dict[str
         try:
             state, _ = checkpoints.read(step)
         except Damaged as error:
-            raise UserError(f'the checkpoint of step {step} in {directory} {error}; {fix}') from error
+            raise UserError(
+                f'the checkpoint of step {step} in {directory} {error}; {fix}'
+            ) from error
     if state.get('ema'):
         return {'params': state['ema']['params'], **state['ema']['model_state']}
     return {'params': state['params']['student'], **state['model_state']['student']}

@@ -33,25 +33,39 @@ def load_config(name: str = 'config') -> ConfigDict:
         config = flags.FLAGS[name].value
         config.runs  # noqa: B018  (a config that failed to load says so when it is used)
     except OSError:
-        fail(f'cannot read the config {path!r}; name a file such as configs/digits.py, from the directory that holds it')
+        fail(
+            f'cannot read the config {path!r}; name a file such as configs/digits.py, '
+            'from the directory that holds it'
+        )
     except AttributeError as error:
         fail(f'{path} is not a study: {error}; start from configs.common.study()')
     return config
 
 
 def _mistake(name: str, arguments: list[str]) -> str:
-    """What is wrong with the file that flag `name` gives, or with the fields that follow it; '' if nothing is."""
+    """What is wrong with the file that flag `name` gives, or with the fields that
+    follow it; '' if nothing is.
+    """
     text = '\n'.join(arguments)  # a value stands behind '=' or is the next argument
-    path, colon, argument = (re.findall(rf'^--?{name}[=\n](.*)$', text, re.MULTILINE) or [''])[-1].partition(':')
+    path, colon, argument = (re.findall(rf'^--?{name}[=\n](.*)$', text, re.MULTILINE) or [''])[
+        -1
+    ].partition(':')
     if not Path(path).is_file():
         return ''
     try:
         names = runpy.run_path(path)
         if 'get_config' not in names:
-            return f'{path} has no function get_config(), which gives the study; start from the files in configs/'
+            return (
+                f'{path} has no function get_config(), which gives the study; '
+                'start from the files in configs/'
+            )
         config = names['get_config'](*([argument] if colon else []))
     except Exception as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        lines = [
+            frame.lineno
+            for frame in traceback.extract_tb(error.__traceback__)
+            if frame.filename == path
+        ]
         if isinstance(error, SyntaxError) and error.filename == path:
             lines.append(error.lineno)
         return f'{path}{f", line {lines[-1]}" if lines else ""}: {type(error).__name__}: {error}'
@@ -66,11 +80,20 @@ def _wrong_field(field: str, config: ConfigDict) -> str:
         if not isinstance(at, ConfigDict):
             return f'{".".join(path)} is {at!r}; it has no fields, such as {name!r}'
         if name in RENAMED and RENAMED[name] in at:
-            return f'{".".join([*path, name])} is called {RENAMED[name]} now; write {".".join([*path, RENAMED[name]])}'
+            return (
+                f'{".".join([*path, name])} is called {RENAMED[name]} now; write '
+                f'{".".join([*path, RENAMED[name]])}'
+            )
         if name not in at:
             here, last = '.'.join(path), path[-1] if path else ''
-            kind = {'runs': 'run', 'objective': f'term of {here}', '': 'field'}.get(last, f'field of {here}')
-            add = f'; a config file adds terms: run.objective.{name} = common.term({name!r})' if last == 'objective' else ''
+            kind = {'runs': 'run', 'objective': f'term of {here}', '': 'field'}.get(
+                last, f'field of {here}'
+            )
+            add = (
+                f'; a config file adds terms: run.objective.{name} = common.term({name!r})'
+                if last == 'objective'
+                else ''
+            )
             return f'{unknown(kind, name, at)}{add}'
         at = at[name]
         path.append(name)

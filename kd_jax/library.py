@@ -1,4 +1,6 @@
-"""The trained models that the runs of a study name: other runs, workdirs elsewhere, imported teachers, files of weights."""
+"""The trained models that the runs of a study name: other runs, workdirs elsewhere,
+imported teachers, files of weights.
+"""
 
 import json
 import os
@@ -16,9 +18,13 @@ from kd_jax.workdir import RunDirectory, find_run, to_json
 class Library:
     """Models by what a run calls them; each is read once, until `forget`. So is each data set."""
 
-    def __init__(self, plan: jobs.Plan, config: ConfigDict, workdir: epath.Path, parallel: Parallel):
+    def __init__(
+        self, plan: jobs.Plan, config: ConfigDict, workdir: epath.Path, parallel: Parallel
+    ):
         self.plan, self.config, self.workdir, self.parallel = plan, config, workdir, parallel
-        self.imports = {name: imported.check(name, given, plan.runs) for name, given in config.teachers.items()}
+        self.imports = {
+            name: imported.check(name, given, plan.runs) for name, given in config.teachers.items()
+        }
         self._models: dict[epath.Path, Trained] = {}
         self._datasets: dict[str, data.Dataset] = {}
 
@@ -46,7 +52,9 @@ class Library:
         return self.directory(run, seed if seed in seeds else seeds[0])
 
     def store_of(self, reference: str, seed: int) -> epath.Path:
-        """Where a teacher's soft targets lie: beside it, or in this workdir if nothing can be written there."""
+        """Where a teacher's soft targets lie: beside it, or in this workdir if
+        nothing can be written there.
+        """
         teacher = self.find(reference, seed)
         if os.access(teacher.path, os.W_OK):
             return teacher.path
@@ -68,16 +76,22 @@ class Library:
         run = self.find(reference, seed)
         if run.path not in self._models:
             if reference in self.imports:
-                self._models[run.path] = imported.load(reference, self.imports[reference], run, self.dataset(self.config).info)
+                self._models[run.path] = imported.load(
+                    reference, self.imports[reference], run, self.dataset(self.config).info
+                )
             else:
                 self._models[run.path] = trained.load(run)
         return self._models[run.path]
 
-    def teachers(self, run: ConfigDict, seed: int, load: Callable[[str, int], Trained] | None = None) -> Mapping[str, Trained]:
+    def teachers(
+        self, run: ConfigDict, seed: int, load: Callable[[str, int], Trained] | None = None
+    ) -> Mapping[str, Trained]:
         """Name -> the teachers of a seed that are other runs, as `load` gives them."""
         return {name: (load or self.load)(name, seed) for name in jobs.outside(run.teachers)}
 
-    def start(self, run: ConfigDict, seed: int, load: Callable[[str, int], Trained] | None = None) -> Trained | None:
+    def start(
+        self, run: ConfigDict, seed: int, load: Callable[[str, int], Trained] | None = None
+    ) -> Trained | None:
         """What a run starts from, if anything: another run, or a file of PyTorch weights."""
         if not run.init:
             return None
@@ -89,7 +103,9 @@ class Library:
         return self._models[path]
 
     def finish_imports(self) -> None:
-        """Gives the study its imported teachers as finished runs, those that a run which is still to train needs."""
+        """Gives the study its imported teachers as finished runs, those that a run
+        which is still to train needs.
+        """
         for name in self.imports:
             directory = self.directory(name, 0)
             model = self._models.get(directory.path)

@@ -1,8 +1,10 @@
-"""Accuracy, F1, likelihood, calibration and fidelity to the teacher, from sums that batches and devices add up.
+"""Accuracy, F1, likelihood, calibration and fidelity to the teacher, from sums
+that batches and devices add up.
 
-`sums` runs on the device, one batch at a time; its arrays may be added across batches and devices in any order. `add`
-accumulates them on the host in float64, `finalize` and `finalize_teacher` divide once at the end. How the examples
-were cut into batches therefore changes nothing but the last float32 digit of the real-valued sums.
+`sums` runs on the device, one batch at a time; its arrays may be added across batches and devices
+in any order. `add` accumulates them on the host in float64, `finalize` and `finalize_teacher`
+divide once at the end. How the examples were cut into batches therefore changes nothing but the
+last float32 digit of the real-valued sums.
 """
 
 from typing import Any
@@ -16,18 +18,26 @@ Arrays = dict[str, jax.Array]
 Totals = dict[str, np.ndarray]
 
 
-def sums(logits: jax.Array, batch: Arrays, teacher_logits: jax.Array | None = None, heads: Arrays | None = None) -> Arrays:
-    """Masked sums over a batch, all float32: scalars, and vectors over the K classes or the calibration bins.
+def sums(
+    logits: jax.Array,
+    batch: Arrays,
+    teacher_logits: jax.Array | None = None,
+    heads: Arrays | None = None,
+) -> Arrays:
+    """Masked sums over a batch, all float32: scalars, and vectors over the K
+    classes or the calibration bins.
 
     logits: `[B, K]`.
-    batch: `label` `[B]` int and `mask` `[B]`. Examples with mask 0 or label -1 count in nothing but `teacher_*`, for
-      which only the mask matters. What masked rows contain, NaN included, changes nothing.
-    teacher_logits: `[B, K]`; adds `teacher_count`, `teacher_agree` and `teacher_kl`, the sum of KL(teacher || student)
-      at temperature 1.
+    batch: `label` `[B]` int and `mask` `[B]`. Examples with mask 0 or label -1 count in
+      nothing but `teacher_*`, for which only the mask matters. What masked rows contain,
+      NaN included, changes nothing.
+    teacher_logits: `[B, K]`; adds `teacher_count`, `teacher_agree` and `teacher_kl`, the sum of
+      KL(teacher || student) at temperature 1.
     heads: the logits `[B, K]` of a model's heads by name; adds `top1_<name>` for each.
 
-    Classes are ranked by logit, equal logits by index (as argmax does), so that a constant model does not score
-    in the top 5. A row with a NaN predicts no class: it is wrong, and makes nll and calibration error NaN.
+    Classes are ranked by logit, equal logits by index (as argmax does), so that a constant
+    model does not score in the top 5. A row with a NaN predicts no class: it is wrong, and
+    makes nll and calibration error NaN.
     """
     present = batch['mask'] > 0
     logits = logits.astype(jnp.float32)
@@ -44,10 +54,12 @@ def sums(logits: jax.Array, batch: Arrays, teacher_logits: jax.Array | None = No
         return ((z > of_label) | ((z == of_label) & (classes < label[:, None]))).sum(axis=1)
 
     rank = rank_of(logits)
-    known = valid & ~broken & (label < logits.shape[1])  # a label that is no class is an error that nll shows as NaN
+    # a label that is no class is an error that nll shows as NaN
+    known = valid & ~broken & (label < logits.shape[1])
     right = known & (rank == 0)
     confidence = jnp.exp(log_p.max(axis=1))
-    bins = jnp.clip(jnp.ceil(confidence * BINS) - 1, 0, BINS - 1)  # bin m is (m / BINS, (m + 1) / BINS]
+    # bin m is (m / BINS, (m + 1) / BINS]
+    bins = jnp.clip(jnp.ceil(confidence * BINS) - 1, 0, BINS - 1)
 
     in_bin = valid[:, None] & (bins[:, None] == jnp.arange(BINS)[None])  # [B, BINS]
     undefined = valid & jnp.isnan(confidence)
@@ -67,11 +79,17 @@ def sums(logits: jax.Array, batch: Arrays, teacher_logits: jax.Array | None = No
     }
     for name, z in (heads or {}).items():
         result[f'top1_{name}'] = _total(valid & ~jnp.isnan(z).any(axis=1) & (rank_of(z) == 0))
-    return result if teacher_logits is None else result | _teacher_sums(logits, teacher_logits, present)
+    return (
+        result
+        if teacher_logits is None
+        else result | _teacher_sums(logits, teacher_logits, present)
+    )
 
 
 def _teacher_sums(logits: jax.Array, teacher_logits: jax.Array, present: jax.Array) -> Arrays:
-    """How near the student `[B, K]` is to the teacher, over the examples that are `present` `[B]`."""
+    """How near the student `[B, K]` is to the teacher, over the
+    examples that are `present` `[B]`.
+    """
     teacher_logits = teacher_logits.astype(jnp.float32)
     sound = ~(jnp.isnan(logits).any(axis=1) | jnp.isnan(teacher_logits).any(axis=1))
     log_t, log_p = jax.nn.log_softmax(teacher_logits), jax.nn.log_softmax(logits)
@@ -85,12 +103,16 @@ def _teacher_sums(logits: jax.Array, teacher_logits: jax.Array, present: jax.Arr
 
 
 def _total(condition: jax.Array, value: Any = 1.0) -> jax.Array:
-    """The sum of `value` where `condition` is true; it selects, for 0 * NaN from a padded row would be NaN."""
+    """The sum of `value` where `condition` is true; it selects, for 0 * NaN
+    from a padded row would be NaN.
+    """
     return jnp.where(condition, value, 0.0).sum(axis=0)
 
 
 def add(total: Totals | None, new: Arrays) -> Totals:
-    """`total` plus the sums of one more batch, in float64 on the host; `total` is None for the first batch."""
+    """`total` plus the sums of one more batch, in float64 on the host; `total`
+    is None for the first batch.
+    """
     new = {name: np.asarray(value, np.float64) for name, value in jax.device_get(new).items()}
     return new if total is None else jax.tree.map(np.add, total, new)
 
@@ -103,16 +125,22 @@ def finalize(total: Totals) -> dict[str, Any]:
     """`{'top1', 'top5', 'f1_macro', 'nll', 'ece', 'count'}` over the labelled examples.
 
     All but nll (in nats) and count are fractions in 0..1.
-    f1_macro: the mean of F1 over the classes that occur among the labels or the predictions (as scikit-learn).
-    ece: expected calibration error, Guo et al. 2017 (arXiv:1706.04599), equation 3: sum over bins of
-      |right - confidence| / count.
-    Without a labelled example all but `count` are NaN. With several heads, `heads` has the top-1 of each by name.
+    f1_macro: the mean of F1 over the classes that occur among the labels or the
+      predictions (as scikit-learn).
+    ece: expected calibration error, Guo et al. 2017 (arXiv:1706.04599), equation 3: sum over bins
+      of |right - confidence| / count.
+    Without a labelled example all but `count` are NaN. With several heads, `heads`
+    has the top-1 of each by name.
     """
     count = total['count']
     support = total['predicted'] + total['actual']
     occurs = support > 0
     f1 = 2 * total['true_positive'][occurs] / support[occurs]
-    heads = {name.removeprefix('top1_'): _ratio(part, count) for name, part in total.items() if name.startswith('top1_')}
+    heads = {
+        name.removeprefix('top1_'): _ratio(part, count)
+        for name, part in total.items()
+        if name.startswith('top1_')
+    }
     result = {
         'top1': _ratio(total['top1'], count),
         'top5': _ratio(total['top5'], count),
@@ -125,8 +153,13 @@ def finalize(total: Totals) -> dict[str, Any]:
 
 
 def finalize_teacher(total: Totals) -> dict[str, float] | None:
-    """`{'agreement', 'kl'}`: share of examples with the teacher's class, mean KL in nats; None without a teacher."""
+    """`{'agreement', 'kl'}`: share of examples with the teacher's class, mean KL in
+    nats; None without a teacher.
+    """
     if 'teacher_count' not in total:
         return None
     count = total['teacher_count']
-    return {'agreement': _ratio(total['teacher_agree'], count), 'kl': _ratio(total['teacher_kl'], count)}
+    return {
+        'agreement': _ratio(total['teacher_agree'], count),
+        'kl': _ratio(total['teacher_kl'], count),
+    }

@@ -1,4 +1,6 @@
-"""What the user sees while a run trains: progress, metrics.jsonl, TensorBoard events, Weights & Biases."""
+"""What the user sees while a run trains: progress, metrics.jsonl,
+TensorBoard events, Weights & Biases.
+"""
 
 import contextlib
 import json
@@ -42,12 +44,16 @@ def sinks(
     wandb: str,
     config: dict[str, Any] | None,
 ) -> list[Sink]:
-    """What takes a run's scalars: metrics.jsonl and, if asked, TensorBoard and Weights & Biases; `closing` closes them."""
+    """What takes a run's scalars: metrics.jsonl and, if asked, TensorBoard and Weights &
+    Biases; `closing` closes them.
+    """
     writers: list[Sink] = []
     if tensorboard:
         from tensorboardX import SummaryWriter
 
-        events = closing.enter_context(contextlib.closing(SummaryWriter(str(directory / 'tensorboard'))))
+        events = closing.enter_context(
+            contextlib.closing(SummaryWriter(str(directory / 'tensorboard')))
+        )
 
         def to_tensorboard(step, split, scalars):
             for name, value in scalars.items():
@@ -55,17 +61,28 @@ def sinks(
 
         writers.append(to_tensorboard)
     if wandb:
-        options = {'dir': str(directory), 'config': config, 'resume': 'allow', 'reinit': 'create_new'}  # beside other runs
+        # beside other runs
+        options = {
+            'dir': str(directory),
+            'config': config,
+            'resume': 'allow',
+            'reinit': 'create_new',
+        }
         run = import_wandb(wandb).init(project=wandb, name=title, **options)
         closing.callback(run.finish)
-        writers.append(lambda step, split, scalars: run.log({f'{split}/{k}': v for k, v in scalars.items()}, step=step))
+        writers.append(
+            lambda step, split, scalars: run.log(
+                {f'{split}/{k}': v for k, v in scalars.items()}, step=step
+            )
+        )
     return writers
 
 
 class Monitor:
     """Follows one run; a context manager. Only the main process (`active`) writes anything.
 
-    A progress bar where stdout is a terminal, otherwise a plain line at every evaluation; neither unless it is `shown`.
+    A progress bar where stdout is a terminal, otherwise a plain line at every evaluation;
+    neither unless it is `shown`.
     """
 
     def __init__(
@@ -83,7 +100,8 @@ class Monitor:
         shown: bool = True,
     ):
         self.title, self._active, self._shown = title, active, shown and active
-        self._total, self._epoch, self._batch = total_steps, steps_per_epoch, batch_size  # steps, steps, images
+        # steps, steps, images
+        self._total, self._epoch, self._batch = total_steps, steps_per_epoch, batch_size
         self._show: Callable[[int], None] | None = None  # a step, in the progress bar
         self._pace = Pace()
         self._text = {'loss': '', 'val': ''}
@@ -91,14 +109,21 @@ class Monitor:
         self._sinks: list[Sink] = []
         if active:
             directory = epath.Path(directory)
-            self._sinks = sinks(title, directory, self._closing, tensorboard=tensorboard, wandb=wandb, config=config)
-            self._sinks.append(self._to(self._closing.enter_context((directory / 'metrics.jsonl').open('a'))))
+            self._sinks = sinks(
+                title, directory, self._closing, tensorboard=tensorboard, wandb=wandb, config=config
+            )
+            self._sinks.append(
+                self._to(self._closing.enter_context((directory / 'metrics.jsonl').open('a')))
+            )
 
     def _to(self, file: Any) -> Sink:
         """One JSON object a line."""
 
         def to_file(step, split, scalars):
-            file.write(json.dumps({'step': step, 'epoch': step / self._epoch, 'split': split, **scalars}) + '\n')
+            file.write(
+                json.dumps({'step': step, 'epoch': step / self._epoch, 'split': split, **scalars})
+                + '\n'
+            )
             file.flush()
 
         return to_file
@@ -107,7 +132,12 @@ class Monitor:
         if self._shown and sys.stdout.isatty():
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-            columns = TextColumn('{task.description}'), BarColumn(), TextColumn('{task.fields[text]}'), TimeRemainingColumn()
+            columns = (
+                TextColumn('{task.description}'),
+                BarColumn(),
+                TextColumn('{task.fields[text]}'),
+                TimeRemainingColumn(),
+            )
             bar = self._closing.enter_context(Progress(*columns))
             task = bar.add_task(self.title, total=self._total, text='compiling')
             self._show = lambda step: bar.update(task, completed=step, text=self._line(step))
@@ -117,7 +147,8 @@ class Monitor:
         self._closing.close()
 
     def advance(self, step: int, loss: float) -> float:
-        """`step` updates are done; `loss` is that of the last one. Returns the seconds of training since the last call.
+        """`step` updates are done; `loss` is that of the last one. Returns the seconds of
+        training since the last call.
 
         After a pause, and at the first call, that is 0: what came before was not only training.
         """
@@ -130,7 +161,9 @@ class Monitor:
     def _line(self, step: int) -> str:
         epoch = f'epoch {step / self._epoch:.1f}/{self._total / self._epoch:.1f}'
         rate = f'{self._pace.rate * self._batch:.0f} images/s' if self._pace.rate else ''
-        return ' · '.join(part for part in (epoch, self._text['loss'], self._text['val'], rate) if part)
+        return ' · '.join(
+            part for part in (epoch, self._text['loss'], self._text['val'], rate) if part
+        )
 
     def evaluated(self, step: int, val: dict[str, float]) -> None:
         """Shows the validation accuracy; without a terminal, as a line."""
@@ -139,7 +172,10 @@ class Monitor:
             self._show(step)
         elif self._shown:
             rate = self._pace.rate
-            say(f'{self.title} · {self._line(step)}' + (f' · {clock((self._total - step) / rate)} left' if rate else ''))
+            say(
+                f'{self.title} · {self._line(step)}'
+                + (f' · {clock((self._total - step) / rate)} left' if rate else '')
+            )
 
     def pause(self) -> None:
         """Until now it was not training: it does not count in images/s."""
@@ -156,7 +192,8 @@ class Pace:
 
     def __init__(self):
         self.rate = 0.0  # steps a second since the last pause
-        self._last: tuple[float, int | None] = (time.perf_counter(), None)  # a time, and the step then
+        # a time, and the step then
+        self._last: tuple[float, int | None] = (time.perf_counter(), None)
         self._mark: tuple[float, int | None] = self._last
 
     def advance(self, step: int) -> float:

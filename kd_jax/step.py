@@ -6,8 +6,8 @@
     evaluation  sums of `kd_jax.metrics`
     prediction  logits
 
-Under `axis_name` a function sees one device's share of the batch; gradients, running statistics and metrics are those of
-the whole.
+Under `axis_name` a function sees one device's share of the batch; gradients, running statistics and
+metrics are those of the whole.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -44,7 +44,9 @@ class Collectives(NamedTuple):
         """The examples of all devices; what has no examples stays."""
         if not self.axis_name:
             return tree
-        return jax.tree.map(lambda x: jax.lax.all_gather(x, self.axis_name, tiled=True) if x.ndim else x, tree)
+        return jax.tree.map(
+            lambda x: jax.lax.all_gather(x, self.axis_name, tiled=True) if x.ndim else x, tree
+        )
 
 
 def _step_key(seed, step):
@@ -52,12 +54,15 @@ def _step_key(seed, step):
 
 
 def make_prepare(spec: StepSpec) -> Callable:
-    """`prepare(seed, step, teachers, arrays, batch) -> batch`: what a step learns from, the same for every student of a sweep.
+    """`prepare(seed, step, teachers, arrays, batch) -> batch`: what a step learns from, the same
+    for every student of a sweep.
 
-    seed: of views and mixtures. teachers: name -> variables. arrays: the columns of a resident data set, `[N, ...]`. batch:
-    `index`, `view` `[B]` int32 and, with mixup, `partner_index`, `partner_view`; `targets`: stored rows, where they come with
-    the batch. The result has `image` `[B, H, W, C]` float32 in 0..255, `label` `[B]` int32, `mask` `[B]`, with mixup also
-    `mixed_label` `[B]` and `mix`, a scalar; and `teachers`, name -> `Output` of those that need no state.
+    seed: of views and mixtures. teachers: name -> variables. arrays: the columns of a
+    resident data set, `[N, ...]`. batch: `index`, `view` `[B]` int32 and, with mixup,
+    `partner_index`, `partner_view`; `targets`: stored rows, where they come with the batch.
+    The result has `image` `[B, H, W, C]` float32 in 0..255, `label` `[B]` int32, `mask`
+    `[B]`, with mixup also `mixed_label` `[B]` and `mix`, a scalar; and `teachers`,
+    name -> `Output` of those that need no state.
     """
     views = spec.views
 
@@ -68,28 +73,40 @@ def make_prepare(spec: StepSpec) -> Callable:
         image = views.augment(key, batch['image'], index, view)
         if spec.mixup:
             share = batch['mix'] = augment.mixup_share(_step_key(seed, step), spec.mixup)
-            partner = views.augment(key, batch['partner_image'], batch['partner_index'], batch['partner_view'])
+            partner = views.augment(
+                key, batch['partner_image'], batch['partner_index'], batch['partner_view']
+            )
             image = share * image + (1 - share) * partner
         batch = without_partners(batch) | {'image': image}
         if any(teacher.network is None and teacher.shared for teacher in spec.teachers):
             batch['slot'] = views.slot(key, index, view)
-        said = {t.name: t.output(teachers[t.name], batch, None, {}, 'student') for t in spec.teachers if t.shared}
-        return {name: column for name, column in batch.items() if name not in ('slot', 'targets')} | {'teachers': said}
+        said = {
+            t.name: t.output(teachers[t.name], batch, None, {}, 'student')
+            for t in spec.teachers
+            if t.shared
+        }
+        return {
+            name: column for name, column in batch.items() if name not in ('slot', 'targets')
+        } | {'teachers': said}
 
     return prepare
 
 
 def without_partners(batch: Arrays) -> Arrays:
-    """A batch whose `partner_label` is its `mixed_label`, and in which nothing else is left of partners."""
+    """A batch whose `partner_label` is its `mixed_label`, and in which
+    nothing else is left of partners.
+    """
     rest = {name: column for name, column in batch.items() if not name.startswith('partner_')}
     return rest | ({'mixed_label': batch['partner_label']} if 'partner_label' in batch else {})
 
 
 def make_update(spec: StepSpec, axis_name: str | None = None) -> Callable:
-    """`update(state, seed, hparams, labels, part) -> (state, metrics)`: a student's step of what was prepared.
+    """`update(state, seed, hparams, labels, part) -> (state, metrics)`: a
+    student's step of what was prepared.
 
-    seed: int32 scalar, of the student's own randomness (dropout). hparams: see `make_train_step`. labels: the batch without
-    its images; part(number): all that was prepared of the examples `number::spec.accumulate`.
+    seed: int32 scalar, of the student's own randomness (dropout). hparams: see
+    `make_train_step`. labels: the batch without its images; part(number): all that was prepared
+    of the examples `number::spec.accumulate`.
     """
     over = Collectives(axis_name)
     loss_fn = make_loss(spec, axis_name)
@@ -102,12 +119,23 @@ def make_update(spec: StepSpec, axis_name: str | None = None) -> Callable:
 
         def gradients(model_state, number):
             mine = {label: share[number :: spec.accumulate] for label, share in shares.items()}
-            arguments = state.params, model_state, state, objective, weights, mine, part(number), key, number
+            arguments = (
+                state.params,
+                model_state,
+                state,
+                objective,
+                weights,
+                mine,
+                part(number),
+                key,
+                number,
+            )
             (_, (model_state, sums)), grads = jax.value_and_grad(loss_fn, has_aux=True)(*arguments)
             return model_state, grads, sums
 
         model_state, grads, sums = gradients(state.model_state, 0)
-        for number in range(1, spec.accumulate):  # unrolled: convolution gradients in a loop body are slow on CPU
+        # unrolled: convolution gradients in a loop body are slow on CPU
+        for number in range(1, spec.accumulate):
             model_state, *more = gradients(model_state, number)
             grads, sums = jax.tree.map(jnp.add, (grads, sums), tuple(more))
         right = over.total(sums.pop('right'))
@@ -121,18 +149,24 @@ def make_update(spec: StepSpec, axis_name: str | None = None) -> Callable:
 
 def on_axis(objective: Objective, axis_name: str | None) -> Objective:
     """This objective for a batch that is split over the devices of an axis."""
-    return objective.clone(losses=tuple((label, loss.clone(axis_name=axis_name)) for label, loss in objective.losses))
+    return objective.clone(
+        losses=tuple((label, loss.clone(axis_name=axis_name)) for label, loss in objective.losses)
+    )
 
 
 def make_loss(spec: StepSpec, axis_name: str | None) -> Callable:
-    """`loss(params, model_state, state, objective, weights, shares, batch, key, number) -> (loss, (model_state, sums))`.
+    """`loss(params, model_state, state, objective, weights, shares, batch, key,
+    number) -> (loss, (model_state, sums))`.
 
-    Of the students together. weights: label -> the loss's weight now. shares: label -> `[B]`, what each example counts in the
-    mean. number: which part of the batch this is. sums: every loss unweighted, `loss`, and `right`, how many examples the
-    student classifies rightly.
+    Of the students together. weights: label -> the loss's weight now. shares: label -> `[B]`, what
+    each example counts in the mean. number: which part of the batch this is. sums: every loss
+    unweighted, `loss`, and `right`, how many examples the student classifies rightly.
     """
     frozen = {'student': spec.freeze}  # the peer trains as a whole
-    networks = {role: network.training(axis_name, frozen.get(role, ())) for role, network in spec.students.items()}
+    networks = {
+        role: network.training(axis_name, frozen.get(role, ()))
+        for role, network in spec.students.items()
+    }
 
     def loss(params, model_state, state, objective, weights, shares, batch, key, number):
         outputs, new_state, losses = {}, {}, {}
@@ -157,7 +191,9 @@ def make_loss(spec: StepSpec, axis_name: str | None) -> Callable:
             terms = {label: (values[label] * shares[label]).sum() for label in values}
             losses[role] = sum(weights[label] * terms[label] for label in terms)
         right = (batch['label'] >= 0) & (outputs['student'].logits.argmax(-1) == batch['label'])
-        sums = terms | {f'{role}_loss': value for role, value in losses.items() if role != 'student'}
+        sums = terms | {
+            f'{role}_loss': value for role, value in losses.items() if role != 'student'
+        }
         sums |= {'loss': losses['student'], 'right': right.sum().astype(jnp.float32)}
         return sum(losses.values()), (new_state, sums)
 
@@ -168,33 +204,51 @@ def teacher_outputs(
     spec: StepSpec, state: TrainState, outputs: Mapping[str, Output], role: str, batch: Arrays
 ) -> tuple[Output, ...]:
     """What each teacher says to the student `role`, in the config's order, without gradient."""
-    said = (batch['teachers'][t.name] if t.shared else t.output((), batch, state, outputs, role) for t in spec.teachers)
+    said = (
+        batch['teachers'][t.name] if t.shared else t.output((), batch, state, outputs, role)
+        for t in spec.teachers
+    )
     return tuple(map(jax.lax.stop_gradient, said))
 
 
 def _shares(objective: Objective, labels: Arrays, over: Collectives) -> dict[str, jax.Array]:
     """What each example counts in the mean of each loss: label -> `[B]`.
 
-    The mean is over the examples that a loss can judge, wherever they are; the mean over devices undoes their number.
+    The mean is over the examples that a loss can judge, wherever they are; the mean over
+    devices undoes their number.
     """
     devices = over.total(1)
     masks = objective.masks(labels)
-    return {label: mask * (devices / jnp.maximum(over.total(mask.sum()), 1.0)) for label, mask in masks.items()}
+    return {
+        label: mask * (devices / jnp.maximum(over.total(mask.sum()), 1.0))
+        for label, mask in masks.items()
+    }
 
 
 def _synchronised(model_state: Mapping[str, Any], over: Collectives) -> dict[str, Any]:
-    """Running statistics become those of all devices; memory banks are the same on all already, and large."""
+    """Running statistics become those of all devices; memory banks are the
+    same on all already, and large.
+    """
     return {
-        role: {name: tree if name == 'memory' else over.mean(tree) for name, tree in collections.items()}
+        role: {
+            name: tree if name == 'memory' else over.mean(tree)
+            for name, tree in collections.items()
+        }
         for role, collections in model_state.items()
     }
 
 
-def _updated(spec: StepSpec, state: TrainState, hparams: Hparams, grads: Any, model_state: Any) -> TrainState:
+def _updated(
+    spec: StepSpec, state: TrainState, hparams: Hparams, grads: Any, model_state: Any
+) -> TrainState:
     """The state after the update with these gradients."""
     updates, opt_state = spec.optimizer(hparams).update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    ema, snapshot, now = state.ema, state.snapshot, {'params': params['student'], 'model_state': model_state['student']}
+    ema, snapshot, now = (
+        state.ema,
+        state.snapshot,
+        {'params': params['student'], 'model_state': model_state['student']},
+    )
     if spec.ema_decay:
         ema = optim.ema(ema, now, spec.ema_decay, state.step)
     if spec.snapshot_steps:
@@ -212,18 +266,21 @@ def make_train_step(spec: StepSpec, axis_name: str | None = None) -> Callable:
     """The step `(state, seeds, hparams, teachers, arrays, batch) -> (state, metrics)`.
 
     state: `TrainState`; its buffers may be donated.
-    seeds: int32 `[2]`: that of views and mixtures, and the student's own, of dropout. All randomness derives from them, the
-      step number and each example's (index, view).
-    hparams: 'objective.<label>.<field>', 'optim.learning_rate', 'optim.weight_decay' -> float32 scalar, the numbers that may
-      change without another program.
+    seeds: int32 `[2]`: that of views and mixtures, and the student's own, of dropout. All
+      randomness derives from them, the step number and each example's (index, view).
+    hparams: 'objective.<label>.<field>', 'optim.learning_rate', 'optim.weight_decay' -> float32
+      scalar, the numbers that may change without another program.
     teachers, arrays, batch: see `make_prepare`; read only.
-    metrics: float32 scalars: `loss`, `top1` of the training batch (labelled examples), and each loss unweighted.
+    metrics: float32 scalars: `loss`, `top1` of the training batch (labelled
+      examples), and each loss unweighted.
     """
     prepare, update = make_prepare(spec), make_update(spec, axis_name)
 
     def train_step(state, seeds, hparams, teachers, arrays, batch):
         def part(number):
-            return prepare(seeds[0], state.step, teachers, arrays, every(batch, number, spec.accumulate))
+            return prepare(
+                seeds[0], state.step, teachers, arrays, every(batch, number, spec.accumulate)
+            )
 
         return update(state, seeds[1], hparams, without_partners(read(arrays, batch)), part)
 
@@ -231,9 +288,11 @@ def make_train_step(spec: StepSpec, axis_name: str | None = None) -> Callable:
 
 
 def make_prepare_step(spec: StepSpec, axis_name: str | None = None) -> Callable:
-    """`make_prepare`'s function for `scan_steps`: `(step, seed, teachers, arrays, batch) -> (step + 1, prepared)`.
+    """`make_prepare`'s function for `scan_steps`: `(step, seed, teachers, arrays,
+    batch) -> (step + 1, prepared)`.
 
-    Every device gets what all of them prepared. Where no loss needs features, logits are all that is left of teachers.
+    Every device gets what all of them prepared. Where no loss needs features, logits are
+    all that is left of teachers.
     """
     prepare, over = make_prepare(spec), Collectives(axis_name)
     features = any(loss.needs_features for _, loss in spec.objective.losses)
@@ -241,28 +300,38 @@ def make_prepare_step(spec: StepSpec, axis_name: str | None = None) -> Callable:
     def prepare_step(step, seed, teachers, arrays, batch):
         prepared = prepare(seed, step, teachers, arrays, batch)
         if not features:
-            prepared['teachers'] = {name: Output(said.logits, {}) for name, said in prepared['teachers'].items()}
+            prepared['teachers'] = {
+                name: Output(said.logits, {}) for name, said in prepared['teachers'].items()
+            }
         return step + 1, over.gather(prepared)
 
     return prepare_step
 
 
 def make_member_step(spec: StepSpec) -> Callable:
-    """`make_update`'s function for `scan_steps`, on one device: `(state, seed, hparams, prepared) -> (state, metrics)`."""
+    """`make_update`'s function for `scan_steps`, on one device:
+    `(state, seed, hparams, prepared) -> (state, metrics)`.
+    """
     update = make_update(spec)
 
     def member_step(state, seed, hparams, prepared):
-        labels = {name: value for name, value in prepared.items() if name not in ('image', 'teachers')}
-        return update(state, seed, hparams, labels, lambda number: every(prepared, number, spec.accumulate))
+        labels = {
+            name: value for name, value in prepared.items() if name not in ('image', 'teachers')
+        }
+        return update(
+            state, seed, hparams, labels, lambda number: every(prepared, number, spec.accumulate)
+        )
 
     return member_step
 
 
 def scan_steps(step: Callable) -> Callable:
-    """Many steps in one program: `(state, ..., count, batches) -> (state, outputs [S])` of `step(state, ..., batch)`.
+    """Many steps in one program: `(state, ..., count, batches) -> (state, outputs [S])`
+    of `step(state, ..., batch)`.
 
-    batches: as the step's, stacked `[S, B]`; only the first `count` (int32 scalar) of them are used, and only the first
-    `count` outputs mean anything. One program thus serves every number of steps up to S. For S = 1 there is no loop.
+    batches: as the step's, stacked `[S, B]`; only the first `count` (int32 scalar) of them are
+    used, and only the first `count` outputs mean anything. One program thus serves every number of
+    steps up to S. For S = 1 there is no loop.
     """
     step = jax.jit(step)  # traced once, though used twice
 
@@ -270,14 +339,18 @@ def scan_steps(step: Callable) -> Callable:
         *shared, count, batches = arguments
 
         def one(state, number):
-            batch = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, number, keepdims=False), batches)
+            batch = jax.tree.map(
+                lambda x: jax.lax.dynamic_index_in_dim(x, number, keepdims=False), batches
+            )
             return step(state, *shared, batch)
 
         size = jax.tree.leaves(batches)[0].shape[0]
         if size == 1:
             state, outputs = one(state, 0)
             return state, jax.tree.map(lambda x: x[None], outputs)
-        empty = jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), jax.eval_shape(one, state, 0)[1])
+        empty = jax.tree.map(
+            lambda x: jnp.zeros((size, *x.shape), x.dtype), jax.eval_shape(one, state, 0)[1]
+        )
 
         def body(number, carry):
             state, outputs = carry
@@ -292,8 +365,8 @@ def scan_steps(step: Callable) -> Callable:
 def make_eval_step(network: Network | Ensemble, axis_name: str | None = None) -> Callable:
     """The step `(variables, arrays, batch) -> sums` of `kd_jax.metrics` over the global batch.
 
-    arrays: `image`, `label` and perhaps `teacher_logits` of a split. batch: {'index' [B] int32, 'mask' [B] float32};
-    examples with mask 0 count nowhere.
+    arrays: `image`, `label` and perhaps `teacher_logits` of a split. batch: {'index' [B] int32,
+    'mask' [B] float32}; examples with mask 0 count nowhere.
     """
 
     def eval_step(variables, arrays, batch):
@@ -302,13 +375,18 @@ def make_eval_step(network: Network | Ensemble, axis_name: str | None = None) ->
         heads = {name: head.logits for name, head in output.heads.items()}
         if heads:
             heads['average'] = mean_probabilities(list(heads.values()))
-        return Collectives(axis_name).total(metrics.sums(output.logits, batch, batch.get('teacher_logits'), heads))
+        return Collectives(axis_name).total(
+            metrics.sums(output.logits, batch, batch.get('teacher_logits'), heads)
+        )
 
     return eval_step
 
 
-def make_predict_step(networks: Sequence[Network], views: Views | None = None, axis_name: str | None = None) -> Callable:
-    """`(variables, arrays, batch) -> logits [B, K]` float32 of all devices, one a network. batch: {'index' [B]}.
+def make_predict_step(
+    networks: Sequence[Network], views: Views | None = None, axis_name: str | None = None
+) -> Callable:
+    """`(variables, arrays, batch) -> logits [B, K]` float32 of all devices, one a
+    network. batch: {'index' [B]}.
 
     With `views` the images are seen as the batch's `slot` `[B]` says, otherwise as they are.
     """
@@ -319,7 +397,10 @@ def make_predict_step(networks: Sequence[Network], views: Views | None = None, a
         if views is not None:
             image = views.of_slot(image, batch['index'], batch['slot'])
         return Collectives(axis_name).gather(
-            tuple(network.predict(v, image).logits for network, v in zip(networks, variables, strict=True))
+            tuple(
+                network.predict(v, image).logits
+                for network, v in zip(networks, variables, strict=True)
+            )
         )
 
     return predict_step

@@ -1,4 +1,6 @@
-"""A study: its runs in the order of what they depend on, each trained, resumed or skipped; then the closing table."""
+"""A study: its runs in the order of what they depend on, each trained, resumed or
+skipped; then the closing table.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -18,7 +20,9 @@ from kd_jax.workdir import PathLike, make_directory, to_json, write_json
 
 
 class Study:
-    """The runs of `config` in `workdir`. together: name -> runs that differ in numbers only, and train as a sweep."""
+    """The runs of `config` in `workdir`. together: name -> runs that differ in
+    numbers only, and train as a sweep.
+    """
 
     def __init__(
         self,
@@ -38,12 +42,17 @@ class Study:
             build.check_teachers(name, run)
         self.parallel = parallel.Parallel(config.parallel, config.devices or None, fast=config.fast)
         self.library = Library(self.plan, config, self.workdir, self.parallel)
-        self.specs: dict[str, RunSpec] = {}  # of what is to train: runs, and sweeps by their own names
+        # of what is to train: runs, and sweeps by their own names
+        self.specs: dict[str, RunSpec] = {}
         self.failures: list[str] = []
 
     def unfinished(self, name: str) -> list[int]:
         """The seeds of a run that are still to train."""
-        return [seed for seed in self.plan.runs[name].seeds if not self.library.directory(name, seed).finished()]
+        return [
+            seed
+            for seed in self.plan.runs[name].seeds
+            if not self.library.directory(name, seed).finished()
+        ]
 
     def check(self) -> None:
         """Finds every mistake that can be found before the first step of the first run."""
@@ -54,14 +63,19 @@ class Study:
             for name in names:
                 run = self.plan.runs[name]
                 for seed in run.seeds:
-                    self.library.directory(name, seed).check_same(run.to_dict(), config_lib.upgraded)
+                    self.library.directory(name, seed).check_same(
+                        run.to_dict(), config_lib.upgraded
+                    )
                 for seed in reversed(self.unfinished(name)):
                     self._check(group, name, seed)
 
     def _check(self, group: str, name: str, seed: int) -> None:
         run = self.plan.runs[name]
         if group != name and jax.process_count() > 1:
-            raise UserError(f'{group} is a sweep, which trains in one process; make its members runs of their own')
+            raise UserError(
+                f'{group} is a sweep, which trains in one process; '
+                'make its members runs of their own'
+            )
         if group not in self.specs:
             devices = self.parallel.for_batch(run.batch_size, run.optim.accumulate)
             teachers = self.library.teachers(run, seed, self._planned)
@@ -84,10 +98,15 @@ class Study:
         return self.library.load(reference, seed)
 
     def run(self, should_stop: Callable[[], bool]) -> list[dict]:
-        """Trains what is not finished and returns all results; writes results.json and report.md."""
+        """Trains what is not finished and returns all results;
+        writes results.json and report.md.
+        """
         self.check()
         if parallel.is_main():
-            write_json(self.workdir / 'study.json', to_json(self.config.copy_and_resolve_references().to_dict()))
+            write_json(
+                self.workdir / 'study.json',
+                to_json(self.config.copy_and_resolve_references().to_dict()),
+            )
         self.library.finish_imports()
         for group in self.plan.groups(self.chosen):
             self.train(group, should_stop)
@@ -101,10 +120,21 @@ class Study:
     def results(self) -> list[dict]:
         """Of everything that is finished."""
         directories = [self.library.directory(name, 0) for name in self.library.imports]
-        directories += [self.library.directory(name, seed) for name, run in self.plan.runs.items() for seed in run.seeds]
+        directories += [
+            self.library.directory(name, seed)
+            for name, run in self.plan.runs.items()
+            for seed in run.seeds
+        ]
         return [directory.result() for directory in directories if directory.finished()]
 
-    def train(self, group: str, should_stop: Callable[[], bool], *, prune: Prune | None = None, test: bool = True) -> None:
+    def train(
+        self,
+        group: str,
+        should_stop: Callable[[], bool],
+        *,
+        prune: Prune | None = None,
+        test: bool = True,
+    ) -> None:
         """Trains what is not finished of a run or of a sweep. prune, test: see `train`."""
         waiting = self._jobs(group)
         spec = self.specs.pop(group, None)  # and with it, at the end, what lies on the devices
@@ -112,9 +142,16 @@ class Study:
             return
         sweep = group in self.plan.members
         devices = self.parallel.for_batch(spec.config.batch_size, spec.step.accumulate)
-        executor = executors.MemberParallel(spec, devices) if sweep else executors.DataParallel(spec, devices)
+        executor = (
+            executors.MemberParallel(spec, devices)
+            if sweep
+            else executors.DataParallel(spec, devices)
+        )
         if parallel.is_main():
-            say(f'{group} · {report.describe(spec, devices)}' + (f'; {len(waiting)} students' if sweep else ''))
+            say(
+                f'{group} · {report.describe(spec, devices)}'
+                + (f'; {len(waiting)} students' if sweep else '')
+            )
         for together in self._taught_alike(waiting) if sweep else [[job] for job in waiting]:
             if parallel.in_any_process(should_stop()):
                 raise Stopped
@@ -123,7 +160,13 @@ class Study:
             options = {'tensorboard': self.config.tensorboard, 'wandb': self.config.wandb}
             profile = tuple(self.config.profile)
             failed = train(
-                executor, together, should_stop=should_stop, options=options, profile=profile, prune=prune, test=test
+                executor,
+                together,
+                should_stop=should_stop,
+                options=options,
+                profile=profile,
+                prune=prune,
+                test=test,
             )
             for why in failed:
                 self._give_up(why, said=sweep)
@@ -143,11 +186,17 @@ class Study:
             for seed in unfinished:
                 lacking = self.library.lacks(run, seed)
                 if lacking:
-                    self._give_up(f'{name} seed {seed} was not trained, for {lacking} did not get to its end')
+                    self._give_up(
+                        f'{name} seed {seed} was not trained, for {lacking} did not get to its end'
+                    )
                     continue
-                directory, start = self.library.directory(name, seed).path, self.library.start(run, seed)
+                directory, start = (
+                    self.library.directory(name, seed).path,
+                    self.library.start(run, seed),
+                )
                 waiting.append(build.job_of(self.specs[group], name, run, seed, directory, start))
-        parallel.barrier(f'{group} listed')  # nobody finishes a seed while another still looks what is finished
+        # nobody finishes a seed while another still looks what is finished
+        parallel.barrier(f'{group} listed')
         return waiting
 
     def _taught_alike(self, waiting: Sequence[Job]) -> list[list[Job]]:
@@ -155,7 +204,9 @@ class Study:
         groups: dict[tuple[epath.Path, ...], list[Job]] = {}
         for job in waiting:
             names = jobs.outside(job.config.teachers)
-            groups.setdefault(tuple(self.library.find(name, job.seed).path for name in names), []).append(job)
+            groups.setdefault(
+                tuple(self.library.find(name, job.seed).path for name in names), []
+            ).append(job)
         return list(groups.values())
 
     def _give_up(self, why: str, *, said: bool = False) -> None:
@@ -164,13 +215,19 @@ class Study:
         if parallel.is_main() and not said:
             say(f'{why} · the study goes on')
 
-    def _teachers(self, executor: executors.Executor, job: Job, should_stop: Callable[[], bool]) -> TeacherData:
-        """What the teachers of a job give to its steps; soft targets are extracted first, where they are not there yet."""
+    def _teachers(
+        self, executor: executors.Executor, job: Job, should_stop: Callable[[], bool]
+    ) -> TeacherData:
+        """What the teachers of a job give to its steps; soft targets are extracted first,
+        where they are not there yet.
+        """
         spec, teachers = executor.run, self.library.teachers(job.config, job.seed)
         if spec.targets is None:
             return executor.placement.teachers(teachers)
         title, models = ' and '.join(teachers), list(teachers.values())
-        wanted = extraction.Extraction(models, spec.dataset, spec.targets, executor.parallel, spec.step.precision, title)
+        wanted = extraction.Extraction(
+            models, spec.dataset, spec.targets, executor.parallel, spec.step.precision, title
+        )
         directories = [self.library.store_of(name, job.seed) for name in teachers]
         rows = extraction.obtain(wanted, directories, should_stop)
         if rows is None:

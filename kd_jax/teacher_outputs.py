@@ -1,7 +1,9 @@
-"""What a teacher says: live networks, stored targets, and the teachers that a run makes for itself; all `TeacherSpec`s.
+"""What a teacher says: live networks, stored targets, and the teachers that a run makes
+for itself; all `TeacherSpec`s.
 
-Those of its own are the average of its weights (`self:ema`), the student of some epochs ago (`self:snapshot`), and a second
-student that learns at the same time, each the other's teacher (`self:peer`).
+Those of its own are the average of its weights (`self:ema`), the student of some epochs
+ago (`self:snapshot`), and a second student that learns at the same time, each the
+other's teacher (`self:peer`).
 """
 
 from collections.abc import Sequence
@@ -28,7 +30,9 @@ def live(name: str, weight: float, network: Network) -> TeacherSpec:
 
 
 def stored(name: str, weight: float, num_classes: int) -> TeacherSpec:
-    """Logits that were computed beforehand: a table `[N, V, ...]` on the devices, or columns `targets` of the batch."""
+    """Logits that were computed beforehand: a table `[N, V, ...]` on the devices, or
+    columns `targets` of the batch.
+    """
 
     def output(table, batch, state, outputs, role):
         if name in batch.get('targets', {}):
@@ -50,11 +54,15 @@ def ema(weight: float, student: Network) -> TeacherSpec:
 
 
 def snapshot(weight: float, student: Network, every: int) -> TeacherSpec:
-    """The student as it was at the last multiple of `every` steps; before the first the student agrees with its teacher."""
+    """The student as it was at the last multiple of `every` steps; before the first the
+    student agrees with its teacher.
+    """
 
     def output(variables, batch, state, outputs, role):
         then = _of(student, state.snapshot, batch)
-        return jax.tree.map(lambda x, now: jnp.where(state.step >= every, x, now), then, outputs[role])
+        return jax.tree.map(
+            lambda x, now: jnp.where(state.step >= every, x, now), then, outputs[role]
+        )
 
     return TeacherSpec(SNAPSHOT, weight, output, shared=False)
 

@@ -1,4 +1,5 @@
-"""The files of a run: `<workdir>/<run>/seed<k>/` with config.json, checkpoints/, metrics.jsonl, result.json.
+"""The files of a run: `<workdir>/<run>/seed<k>/` with config.json,
+checkpoints/, metrics.jsonl, result.json.
 
 A path may be text, a `pathlib.Path` or an `epath.Path`, which also names buckets (`gs://...`).
 """
@@ -32,7 +33,8 @@ def write_text(path: PathLike, text: str) -> None:
         file.flush()
         try:
             number = file.fileno()
-        except (AttributeError, io.UnsupportedOperation):  # of a bucket, where it is whole once it is closed
+        except (AttributeError, io.UnsupportedOperation):
+            # of a bucket, where it is whole once it is closed
             number = None
         if number is not None:
             os.fsync(number)
@@ -50,11 +52,15 @@ def read_json(path: PathLike) -> Any:
     try:
         return json.loads(path.read_text())
     except (ValueError, OSError) as error:
-        raise UserError(f'{path} cannot be read as JSON ({error}); delete {path.parent} and run its study again') from error
+        raise UserError(
+            f'{path} cannot be read as JSON ({error}); delete {path.parent} and run its study again'
+        ) from error
 
 
 def differences(here: dict, there: dict, prefix: str = '') -> list[str]:
-    """The fields in which two nested configs differ, as `optim.learning_rate: 0.05 there, 0.1 here`."""
+    """The fields in which two nested configs differ, as
+    `optim.learning_rate: 0.05 there, 0.1 here`.
+    """
     lines = []
     for key in [*there, *(k for k in here if k not in there)]:
         a, b = there.get(key, _MISSING), here.get(key, _MISSING)
@@ -87,23 +93,30 @@ class RunDirectory:
         return read_json(self.path / 'result.json')
 
     def info(self) -> dict[str, Any]:
-        """{'run', 'seed', 'config', 'data': {'num_classes', 'image_shape', 'mean', 'std', ...}} as saved at the start."""
+        """{'run', 'seed', 'config', 'data': {'num_classes', 'image_shape', 'mean', 'std',
+        ...}} as saved at the start.
+        """
         return read_json(self.path / 'config.json')
 
-    def check_same(self, config: dict[str, Any], upgrade: Callable[[dict[str, Any]], dict[str, Any]] = dict) -> None:
-        """Raises `UserError` if this directory belongs to another config; the sentence names the differing fields.
+    def check_same(
+        self, config: dict[str, Any], upgrade: Callable[[dict[str, Any]], dict[str, Any]] = dict
+    ) -> None:
+        """Raises `UserError` if this directory belongs to another config; the
+        sentence names the differing fields.
 
-        Which other seeds the run has makes no difference to this one. upgrade: gives a config that another version recorded
-        in today's names, with the defaults of what it did not know.
+        Which other seeds the run has makes no difference to this one. upgrade: gives a config that
+        another version recorded in today's names, with the defaults of what it did not know.
         """
         if not (self.path / 'config.json').exists():
             return
-        here, there = ({**upgrade(c), 'seeds': None} for c in (to_json(config), self.info()['config']))
+        here, there = (
+            {**upgrade(c), 'seeds': None} for c in (to_json(config), self.info()['config'])
+        )
         fields = differences(to_json(here), to_json(there))
         if fields:
             raise UserError(
-                f'{self.path} holds a run with another config ({"; ".join(fields)}); choose another --workdir, '
-                'or undo the change, or delete that directory'
+                f'{self.path} holds a run with another config ({"; ".join(fields)}); choose '
+                'another --workdir, or undo the change, or delete that directory'
             )
 
     def start(self, info: dict[str, Any]) -> None:
@@ -139,16 +152,21 @@ def make_directory(path: PathLike) -> None:
         probe.write_text('')
         probe.unlink(missing_ok=True)  # another process may have been here
     except OSError as error:
-        raise UserError(f'cannot write to {path}: {error.strerror or error}; choose another --workdir') from error
+        raise UserError(
+            f'cannot write to {path}: {error.strerror or error}; choose another --workdir'
+        ) from error
 
 
 def matches(path: PathLike, pattern: str) -> list[epath.Path]:
-    """What is in the directory `path` and fits to `pattern`, sorted; brackets and the like in `path` mean themselves."""
+    """What is in the directory `path` and fits to `pattern`, sorted; brackets and the
+    like in `path` mean themselves.
+    """
     return sorted(epath.Path(glob.escape(os.fspath(epath.Path(path)))).glob(pattern))
 
 
 def find_run(path: PathLike, seed: int) -> RunDirectory:
-    """The run that `path` means for a student of `seed`: a run's seed directory, or a run's directory.
+    """The run that `path` means for a student of `seed`: a run's seed
+    directory, or a run's directory.
 
     Of a run's directory the same seed is taken if it is there, otherwise the first one.
 
@@ -158,15 +176,19 @@ def find_run(path: PathLike, seed: int) -> RunDirectory:
     path = epath.Path(path)
     if (path / 'config.json').exists():
         return RunDirectory(path)
-    seeds = sorted(matches(path, 'seed*/config.json'), key=lambda p: (len(p.parent.name), p.parent.name))
+    seeds = sorted(
+        matches(path, 'seed*/config.json'), key=lambda p: (len(p.parent.name), p.parent.name)
+    )
     if seeds:
         same = path / f'seed{seed}'
         return RunDirectory(same if same / 'config.json' in seeds else seeds[0].parent)
     runs = sorted({p.parent.parent.name for p in matches(path, '*/seed*/config.json')})
     if runs:
         raise UserError(
-            f'{path} is a study, not a run; name one of its runs, such as {path / runs[0]} (it has {", ".join(runs)})'
+            f'{path} is a study, not a run; name one of its runs, such as '
+            f'{path / runs[0]} (it has {", ".join(runs)})'
         )
     raise UserError(
-        f'{path} is neither a run of this study nor the workdir of a run; it should hold config.json and checkpoints'
+        f'{path} is neither a run of this study nor the workdir of a run; it should '
+        'hold config.json and checkpoints'
     )

@@ -1,10 +1,13 @@
-"""Strict where users are not: four fake CPU devices, rank promotion raises, warnings are errors, one compilation cache.
+"""Strict where users are not: four fake CPU devices, rank promotion raises, warnings are
+errors, one compilation cache.
 
-Nearly all of a test's time is the compiler's: programs, those of the commands it starts too, are compiled without most of its
-optimisations (unless JAX_DISABLE_MOST_OPTIMIZATIONS=0 is set) and without XLA's newer fusions for CPUs, which take three times
-as long. A test of what optimisations do takes the fixture `optimised`.
+Nearly all of a test's time is the compiler's: programs, those of the commands it starts too, are
+compiled without most of its optimisations (unless JAX_DISABLE_MOST_OPTIMIZATIONS=0 is set) and
+without XLA's newer fusions for CPUs, which take three times as long. A test of what optimisations
+do takes the fixture `optimised`.
 
-When a worker process crashes, the end of the report says where: what its threads were doing is otherwise lost in the output.
+When a worker process crashes, the end of the report says where: what its threads were doing is
+otherwise lost in the output.
 """
 
 import faulthandler
@@ -13,9 +16,13 @@ import tempfile
 from pathlib import Path
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=4'
+os.environ['XLA_FLAGS'] = (
+    os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=4'
+)
 os.environ['XLA_FLAGS'] += ' --xla_cpu_use_fusion_emitters=false'
-os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', os.path.join(tempfile.gettempdir(), 'kd_jax_test_cache'))
+os.environ.setdefault(
+    'JAX_COMPILATION_CACHE_DIR', os.path.join(tempfile.gettempdir(), 'kd_jax_test_cache')
+)
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
 
@@ -36,7 +43,9 @@ def few_programs():
 
 @pytest.fixture
 def optimised(monkeypatch):
-    """Programs, those of commands too, are compiled as a user's are; those compiled before are not used."""
+    """Programs, those of commands too, are compiled as a user's are; those
+    compiled before are not used.
+    """
     before = jax.config.read('jax_disable_most_optimizations')
     monkeypatch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '0')
     jax.config.update('jax_disable_most_optimizations', False)
@@ -52,14 +61,17 @@ def pytest_configure(config):
     if worker is None:
         config.crashes = os.environ['KD_JAX_CRASHES'] = tempfile.mkdtemp(prefix='kd_jax_crashes_')
     else:
-        config.crash_file = open(Path(os.environ['KD_JAX_CRASHES'], f'{worker}-{os.getpid()}'), 'w')  # noqa: SIM115
+        path = Path(os.environ['KD_JAX_CRASHES'], f'{worker}-{os.getpid()}')
+        config.crash_file = path.open('w')
         faulthandler.enable(config.crash_file)
 
 
 def pytest_terminal_summary(terminalreporter, config):
     for path in sorted(Path(config.crashes).iterdir()):
         dull = ('Extension modules', '/_pytest/', '/pluggy/', '/xdist/', '/execnet/')
-        lines = [line for line in path.read_text().splitlines() if not any(word in line for word in dull)]
+        lines = [
+            line for line in path.read_text().splitlines() if not any(word in line for word in dull)
+        ]
         if lines:
             terminalreporter.section(f'worker {path.name} crashed')
             for line in lines[:40]:

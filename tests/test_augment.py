@@ -1,4 +1,6 @@
-"""Augmentation: exactly the views it may give, as often as it should, each from the example's key alone."""
+"""Augmentation: exactly the views it may give, as often as it should, each
+from the example's key alone.
+"""
 
 from collections import Counter
 from functools import partial
@@ -16,12 +18,16 @@ from kd_jax.data.augment import augment, mixup_share, rotate_image
 
 
 def image_of(height, width, channels, seed=0):
-    return np.random.default_rng(seed).integers(1, 256, (height, width, channels)).astype(np.float32)
+    return (
+        np.random.default_rng(seed).integers(1, 256, (height, width, channels)).astype(np.float32)
+    )
 
 
 def views(image, count, seed=0, **parts):
     def view(key, image):
-        return jax.vmap(partial(augment, **parts), in_axes=(0, None))(jax.random.split(key, count), image)
+        return jax.vmap(partial(augment, **parts), in_axes=(0, None))(
+            jax.random.split(key, count), image
+        )
 
     return np.asarray(quickly(view)(jax.random.key(seed), image))
 
@@ -38,7 +44,9 @@ def frequencies(found, allowed):
 def assert_uniform(counts):
     expected = counts.sum() / len(counts)
     assert expected > 20
-    assert ((counts - expected) ** 2 / expected).sum() < scipy.stats.chi2.ppf(0.999, len(counts) - 1)
+    assert ((counts - expected) ** 2 / expected).sum() < scipy.stats.chi2.ppf(
+        0.999, len(counts) - 1
+    )
 
 
 def test_crop_gives_all_shifts_and_each_as_often():
@@ -74,7 +82,10 @@ def test_cutout_is_a_square_at_a_uniform_centre_clipped_at_the_borders(side):
     found = views(image, 7200, cutout=side, fill=fill)
     assert_uniform(frequencies(found, allowed))
     area = (found[..., 0] == -3).sum((1, 2))
-    assert area.max() == side**2 and area.min() == (side - side // 2 if side % 2 == 0 else (side + 1) // 2) ** 2
+    assert (
+        area.max() == side**2
+        and area.min() == (side - side // 2 if side % 2 == 0 else (side + 1) // 2) ** 2
+    )
 
 
 def test_cutout_can_fill_with_one_number():
@@ -92,20 +103,25 @@ def test_rotation_by_0_is_exact(shape):
 @pytest.mark.parametrize('size', [7, 8])
 def test_rotation_by_quarters_is_rot90(quarters, size):
     image = image_of(size, size, 2)
-    np.testing.assert_allclose(rotate_image(jnp.asarray(image), 90.0 * quarters), np.rot90(image, quarters), atol=2e-3)
+    np.testing.assert_allclose(
+        rotate_image(jnp.asarray(image), 90.0 * quarters), np.rot90(image, quarters), atol=2e-3
+    )
 
 
 @pytest.mark.parametrize('degrees', [17.0, -30.0, 133.0])
 def test_rotation_is_scipy_s_bilinear_one(degrees):
     image = image_of(9, 12, 2)
-    expected = scipy.ndimage.rotate(image.astype(np.float64), degrees, reshape=False, order=1, mode='grid-constant')
+    expected = scipy.ndimage.rotate(
+        image.astype(np.float64), degrees, reshape=False, order=1, mode='grid-constant'
+    )
     np.testing.assert_allclose(rotate_image(jnp.asarray(image), degrees), expected, atol=2e-3)
 
 
 def angles(count, rotate):
     """The angle of each view in degrees, seen from where a bright spot went."""
     y, x = np.mgrid[-10:11, -10:11]
-    spot = np.exp(-((x - 6) ** 2 + y**2) / 4).astype(np.float32)[..., None]  # 6 pixels right of the centre
+    # 6 pixels right of the centre
+    spot = np.exp(-((x - 6) ** 2 + y**2) / 4).astype(np.float32)[..., None]
     found = views(spot, count, rotate=rotate)[..., 0]
     return np.degrees(np.arctan2(-(found * y).sum((1, 2)), (found * x).sum((1, 2))))
 
@@ -136,12 +152,16 @@ def test_a_part_draws_the_same_whatever_else_is_on():
     image = image_of(8, 8, 3)
     mirrored = (views(image, 300, flip=True) == image[:, ::-1]).all((1, 2, 3))
     cropped, both = views(image, 300, crop=2), views(image, 300, crop=2, flip=True)
-    np.testing.assert_array_equal(both, np.where(mirrored[:, None, None, None], cropped[:, :, ::-1], cropped))
+    np.testing.assert_array_equal(
+        both, np.where(mirrored[:, None, None, None], cropped[:, :, ::-1], cropped)
+    )
     holes = (views(image, 300, cutout=3, fill=-1.0) == -1).all(-1, keepdims=True)
     everything = views(image, 300, crop=2, flip=True, cutout=3, fill=-1.0)
     np.testing.assert_array_equal(everything, np.where(holes, -1, both))
     turned = views(image, 300, rotate=10.0)
-    np.testing.assert_array_equal(views(image, 300, rotate=10.0, cutout=3, fill=-1.0), np.where(holes, -1, turned))
+    np.testing.assert_array_equal(
+        views(image, 300, rotate=10.0, cutout=3, fill=-1.0), np.where(holes, -1, turned)
+    )
 
 
 ALL = {'crop': 2, 'flip': True, 'rotate': 15.0, 'cutout': 3, 'fill': (1.0, 2.0, 3.0)}
@@ -162,7 +182,9 @@ def test_a_view_depends_on_its_key_and_image_alone():
 
 def test_parts_that_are_off_are_not_in_the_program():
     image = jnp.zeros((4, 4, 1))
-    program = jax.make_jaxpr(partial(augment, crop=0, flip=False, rotate=0.0, cutout=0))(jax.random.key(0), image)
+    program = jax.make_jaxpr(partial(augment, crop=0, flip=False, rotate=0.0, cutout=0))(
+        jax.random.key(0), image
+    )
     assert program.eqns == []
 
 

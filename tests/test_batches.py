@@ -1,4 +1,6 @@
-"""The training order and the evaluation batches: every element as often as promised, from the step number alone."""
+"""The training order and the evaluation batches: every element as often as
+promised, from the step number alone.
+"""
 
 import numpy as np
 import pytest
@@ -10,7 +12,9 @@ from kd_jax.errors import UserError
 def draws(order, steps, start=0):
     """The first steps of an order, concatenated."""
     batches = [order.at(step) for step in range(start, start + steps)]
-    return np.concatenate([batch['index'] for batch in batches]), np.concatenate([batch['view'] for batch in batches])
+    return np.concatenate([batch['index'] for batch in batches]), np.concatenate(
+        [batch['view'] for batch in batches]
+    )
 
 
 @pytest.mark.parametrize('size, batch', [(12, 4), (10, 4), (10, 3), (7, 7), (3, 8), (1, 5), (5, 1)])
@@ -97,7 +101,9 @@ def test_bad_sizes_are_refused():
         list(eval_batches(3, -2))
 
 
-@pytest.mark.parametrize('count, batch, batches', [(10, 4, 3), (8, 4, 2), (3, 8, 1), (1, 1, 1), (0, 4, 0)])
+@pytest.mark.parametrize(
+    'count, batch, batches', [(10, 4, 3), (8, 4, 2), (3, 8, 1), (1, 1, 1), (0, 4, 0)]
+)
 def test_evaluation_sees_every_example_once(count, batch, batches):
     found = list(eval_batches(count, batch))
     assert len(found) == batches

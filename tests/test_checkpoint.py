@@ -13,8 +13,14 @@ def state(value, ema=None):
     rng = np.random.default_rng(value)
     return {
         'step': np.array(value, np.int32),
-        'params': {'student': {'head': {'kernel': rng.normal(size=(300, 40)).astype(np.float32)}}, 'objective': {}},
-        'model_state': {'student': {'batch_stats': {'mean': np.full(3, value, np.float32)}}, 'objective': {}},
+        'params': {
+            'student': {'head': {'kernel': rng.normal(size=(300, 40)).astype(np.float32)}},
+            'objective': {},
+        },
+        'model_state': {
+            'student': {'batch_stats': {'mean': np.full(3, value, np.float32)}},
+            'objective': {},
+        },
         'opt_state': (None, {'trace': rng.normal(size=5)}),
         'ema': ema,
     }
@@ -23,7 +29,9 @@ def state(value, ema=None):
 def save(directory, steps, best_step):
     with Checkpoints(directory) as checkpoints:
         for step in steps:
-            checkpoints.save(step, state(step), {'best_step': best_step if step >= best_step else None})
+            checkpoints.save(
+                step, state(step), {'best_step': best_step if step >= best_step else None}
+            )
 
 
 def damage(directory, step, how):
@@ -85,22 +93,31 @@ def test_nothing_saved_is_none(tmp_path):
 
 
 def test_variables_are_the_students_or_their_average(tmp_path):
-    average = {'params': {'head': {'kernel': np.ones(2)}}, 'model_state': {'batch_stats': {'mean': np.zeros(3)}}}
+    average = {
+        'params': {'head': {'kernel': np.ones(2)}},
+        'model_state': {'batch_stats': {'mean': np.zeros(3)}},
+    }
     with Checkpoints(tmp_path / 'checkpoints') as checkpoints:
         checkpoints.save(1, state(1), {})
         checkpoints.save(2, state(2, ema=average), {})
     plain, averaged = load_variables(tmp_path, 1), load_variables(tmp_path, 2)
-    assert np.array_equal(plain['params']['head']['kernel'], state(1)['params']['student']['head']['kernel'])
+    assert np.array_equal(
+        plain['params']['head']['kernel'], state(1)['params']['student']['head']['kernel']
+    )
     assert plain['batch_stats']['mean'].tolist() == [1, 1, 1]
     assert averaged['params']['head']['kernel'].tolist() == [1, 1]
 
 
 def test_loading_a_missing_or_damaged_checkpoint_is_one_sentence(tmp_path):
     save(tmp_path / 'checkpoints', (10,), best_step=10)
-    with pytest.raises(UserError, match='has no checkpoint of step 11; delete .* and run its study again'):
+    with pytest.raises(
+        UserError, match='has no checkpoint of step 11; delete .* and run its study again'
+    ):
         load_variables(tmp_path, 11)
     damage(tmp_path / 'checkpoints', 10, 'flipped')
-    with pytest.raises(UserError, match='the checkpoint of step 10 .* does not match its checksum; delete'):
+    with pytest.raises(
+        UserError, match='the checkpoint of step 10 .* does not match its checksum; delete'
+    ):
         load_variables(tmp_path, 10)
 
 
@@ -108,7 +125,14 @@ def test_checksum_sees_names_types_shapes_and_values():
     x = np.arange(6, dtype=np.float32)
     sums = {
         checksum(tree)
-        for tree in ({'a': x}, {'b': x}, {'a': x.reshape(2, 3)}, {'a': x.astype(np.int32)}, {'a': x + 1}, {'a': {'a': x}})
+        for tree in (
+            {'a': x},
+            {'b': x},
+            {'a': x.reshape(2, 3)},
+            {'a': x.astype(np.int32)},
+            {'a': x + 1},
+            {'a': {'a': x}},
+        )
     }
     assert len(sums) == 6
     assert checksum({'a': x, 'b': x}) == checksum({'b': x.copy(), 'a': x})

@@ -1,4 +1,6 @@
-"""Whatever a step can do, in pairs: the same on one device and on four, under jit and pmap, and resumed; or one sentence."""
+"""Whatever a step can do, in pairs: the same on one device and on four, under jit and pmap,
+and resumed; or one sentence.
+"""
 
 import itertools
 
@@ -12,11 +14,16 @@ from kd_jax import build
 from kd_jax.checkpoint import Checkpoints
 from kd_jax.errors import UserError
 
-# What each does to a run that learns from the teacher 'a': (changes of the run, of the augmentation, teachers added).
+# What each does to a run that learns from the teacher 'a': (changes of the run, of the
+# augmentation, teachers added).
 FEATURES = {
     'sweep': ({'sweep': 'objective.kl.tau=1,4; optim.learning_rate=0.05,0.02'}, {}, ()),
     'several teachers': ({}, {}, ('b',)),
-    'own past and average': ({'optim.ema_decay': 0.9, 'snapshot_epochs': 0.25}, {}, ('self:ema', 'self:snapshot')),
+    'own past and average': (
+        {'optim.ema_decay': 0.9, 'snapshot_epochs': 0.25},
+        {},
+        ('self:ema', 'self:snapshot'),
+    ),
     'peer': ({}, {}, ('self:peer',)),
     'stored targets': ({'soft_targets': 'exact'}, {}, ()),
     'mixup': ({}, {'mixup': 1.0}, ()),
@@ -30,9 +37,12 @@ REFUSED = {
 }
 PAIRS = list(itertools.combinations(FEATURES, 2))
 ALTERNATIVES = [*REFUSED, ('sweep', '')]  # '': without it
-# Everything at once, but for one of each pair that is refused; and without a sweep, which is another executor.
+# Everything at once, but for one of each pair that is refused; and without a
+# sweep, which is another executor.
 TOGETHER = [
-    tuple(name for name in FEATURES if name in taken or not any(name in pair for pair in ALTERNATIVES))
+    tuple(
+        name for name in FEATURES if name in taken or not any(name in pair for pair in ALTERNATIVES)
+    )
     for taken in itertools.product(*ALTERNATIVES)
 ]
 
@@ -43,7 +53,9 @@ def configured(names):
         more, views, added = FEATURES[name]
         changes, augment, teachers = changes | more, augment | views, teachers + list(added)
     weights = tuple(float(k) for k in range(1, len(teachers) + 1))
-    return run_of(changes | {'teachers': tuple(teachers), 'teacher_weights': weights}, augment=augment)
+    return run_of(
+        changes | {'teachers': tuple(teachers), 'teacher_weights': weights}, augment=augment
+    )
 
 
 def saved_and_restored(state, directory):
@@ -68,11 +80,16 @@ def test_what_does_not_go_together_is_one_sentence_before_the_first_step(names, 
 
 @pytest.mark.parametrize(
     'names',
-    [*TOGETHER, *(pytest.param(pair, marks=pytest.mark.slow) for pair in PAIRS if pair not in REFUSED)],
+    [
+        *TOGETHER,
+        *(pytest.param(pair, marks=pytest.mark.slow) for pair in PAIRS if pair not in REFUSED),
+    ],
     ids=lambda names: ' + '.join(names) if len(names) == 2 else ', '.join(names),
 )
 def test_they_agree_on_all_devices_and_resume(names, tmp_path):
-    """Two updates: 1e-5 between the devices, and after one of them, saved and restored, the second is the same bit for bit."""
+    """Two updates: 1e-5 between the devices, and after one of them, saved and restored, the
+    second is the same bit for bit.
+    """
     run, dataset, states, histories = configured(names), random_splits(unlabelled=20), {}, {}
     for mode, how in MODES.items():
         executor, todo = start(run, dataset, *how, steps=1, workdir=tmp_path)
@@ -82,10 +99,17 @@ def test_they_agree_on_all_devices_and_resume(names, tmp_path):
             executor.load(todo, [build.initial_state(job) for job in todo])
             train(executor, (1,))
             kept = jax.device_get(executor.states())
-            executor.load(todo, [saved_and_restored(state, tmp_path / str(k)) for k, state in enumerate(kept)])
+            executor.load(
+                todo, [saved_and_restored(state, tmp_path / str(k)) for k, state in enumerate(kept)]
+            )
             again = train(executor, (1,), begin=1)
             assert largest_difference(jax.device_get(executor.states()), states[mode]) == 0
-            assert largest_difference(again, [{name: x[1:] for name, x in of.items()} for of in histories[mode]]) == 0
+            assert (
+                largest_difference(
+                    again, [{name: x[1:] for name, x in of.items()} for of in histories[mode]]
+                )
+                == 0
+            )
     one = states['jit on 1']
     assert len(one) == (4 if 'sweep' in names else 1)
     first = [build.initial_state(job).params for job in todo]

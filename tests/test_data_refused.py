@@ -12,8 +12,8 @@ from kd_jax.data import arrays
 
 
 def test_an_unknown_source_is_named_with_the_known_ones():
-    assert (
-        sentence(source='digit') == "unknown value of data.source 'digit'; did you mean 'digits'? known: digits, idx, npz, tfds"
+    assert sentence(source='digit') == (
+        "unknown value of data.source 'digit'; did you mean 'digits'? known: digits, idx, npz, tfds"
     )
 
 
@@ -62,22 +62,43 @@ def changed(**changes):
         ({'train_image': None}, ['lacks train_image', 'test_label']),
         ({'test_label': None, 'train_label': None}, ['lacks train_label, test_label']),
         ({'val_label': None}, ['lacks val_label']),
-        ({'train_image': np.zeros((120, 4, 4, 1), np.float32)}, ['train split', 'float32', 'uint8']),
+        (
+            {'train_image': np.zeros((120, 4, 4, 1), np.float32)},
+            ['train split', 'float32', 'uint8'],
+        ),
         ({'test_image': np.zeros((30, 4, 4, 1), np.int64)}, ['test split', 'int64', 'uint8']),
-        ({'train_image': np.zeros((120, 16), np.uint8)}, ['train split', '(120, 16)', '[N, H, W, C]']),
+        (
+            {'train_image': np.zeros((120, 16), np.uint8)},
+            ['train split', '(120, 16)', '[N, H, W, C]'],
+        ),
         ({'train_image': np.zeros((120, 4, 0, 1), np.uint8)}, ['train split', '(120, 4, 0, 1)']),
         ({'train_label': np.zeros(120)}, ['train split', 'float64 labels']),
-        ({'train_label': np.zeros((120, 1), int)}, ['train split', 'int64 labels of shape (120, 1)']),
+        (
+            {'train_label': np.zeros((120, 1), int)},
+            ['train split', 'int64 labels of shape (120, 1)'],
+        ),
         ({'train_label': np.full(120, 'cat')}, ['train split', '<U3 labels']),
         ({'train_label': np.zeros(119, int)}, ['120 images and 119 labels']),
         ({'val_label': np.zeros(10, int)}, ['validation split', '9 images and 10 labels']),
         ({'train_label': np.full(120, -1)}, ['train split', 'label -1']),
         ({'test_label': np.full(30, 3)}, ['test split', 'label 3', '0 to 2']),
         ({'train_label': np.full(120, 10**9)}, ['label 1000000000', '120 labels']),
-        ({'train_image': np.zeros((0, 4, 4, 1), np.uint8), 'train_label': np.zeros(0, int)}, ['train split', 'is empty']),
-        ({'test_image': np.zeros((0, 4, 4, 1), np.uint8), 'test_label': np.zeros(0, int)}, ['test split', 'is empty']),
-        ({'test_image': np.zeros((30, 5, 4, 1), np.uint8)}, ['test split', '(5, 4, 1)', '(4, 4, 1)']),
-        ({'val_image': np.zeros((9, 4, 4, 3), np.uint8)}, ['validation split', '(4, 4, 3)', '(4, 4, 1)']),
+        (
+            {'train_image': np.zeros((0, 4, 4, 1), np.uint8), 'train_label': np.zeros(0, int)},
+            ['train split', 'is empty'],
+        ),
+        (
+            {'test_image': np.zeros((0, 4, 4, 1), np.uint8), 'test_label': np.zeros(0, int)},
+            ['test split', 'is empty'],
+        ),
+        (
+            {'test_image': np.zeros((30, 5, 4, 1), np.uint8)},
+            ['test split', '(5, 4, 1)', '(4, 4, 1)'],
+        ),
+        (
+            {'val_image': np.zeros((9, 4, 4, 3), np.uint8)},
+            ['validation split', '(4, 4, 3)', '(4, 4, 1)'],
+        ),
         ({'train_label': np.array([None] * 120)}, ['train_label', 'object array']),
     ],
 )
@@ -130,7 +151,11 @@ def test_a_missing_idx_file_says_how_to_get_it(tmp_path, monkeypatch):
     idx_folder(tmp_path / 'own')
     (tmp_path / 'own/t10k-labels-idx1-ubyte').unlink()
     text = sentence(source='idx', path=tmp_path / 'own')
-    assert 't10k-labels-idx1-ubyte' in text and '--config.data.path=DIR' in text and 'apt-get' not in text
+    assert (
+        't10k-labels-idx1-ubyte' in text
+        and '--config.data.path=DIR' in text
+        and 'apt-get' not in text
+    )
 
 
 @pytest.mark.parametrize(
@@ -142,7 +167,10 @@ def test_a_missing_idx_file_says_how_to_get_it(tmp_path, monkeypatch):
         (lambda held: held[:16], ['declares 1200 bytes', 'only 0']),
         (lambda held: held + b'x', ['declares 1200 bytes', 'more than 1200']),
         (lambda held: struct.pack('>I', 2049) + held[4:], ['begins with 2049', '2051']),
-        (lambda held: held[:4] + struct.pack('>3I', 2**31, 2**31, 9) + held[16:], ['declares 41', 'more than']),
+        (
+            lambda held: held[:4] + struct.pack('>3I', 2**31, 2**31, 9) + held[16:],
+            ['declares 41', 'more than'],
+        ),
     ],
 )
 @pytest.mark.parametrize('compress', [False, True])

@@ -1,4 +1,6 @@
-"""Several steps in one dispatch, overlapped validations, precision, cores as devices: what changes speed and nothing else."""
+"""Several steps in one dispatch, overlapped validations, precision, cores as devices: what
+changes speed and nothing else.
+"""
 
 import json
 import re
@@ -38,7 +40,9 @@ DEEP = CHANGES | {'model.name': 'resnet8', 'augment.mixup': 0.5}
 
 @pytest.fixture(autouse=True)
 def quickly_compiled(monkeypatch):
-    """With the options of a run and those that compile fast: the order of the sums is what is tested, not their speed."""
+    """With the options of a run and those that compile fast: the order of the sums is
+    what is tested, not their speed.
+    """
     options = Parallel._options
     monkeypatch.setattr(Parallel, '_options', lambda self: (options(self) or {}) | FAST_COMPILE)
 
@@ -59,7 +63,9 @@ def executor_of(parallel, steps_per_dispatch=0, **changes):
 
 
 def dispatched(executor, counts):
-    """The state after dispatches of `counts` steps, and the metrics of each step; what pads a dispatch is nonsense."""
+    """The state after dispatches of `counts` steps, and the metrics of each step; what
+    pads a dispatch is nonsense.
+    """
     history, real = [], Placement.batches.__get__(executor.placement)
     executor.load(executor.jobs, [build.initial_state(job) for job in executor.jobs])
 
@@ -99,7 +105,9 @@ def data(tmp_path_factory):
 
 
 def studied(data, workdir, *, steps_per_dispatch=0, fast=True, **changes):
-    """A whole study of one run on one device: (parameters at its end, its metrics.jsonl, its result without clocks)."""
+    """A whole study of one run on one device: (parameters at its end, its
+    metrics.jsonl, its result without clocks).
+    """
     config = config_of(data, alone=(None, CHANGES | {'select': 'last'} | changes))
     config.steps_per_dispatch, config.fast, config.devices = steps_per_dispatch, fast, 1
     (result,) = train(config, workdir).values()
@@ -118,8 +126,12 @@ def places(lines):
 
 
 def test_a_study_is_the_same_with_any_number_of_steps_in_a_dispatch(data, tmp_path):
-    one, four, seven = (studied(data, tmp_path / str(n), steps_per_dispatch=n, **UNEVEN) for n in (1, 4, 7))
-    assert places(one[1]) == [(step, split) for step in (5, 10, 15, 20, 24) for split in ('train', 'val')]
+    one, four, seven = (
+        studied(data, tmp_path / str(n), steps_per_dispatch=n, **UNEVEN) for n in (1, 4, 7)
+    )
+    assert places(one[1]) == [
+        (step, split) for step in (5, 10, 15, 20, 24) for split in ('train', 'val')
+    ]
     for params, lines, result in (four, seven):
         assert largest_difference(params, one[0]) <= 1e-5
         assert places(lines) == places(one[1])
@@ -132,10 +144,14 @@ def test_a_study_is_the_same_with_any_number_of_steps_in_a_dispatch(data, tmp_pa
 def test_without_what_is_fast_on_a_cpu_training_is_the_same(data, tmp_path):
     """A whole study without BatchNorm, and a few steps with it: another program, the same sums."""
     params, lines, result = studied(data, tmp_path / 'fast', **UNEVEN)
-    plain_params, plain_lines, plain_result = studied(data, tmp_path / 'plain', fast=False, **UNEVEN)
+    plain_params, plain_lines, plain_result = studied(
+        data, tmp_path / 'plain', fast=False, **UNEVEN
+    )
     assert 0 < largest_difference(params, plain_params) <= 1e-4
     assert places(lines) == places(plain_lines)
-    assert [line['loss'] for line in lines[::2]] == pytest.approx([line['loss'] for line in plain_lines[::2]], abs=1e-4)
+    assert [line['loss'] for line in lines[::2]] == pytest.approx(
+        [line['loss'] for line in plain_lines[::2]], abs=1e-4
+    )
     assert result['test']['nll'] == pytest.approx(plain_result['test']['nll'], abs=1e-4)
     (state, history), (plain_state, plain_history) = (
         dispatched(executor_of(Parallel('jit', 1, fast=fast), steps), [steps] * (4 // steps))
@@ -146,7 +162,9 @@ def test_without_what_is_fast_on_a_cpu_training_is_the_same(data, tmp_path):
 
 @pytest.mark.parametrize('select', ['last', 'best'])
 def test_training_on_during_a_validation_changes_no_bit(data, tmp_path, monkeypatch, select):
-    """What is written down is what was known at the validation, though the next steps reuse its buffers."""
+    """What is written down is what was known at the validation, though the
+    next steps reuse its buffers.
+    """
     found, initialise = {}, executors.DataParallel.__init__
     for overlap in (False, True):
 
@@ -158,8 +176,13 @@ def test_training_on_during_a_validation_changes_no_bit(data, tmp_path, monkeypa
         workdir = tmp_path / str(overlap)
         _, lines, result = studied(data, workdir, **UNEVEN, select=select)
         directory = workdir / 'alone/seed0'
-        steps = sorted(int(path.name) for path in (directory / 'checkpoints').iterdir() if path.name.isdigit())
-        saved = [flax.traverse_util.flatten_dict(load_variables(directory, step), sep='/') for step in steps]
+        steps = sorted(
+            int(path.name) for path in (directory / 'checkpoints').iterdir() if path.name.isdigit()
+        )
+        saved = [
+            flax.traverse_util.flatten_dict(load_variables(directory, step), sep='/')
+            for step in steps
+        ]
         found[overlap] = lines, result, steps, saved
     assert found[False][:3] == found[True][:3]
     assert found[True][2][-2:] == [20, 24]
@@ -171,15 +194,17 @@ def test_training_on_during_a_validation_changes_no_bit(data, tmp_path, monkeypa
 @pytest.mark.parametrize('counts', [(1, 1, 1, 1, 1), (4, 1), (2, 3), (5,)], ids=str)
 def test_the_step_at_which_a_loss_breaks_is_named_however_steps_are_dispatched(tmp_path, counts):
     """The fifth is the first; what pads a dispatch does not count."""
-    monitor = Monitor('alone seed 0', tmp_path, total_steps=9, steps_per_epoch=3.0, batch_size=20, active=False)
+    monitor = Monitor(
+        'alone seed 0', tmp_path, total_steps=9, steps_per_epoch=3.0, batch_size=20, active=False
+    )
     run = run_of(**{'optim.learning_rate': 0.5})
     spec = build.run_spec('alone', run, random_splits(), {}, Parallel('jit', 1))
     job = build.job_of(spec, 'alone', run, 0, tmp_path)
     recorder, step = Recorder(job, Progress(), monitor, None, lambda step: 0.5, 0.0), 0
     losses = np.float32([1, 1, 1, 1, -np.inf, np.nan])
     message = (
-        'the loss of alone seed 0 became inf at step 5; the last good checkpoint is kept; lower optim.learning_rate '
-        '(now 0.5) or set optim.clip_norm, in a new --workdir'
+        'the loss of alone seed 0 became inf at step 5; the last good checkpoint is kept; lower '
+        'optim.learning_rate (now 0.5) or set optim.clip_norm, in a new --workdir'
     )
     with pytest.raises(UserError) as caught:
         for count in counts:
@@ -210,25 +235,47 @@ def test_half_precision_keeps_parameters_and_logits_in_float32_and_learns_the_sa
     assert losses == pytest.approx(exact_losses, abs=0.05)
 
 
-@pytest.mark.parametrize(('precision', 'found'), [('float32', {'HIGHEST'}), ('tf32', {'HIGH'}), ('bfloat16', {'HIGHEST'})])
+@pytest.mark.parametrize(
+    ('precision', 'found'),
+    [('float32', {'HIGHEST'}), ('tf32', {'HIGH'}), ('bfloat16', {'HIGHEST'})],
+)
 @pytest.mark.parametrize('fast', [True, False])
 def test_products_have_the_precision_that_was_asked(precision, found, fast):
-    """Every product and convolution of the compiled programs, those of gradients too: 9 convolutions and a dense layer."""
+    """Every product and convolution of the compiled programs, those of gradients too: 9
+    convolutions and a dense layer.
+    """
     executor = executor_of(Parallel('jit', 1, fast=fast), 2, precision=precision)
     placement, (state,) = executor.placement, executor.states()
     evaluated = {'index': np.zeros(4, np.int32), 'mask': np.ones(4, np.float32)}
     order = batches.TrainOrder(executor.run.pool, 60, 20, 0)
-    step = executor.steps.lower(state, *executor.arguments(2), placement.batches(order, 0, 2, TeacherData({}, None)))
-    evaluation = executor.evaluators['student'].lower(selected(state), placement.arrays('val'), evaluated)
+    step = executor.steps.lower(
+        state, *executor.arguments(2), placement.batches(order, 0, 2, TeacherData({}, None))
+    )
+    evaluation = executor.evaluators['student'].lower(
+        selected(state), placement.arrays('val'), evaluated
+    )
     for lowered, least in ((step, 29), (evaluation, 10)):
         lines = re.findall(r'stablehlo\.(?:dot_general|convolution).*', lowered.as_text())
         assert len(lines) >= least
-        assert {tuple(re.findall(r'\b(?:DEFAULT|HIGHEST|HIGH)\b', line)) for line in lines} == {2 * tuple(found)}
+        assert {tuple(re.findall(r'\b(?:DEFAULT|HIGHEST|HIGH)\b', line)) for line in lines} == {
+            2 * tuple(found)
+        }
 
 
 @pytest.mark.parametrize(
     ('batch_size', 'parts', 'devices'),
-    [(64, 1, 4), (63, 1, 3), (50, 1, 2), (48, 1, 3), (47, 1, 1), (31, 1, 1), (62, 2, 1), (60, 2, 3), (64, 3, 1), (4, 1, 1)],
+    [
+        (64, 1, 4),
+        (63, 1, 3),
+        (50, 1, 2),
+        (48, 1, 3),
+        (47, 1, 1),
+        (31, 1, 1),
+        (62, 2, 1),
+        (60, 2, 3),
+        (64, 3, 1),
+        (4, 1, 1),
+    ],
 )
 def test_cores_share_a_batch_if_each_gets_16_examples(monkeypatch, batch_size, parts, devices):
     par = Parallel('auto')
@@ -249,7 +296,9 @@ def test_fewer_cores_keep_the_mode_and_the_options(monkeypatch):
 
 
 def test_each_run_of_a_study_has_the_devices_that_its_batch_can_feed(data, tmp_path, monkeypatch):
-    config = config_of(data, small=(None, {}), large=(None, {'batch_size': 32, 'optim.accumulate': 2}))
+    config = config_of(
+        data, small=(None, {}), large=(None, {'batch_size': 32, 'optim.accumulate': 2})
+    )
     monkeypatch.setattr(parallel, '_cores_are_devices', lambda: True)
     devices, run_spec = {}, build.run_spec
 

@@ -1,4 +1,6 @@
-"""EfficientNet: the published table, counts of torchvision's models, a float64 forward pass, overrides, PyTorch's names."""
+"""EfficientNet: the published table, counts of torchvision's models, a float64 forward
+pass, overrides, PyTorch's names.
+"""
 
 from functools import partial
 
@@ -8,7 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import FASTEST_COMPILE, quickly
-from mobilenet_reference import Net, Row, arithmetic, assert_equal, dense, expected_shapes, named, sequence
+from mobilenet_reference import (
+    Net,
+    Row,
+    arithmetic,
+    assert_equal,
+    dense,
+    expected_shapes,
+    named,
+    sequence,
+)
 from test_models import feature_shapes, image_of, predict, random_variables, shapes_of, size
 from zoo import EXPECTED, Facts
 
@@ -20,12 +31,31 @@ STAGES = (1, 2, 2, 3, 3, 4, 1)
 
 
 def b0_rows():
-    """Table 1 of Tan and Le 2019; squeeze-and-excitation has a quarter of the block's input channels."""
-    table = [(1, 16, 1, 3), (6, 24, 2, 3), (6, 40, 2, 5), (6, 80, 2, 3), (6, 112, 1, 5), (6, 192, 2, 5), (6, 320, 1, 3)]
+    """Table 1 of Tan and Le 2019; squeeze-and-excitation has a quarter
+    of the block's input channels.
+    """
+    table = [
+        (1, 16, 1, 3),
+        (6, 24, 2, 3),
+        (6, 40, 2, 5),
+        (6, 80, 2, 3),
+        (6, 112, 1, 5),
+        (6, 192, 2, 5),
+        (6, 320, 1, 3),
+    ]
     rows, inputs = [], 32
     for (expansion, channels, stride, kernel), count in zip(table, STAGES, strict=True):
         for i in range(count):
-            rows.append(Row(expansion * inputs, channels, stride if i == 0 else 1, kernel, inputs // 4, 'silu'))
+            rows.append(
+                Row(
+                    expansion * inputs,
+                    channels,
+                    stride if i == 0 else 1,
+                    kernel,
+                    inputs // 4,
+                    'silu',
+                )
+            )
             inputs = channels
     return rows
 
@@ -33,7 +63,8 @@ def b0_rows():
 def test_the_expected_counts_follow_from_the_published_table():
     expected = Facts(*arithmetic(b0_rows(), 32, 1280, 0), 7, 1280, 1000, 224)
     assert EXPECTED['efficientnet_b0'] == expected
-    assert round(expected.params / 1e6, 1) == 5.3 and round(expected.macs / 1e9, 2) == 0.39  # the paper's table 2
+    # the paper's table 2
+    assert round(expected.params / 1e6, 1) == 5.3 and round(expected.macs / 1e9, 2) == 0.39
 
 
 @pytest.mark.parametrize(
@@ -49,7 +80,10 @@ def test_the_expected_counts_follow_from_the_published_table():
     ],
 )
 def test_width_and_depth_are_the_compound_scaling(width, depth, params):
-    assert size(shapes_of(build('efficientnet_b0', 1000, width=width, depth=depth))['params']) == params
+    assert (
+        size(shapes_of(build('efficientnet_b0', 1000, width=width, depth=depth))['params'])
+        == params
+    )
 
 
 def test_feature_shapes_at_the_reference_size():
@@ -61,13 +95,19 @@ def test_logits_and_features_equal_a_float64_forward_pass():
     image = (2, 33, 40, 3)
     model = build('efficientnet_b0', 5, width=0.25)
     variables, x = random_variables(model, image), image_of(*image)
-    expected = Net(variables, 1e-5).run(np.float64(x), b0_rows(), STAGES, 'silu', ('silu', 'sigmoid'))
+    expected = Net(variables, 1e-5).run(
+        np.float64(x), b0_rows(), STAGES, 'silu', ('silu', 'sigmoid')
+    )
     assert_equal(predict(model, variables, x), expected)
 
 
 def test_kernel_replaces_that_of_every_depthwise_convolution_and_no_other():
-    plain, small = (shapes_of(build('efficientnet_b0', 10, kernel=kernel))['params'] for kernel in (None, 3))
-    assert size(plain) - size(small) == sum(row.hidden * (25 - 9) for row in b0_rows() if row.kernel == 5)
+    plain, small = (
+        shapes_of(build('efficientnet_b0', 10, kernel=kernel))['params'] for kernel in (None, 3)
+    )
+    assert size(plain) - size(small) == sum(
+        row.hidden * (25 - 9) for row in b0_rows() if row.kernel == 5
+    )
 
 
 def drops(**overrides):
@@ -75,29 +115,41 @@ def drops(**overrides):
     rates, model = [], build('efficientnet_b0', 10, **overrides)
 
     def record(call, args, kwargs, context):
-        if 'drop' in getattr(context.module, '__dataclass_fields__', {}) and context.method_name == '__call__':
+        if (
+            'drop' in getattr(context.module, '__dataclass_fields__', {})
+            and context.method_name == '__call__'
+        ):
             rates.append(context.module.drop)
         return call(*args, **kwargs)
 
     with flax.linen.intercept_methods(record):
-        jax.eval_shape(partial(model.init, train=False), jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+        jax.eval_shape(
+            partial(model.init, train=False), jax.random.key(0), jnp.zeros((1, 32, 32, 3))
+        )
     return rates
 
 
 def test_stochastic_depth_rises_by_the_same_step_in_every_block():
     np.testing.assert_allclose(drops(), [0.0125 * i for i in range(16)])  # 0.2 / 16
-    np.testing.assert_allclose(drops(stochastic_depth=0.5, depth=2.0), [0.5 / 32 * i for i in range(32)])
+    np.testing.assert_allclose(
+        drops(stochastic_depth=0.5, depth=2.0), [0.5 / 32 * i for i in range(32)]
+    )
     assert build('efficientnet_b0', 10).dropout == 0.2
 
 
 def test_training_drops_blocks_by_the_key_and_evaluation_none():
     """Without dropout before the classifier only stochastic depth is random."""
     image = image_of(4, 8, 8, 3)
-    random, certain = (build('efficientnet_b0', 3, width=0.125, dropout=0.0, stochastic_depth=rate) for rate in (0.9, 0.0))
+    random, certain = (
+        build('efficientnet_b0', 3, width=0.125, dropout=0.0, stochastic_depth=rate)
+        for rate in (0.9, 0.0)
+    )
     variables = random_variables(random, image.shape)
 
     def stages(model, key):
-        output, _ = model.apply(variables, image, train=True, mutable=['batch_stats'], rngs={'dropout': key})
+        output, _ = model.apply(
+            variables, image, train=True, mutable=['batch_stats'], rngs={'dropout': key}
+        )
         return output.features
 
     drawn, whole = (quickly(partial(stages, model), FASTEST_COMPILE) for model in (random, certain))
@@ -105,18 +157,25 @@ def test_training_drops_blocks_by_the_key_and_evaluation_none():
     np.testing.assert_array_equal(one['stage1'], two['stage1'])  # the first block's rate is 0
     assert (one['stage6'] != two['stage6']).any() and (one['stage6'] != none['stage6']).any()
     np.testing.assert_array_equal(drawn(jax.random.key(1))['pooled'], one['pooled'])
-    np.testing.assert_array_equal(*(predict(model, variables, image).logits for model in (random, certain)))
+    np.testing.assert_array_equal(
+        *(predict(model, variables, image).logits for model in (random, certain))
+    )
 
 
 @pytest.mark.parametrize('rate', [-0.1, 1.0])
 def test_an_impossible_stochastic_depth_is_refused(rate):
-    with pytest.raises(UserError, match=rf'^stochastic_depth {rate} .*is not possible; it must be at least 0 and less than 1'):
+    with pytest.raises(
+        UserError,
+        match=rf'^stochastic_depth {rate} .*is not possible; it must be at least 0 and less than 1',
+    ):
         build('efficientnet_b0', 10, stochastic_depth=rate)
 
 
 def test_torchvisions_names():
     places = named('efficientnet_b0', names.torchvision_efficientnet)
-    expected = sequence('features.0', 'c', 'n') + sequence('features.8', 'c', 'n') + dense('classifier.1')
+    expected = (
+        sequence('features.0', 'c', 'n') + sequence('features.8', 'c', 'n') + dense('classifier.1')
+    )
     expected += sequence('features.1.0.block', 'cn', 's', 'cn')
     for stage, count in enumerate(STAGES[1:], start=2):
         for block in range(count):

@@ -1,4 +1,6 @@
-"""A run is evaluated as it was trained: in its precision, and with the result that stands in its result.json."""
+"""A run is evaluated as it was trained: in its precision, and with the result
+that stands in its result.json.
+"""
 
 import json
 
@@ -19,20 +21,28 @@ from kd_jax.workdir import RunDirectory
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
-    return save_npz(tmp_path_factory.mktemp('data') / 'three.npz', random_splits(train=200, test=101))
+    return save_npz(
+        tmp_path_factory.mktemp('data') / 'three.npz', random_splits(train=200, test=101)
+    )
 
 
 @pytest.mark.parametrize('precision', PRECISIONS)
 def test_evaluating_again_gives_the_result(data, tmp_path, precision):
     """Also what a bfloat16 run got, which float32 arithmetic would not give."""
     changes = {'model.name': 'resnet8', 'epochs': 1.0}
-    config = config_of(data, teacher=(None, changes), student=(common.distillation(), changes | {'teachers': ('teacher',)}))
+    config = config_of(
+        data,
+        teacher=(None, changes),
+        student=(common.distillation(), changes | {'teachers': ('teacher',)}),
+    )
     with config.unlocked():
         config.precision = precision
     results = train(config, tmp_path)
     for name in ('teacher', 'student'):
         for split in ('val', 'test'):
-            assert evaluate_run(tmp_path / name, split) == pytest.approx(results[name, 0][split], abs=1e-6)
+            assert evaluate_run(tmp_path / name, split) == pytest.approx(
+                results[name, 0][split], abs=1e-6
+            )
     model = trained.load(RunDirectory(tmp_path / 'student/seed0'))
     assert (model.precision, model.network.model.dtype) == (precision, PRECISIONS[precision][0])
     if precision == 'bfloat16':
@@ -40,11 +50,18 @@ def test_evaluating_again_gives_the_result(data, tmp_path, precision):
         record = json.loads(path.read_text())
         record['config']['precision'] = 'float32'
         path.write_text(json.dumps(record))
-        assert abs(evaluate_run(tmp_path / 'student')['nll'] - results['student', 0]['test']['nll']) > 1e-5
+        assert (
+            abs(evaluate_run(tmp_path / 'student')['nll'] - results['student', 0]['test']['nll'])
+            > 1e-5
+        )
 
 
-@pytest.mark.parametrize(('precision', 'products'), [('float32', 'HIGHEST'), ('tf32', 'HIGH'), ('bfloat16', 'HIGHEST')])
-def test_every_evaluation_and_prediction_has_the_products_that_were_asked(precision, products, monkeypatch):
+@pytest.mark.parametrize(
+    ('precision', 'products'), [('float32', 'HIGHEST'), ('tf32', 'HIGH'), ('bfloat16', 'HIGHEST')]
+)
+def test_every_evaluation_and_prediction_has_the_products_that_were_asked(
+    precision, products, monkeypatch
+):
     """Whatever is compiled takes its precision from whoever asks: there is no default."""
     texts = []
 
@@ -59,12 +76,23 @@ def test_every_evaluation_and_prediction_has_the_products_that_were_asked(precis
             return call
 
     splits, parallel = random_splits(), Noting('jit', 1, fast=False)
-    network = trained.build_network({'name': 'cnn', 'width': 0.25}, splits.info, precision, fast=False)
-    variables = jax.device_get(network.model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), train=False))
+    network = trained.build_network(
+        {'name': 'cnn', 'width': 0.25}, splits.info, precision, fast=False
+    )
+    variables = jax.device_get(
+        network.model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), train=False)
+    )
     evaluation.evaluate(network, variables, splits.val, parallel, precision)
-    lines = [line for line in '\n'.join(texts).splitlines() if 'dot_general' in line or 'stablehlo.convolution' in line]
+    lines = [
+        line
+        for line in '\n'.join(texts).splitlines()
+        if 'dot_general' in line or 'stablehlo.convolution' in line
+    ]
     assert len(lines) >= 4
-    assert all(f'precision = [{products}, {products}]' in line or line.count(f'precision {products}>') == 2 for line in lines)
+    assert all(
+        f'precision = [{products}, {products}]' in line or line.count(f'precision {products}>') == 2
+        for line in lines
+    )
 
 
 def test_several_runs_of_one_precision_are_evaluated_in_it(data, tmp_path):

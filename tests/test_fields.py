@@ -29,7 +29,9 @@ class Example:
     nesterov: bool = flag(False)
     path: str = text()
     even: int = field(2, lambda value: value % 2 == 0, 'an even number')
-    steps: tuple[float, ...] = several((), lambda value: fields.is_number(value) and value > 0, 'numbers greater than 0')
+    steps: tuple[float, ...] = several(
+        (), lambda value: fields.is_number(value) and value > 0, 'numbers greater than 0'
+    )
     freeze: tuple[str, ...] = names((), "regular expressions, such as ('stem',)")
     seed: int | None = optional(int)
     aux: bool | None = optional(bool)
@@ -38,9 +40,15 @@ class Example:
 
 def test_defaults_and_sweeps_are_those_of_the_fields_with_a_limit():
     assert 'program' not in fields.own(Example) and 'tau' not in fields.own(Example, but=('tau',))
-    assert fields.defaults(Example) == {k: v for k, v in dataclasses.asdict(Example()).items() if k != 'program'}
+    assert fields.defaults(Example) == {
+        k: v for k, v in dataclasses.asdict(Example()).items() if k != 'program'
+    }
     assert fields.swept(Example) == ('tau', 'weight')
-    assert check(Example, {}, 'x') == check(Example, dict.fromkeys(fields.own(Example)), 'x') == fields.defaults(Example)
+    assert (
+        check(Example, {}, 'x')
+        == check(Example, dict.fromkeys(fields.own(Example)), 'x')
+        == fields.defaults(Example)
+    )
 
 
 @pytest.mark.parametrize(
@@ -102,12 +110,25 @@ def test_what_is_allowed_comes_in_the_type_of_the_field(given, value):
         ('steps', 3.0, 'run.steps is 3.0; it must be a list of numbers greater than 0'),
         ('steps', (1.0, -2.0), 'run.steps is (1.0, -2.0); it must be numbers greater than 0'),
         ('steps', ('a',), "run.steps is ('a',); it must be numbers greater than 0"),
-        ('freeze', 'stem', "run.freeze is 'stem'; it must be a list of regular expressions, such as ('stem',)"),
+        (
+            'freeze',
+            'stem',
+            "run.freeze is 'stem'; it must be a list of regular expressions, such as ('stem',)",
+        ),
         ('freeze', ('',), "run.freeze is ('',); it must be regular expressions, such as ('stem',)"),
         ('seed', 'zero', "run.seed is 'zero'; it must be a whole number, such as 0"),
         ('aux', 1, 'run.aux is 1; it must be True or False'),
-        ('tua', 1.0, "unknown field of run 'tua'; did you mean 'tau'? known: " + ', '.join(sorted(fields.own(Example)))),
-        ('program', 'x', "unknown field of run 'program'; known: " + ', '.join(sorted(fields.own(Example)))),
+        (
+            'tua',
+            1.0,
+            "unknown field of run 'tua'; did you mean 'tau'? known: "
+            + ', '.join(sorted(fields.own(Example))),
+        ),
+        (
+            'program',
+            'x',
+            "unknown field of run 'program'; known: " + ', '.join(sorted(fields.own(Example))),
+        ),
     ],
 )
 def test_what_is_not_allowed_is_one_sentence(name, value, sentence):
@@ -117,7 +138,9 @@ def test_what_is_not_allowed_is_one_sentence(name, value, sentence):
 
 
 def test_what_is_no_mapping_is_one_sentence_and_the_kind_of_name_can_be_said():
-    with pytest.raises(UserError, match=r'^run is 3; it must be a mapping of its fields: tau, weight, '):
+    with pytest.raises(
+        UserError, match=r'^run is 3; it must be a mapping of its fields: tau, weight, '
+    ):
         check(Example, 3, 'run')
     with pytest.raises(UserError, match=r"^unknown setting of run 'tua'; did you mean 'tau'"):
         check(Example, {'tua': 1}, 'run', kind='setting')
@@ -138,14 +161,16 @@ def test_an_unknown_bound_reads_as_a_finite_number():
 PROGRAM = {'axis_name', 'fast', 'parent', 'name'}  # of a loss
 # Of a model: set by the program, or what distinguishes variants of a family from each other.
 OF_MODELS = {'num_classes', 'frozen', 'fast', 'axis_name', 'dtype', 'parent', 'name'} | {
-    'blocks', 'bottleneck', 'norm', 'small', 'small_images', 'stage_sizes', 'stages', 'stem', 'stem_kernel', 'strides', 'top',
-    'top_features', 'widths',
+    'blocks', 'bottleneck', 'norm', 'small', 'small_images', 'stage_sizes', 'stages', 'stem',
+    'stem_kernel', 'strides', 'top', 'top_features', 'widths',
 }  # fmt: skip
 FAMILIES = {make.func for make in models.MODELS.values()}
 
 
 def unbounded(own):
-    """The number fields, and those of several numbers, that allow a number however large and however small."""
+    """The number fields, and those of several numbers, that allow a number
+    however large and however small.
+    """
 
     def numbers(f):
         value = f.metadata['example'] if f.default is None else f.default
@@ -170,7 +195,9 @@ def test_every_field_of_a_loss_has_a_limit_and_every_number_a_bound(name):
     own = fields.own(loss)
     assert {f.name for f in dataclasses.fields(loss)} == own.keys() | PROGRAM
     assert unbounded(own) == []
-    assert check(loss, {}, 'x') == check(loss, fields.defaults(loss), 'x') == objectives.defaults(name)
+    assert (
+        check(loss, {}, 'x') == check(loss, fields.defaults(loss), 'x') == objectives.defaults(name)
+    )
 
 
 @pytest.mark.parametrize('family', sorted(FAMILIES, key=lambda family: family.__name__))
@@ -186,7 +213,9 @@ def test_every_field_of_a_model_has_a_limit_and_every_number_a_bound(family):
 @pytest.mark.parametrize('name', models.MODELS)
 def test_the_own_values_of_a_variant_are_within_its_limits(name):
     make = models.MODELS[name]
-    given = {field: value for field, value in make.keywords.items() if field in fields.own(make.func)}
+    given = {
+        field: value for field, value in make.keywords.items() if field in fields.own(make.func)
+    }
     assert check(make.func, given, 'x').items() >= given.items()
 
 
@@ -215,7 +244,9 @@ def test_a_run_may_set_any_field_that_the_family_of_its_model_has():
         trained.build_network(run.model, info, 'float32')
 
 
-@pytest.mark.parametrize('record', [config.Run, config.Shared, config.Study, config.Imported, *config.GROUPS.values()])
+@pytest.mark.parametrize(
+    'record', [config.Run, config.Shared, config.Study, config.Imported, *config.GROUPS.values()]
+)
 def test_every_field_of_a_study_has_a_limit_and_a_default_within_it(record):
     own = fields.own(record)
     assert {f.name for f in dataclasses.fields(record)} == set(own)
@@ -226,9 +257,21 @@ def test_every_field_of_a_study_has_a_limit_and_a_default_within_it(record):
 
 def test_the_fields_of_a_study_and_of_a_run_are_those_of_the_records():
     study = config.study()
-    assert set(study) == {*fields.own(config.Study), *fields.own(config.Shared), 'data', 'augment', 'teachers', 'runs'}
+    assert set(study) == {
+        *fields.own(config.Study),
+        *fields.own(config.Shared),
+        'data',
+        'augment',
+        'teachers',
+        'runs',
+    }
     run = config.run(study, 'cnn')
-    assert set(run) == {*fields.own(config.Run), *fields.own(config.Shared), *config.GROUPS, 'objective'}
+    assert set(run) == {
+        *fields.own(config.Run),
+        *fields.own(config.Shared),
+        *config.GROUPS,
+        'objective',
+    }
     for group, record in config.GROUPS.items():
         assert set(run[group]) == set(fields.own(record))
     run.typo = 1
@@ -247,7 +290,11 @@ def test_the_fields_of_a_study_and_of_a_run_are_those_of_the_records():
         ('model', None, 'runs.own.model is None; it must be a mapping of its fields'),
         ('objective', 'kl', "runs.own.objective is 'kl'; it must be a mapping of its fields"),
         ('objective.kl', 0.9, 'runs.own.objective.kl is 0.9; it must be a mapping of its fields'),
-        ('optim.learning_rate', None, 'runs.own.optim.learning_rate is None; it must be a finite number greater than 0'),
+        (
+            'optim.learning_rate',
+            None,
+            'runs.own.optim.learning_rate is None; it must be a finite number greater than 0',
+        ),
         ('augment.crop', None, 'runs.own.augment.crop is None; it must be 0'),
     ],
 )

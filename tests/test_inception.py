@@ -1,4 +1,6 @@
-"""Inception-v3 and GoogLeNet: structure, auxiliary heads against float64 numpy, and the names of published weights."""
+"""Inception-v3 and GoogLeNet: structure, auxiliary heads against float64 numpy, and
+the names of published weights.
+"""
 
 import math
 from functools import partial
@@ -22,7 +24,9 @@ from kd_jax.pretrained import inception as names
 
 def outputs(name, image, **overrides):
     model = build(name, 1000, **overrides)
-    return jax.eval_shape(partial(model.apply, train=False), shapes_of(model, image), jnp.zeros(image))
+    return jax.eval_shape(
+        partial(model.apply, train=False), shapes_of(model, image), jnp.zeros(image)
+    )
 
 
 @pytest.mark.parametrize(
@@ -31,15 +35,21 @@ def outputs(name, image, **overrides):
         ('inception_v3', 299, (35, 192), [(35, 288), (17, 768), (8, 2048)], 2048),
         ('inception_v3', 75, (7, 192), [(7, 288), (3, 768), (1, 2048)], 2048),
         ('googlenet', 224, (28, 192), [(28, 480), (14, 832), (7, 1024)], 1024),
-        ('googlenet', 112, (14, 192), [(14, 480), (7, 832), (4, 1024)], 1024),  # 7 -> 4: the last window is cut off
+        # 7 -> 4: the last window is cut off
+        ('googlenet', 112, (14, 192), [(14, 480), (7, 832), (4, 1024)], 1024),
         ('googlenet', 32, (4, 192), [(4, 480), (2, 832), (1, 1024)], 1024),
         ('googlenet', 15, (2, 192), [(2, 480), (1, 832), (1, 1024)], 1024),
     ],
 )
 def test_the_feature_shapes(name, side, stem, stages, pooled):
     output = outputs(name, (2, side, side, 3), aux=True)
-    expected = {key: (2, n, n, c) for key, (n, c) in zip(('stem', 'stage1', 'stage2', 'stage3'), [stem, *stages], strict=True)}
-    assert {key: value.shape for key, value in output.features.items()} == expected | {'pooled': (2, pooled)}
+    expected = {
+        key: (2, n, n, c)
+        for key, (n, c) in zip(('stem', 'stage1', 'stage2', 'stage3'), [stem, *stages], strict=True)
+    }
+    assert {key: value.shape for key, value in output.features.items()} == expected | {
+        'pooled': (2, pooled)
+    }
     assert output.logits.shape == (2, 1000)
 
 
@@ -50,8 +60,13 @@ def test_the_auxiliary_heads_are_there_where_wanted_the_shallowest_first():
         'head': ((2, 1000), (2, 2048)),
     }
     one = outputs('googlenet', (2, 224, 224, 3), aux=True).heads
-    assert list(one) == ['aux1', 'aux2', 'head'] and one['aux1'].pooled.shape == one['aux2'].pooled.shape == (2, 1024)
-    assert not outputs('inception_v3', (2, 75, 75, 3), aux=False).heads and not outputs('googlenet', (2, 15, 15, 3)).heads
+    assert list(one) == ['aux1', 'aux2', 'head'] and one['aux1'].pooled.shape == one[
+        'aux2'
+    ].pooled.shape == (2, 1024)
+    assert (
+        not outputs('inception_v3', (2, 75, 75, 3), aux=False).heads
+        and not outputs('googlenet', (2, 15, 15, 3)).heads
+    )
 
 
 # torchvision's published counts with 1000 classes: all weights, and BatchNorm's running statistics.
@@ -65,7 +80,8 @@ def test_the_auxiliary_heads_are_there_where_wanted_the_shallowest_first():
     ],
 )
 def test_the_auxiliary_heads_cost_what_they_cost_in_torchvision(name, aux, params, statistics):
-    shapes = shapes_of(build(name, 1000, aux=aux), (1, 96, 96, 3))  # the image's size changes no weight
+    # the image's size changes no weight
+    shapes = shapes_of(build(name, 1000, aux=aux), (1, 96, 96, 3))
     assert (size(shapes['params']), size(shapes['batch_stats'])) == (params, statistics)
 
 
@@ -79,7 +95,10 @@ def test_the_auxiliary_heads_cost_what_they_cost_in_torchvision(name, aux, param
 def test_the_modules_see_the_papers_numbers_of_channels(name, first, widths):
     params = shapes_of(build(name, 10), (1, 75, 75, 3))['params']
     modules = sorted(key for key in params if key.startswith('stage'))
-    kernels = [next(params[key][unit]['conv']['kernel'] for unit in first if unit in params[key]) for key in modules]
+    kernels = [
+        next(params[key][unit]['conv']['kernel'] for unit in first if unit in params[key])
+        for key in modules
+    ]
     assert [kernel.shape[2] for kernel in kernels] == widths
 
 
@@ -106,7 +125,9 @@ class AuxReference(Reference):
         y = conv_reference(x, self.param(f'{name}/conv/kernel'))
         edge = kernel // 2
         y = y[:, edge : y.shape[1] - edge, edge : y.shape[2] - edge]
-        y = (y - self.statistic(f'{name}/norm/mean')) / np.sqrt(self.statistic(f'{name}/norm/var') + 1e-3)
+        y = (y - self.statistic(f'{name}/norm/mean')) / np.sqrt(
+            self.statistic(f'{name}/norm/var') + 1e-3
+        )
         return np.maximum(y * self.param(f'{name}/norm/scale') + self.param(f'{name}/norm/bias'), 0)
 
     def inception(self, x):
@@ -122,26 +143,44 @@ class AuxReference(Reference):
 
 def averaged(x, n):
     """PyTorch's adaptive average pooling to n x n."""
-    spans = [[slice(i * side // n, math.ceil((i + 1) * side / n)) for i in range(n)] for side in x.shape[1:3]]
-    return np.stack([np.stack([x[:, r, c].mean(axis=(1, 2)) for c in spans[1]], axis=1) for r in spans[0]], axis=1)
+    spans = [
+        [slice(i * side // n, math.ceil((i + 1) * side / n)) for i in range(n)]
+        for side in x.shape[1:3]
+    ]
+    return np.stack(
+        [np.stack([x[:, r, c].mean(axis=(1, 2)) for c in spans[1]], axis=1) for r in spans[0]],
+        axis=1,
+    )
 
 
 def windows(x):
     """5x5 averages, every third."""
     rows, columns = (range(0, side - 4, 3) for side in x.shape[1:3])
-    return np.stack([np.stack([x[:, i : i + 5, j : j + 5].mean(axis=(1, 2)) for j in columns], axis=1) for i in rows], axis=1)
+    return np.stack(
+        [
+            np.stack([x[:, i : i + 5, j : j + 5].mean(axis=(1, 2)) for j in columns], axis=1)
+            for i in rows
+        ],
+        axis=1,
+    )
 
 
 @pytest.mark.parametrize(
     ('make', 'reference', 'sides'),
     [
-        (InceptionAux, AuxReference.inception, [(17, 17), (23, 20), (16, 30), (8, 8), (3, 5), (1, 1)]),
+        (
+            InceptionAux,
+            AuxReference.inception,
+            [(17, 17), (23, 20), (16, 30), (8, 8), (3, 5), (1, 1)],
+        ),
         (GoogLeNetAux, AuxReference.googlenet, [(14, 14), (4, 4), (9, 6), (3, 1)]),
     ],
 )
 def test_the_auxiliary_heads_equal_a_float64_forward_pass_at_any_size(make, reference, sides):
     module = make(7, 0.0625, Setting(epsilon=1e-3))
-    shapes = jax.eval_shape(partial(module.init, train=False), jax.random.key(0), jnp.zeros((2, *sides[0], 6)))
+    shapes = jax.eval_shape(
+        partial(module.init, train=False), jax.random.key(0), jnp.zeros((2, *sides[0], 6))
+    )
     rng = np.random.default_rng(0)
     variables = jax.tree.map(lambda leaf: np.float32(rng.uniform(-0.2, 0.8, leaf.shape)), shapes)
     variables['batch_stats'] = jax.tree.map(np.abs, variables['batch_stats'])
@@ -149,9 +188,15 @@ def test_the_auxiliary_heads_equal_a_float64_forward_pass_at_any_size(make, refe
     found = quickly(lambda xs: [module.apply(variables, x, train=False) for x in xs])(images)
     for side, x, got in zip(sides, images, found, strict=True):
         pooled, logits = reference(AuxReference(variables), np.float64(x))
-        assert pooled.shape == got.pooled.shape and logits.std() > 1e-2 and (pooled > 0).mean() > 0.1, side
-        np.testing.assert_allclose(got.pooled, pooled, atol=2e-4 * np.abs(pooled).max(), err_msg=str(side))
-        np.testing.assert_allclose(got.logits, logits, atol=2e-4 * np.abs(logits).max(), err_msg=str(side))
+        assert (
+            pooled.shape == got.pooled.shape and logits.std() > 1e-2 and (pooled > 0).mean() > 0.1
+        ), side
+        np.testing.assert_allclose(
+            got.pooled, pooled, atol=2e-4 * np.abs(pooled).max(), err_msg=str(side)
+        )
+        np.testing.assert_allclose(
+            got.logits, logits, atol=2e-4 * np.abs(logits).max(), err_msg=str(side)
+        )
 
 
 def test_googlenets_auxiliary_heads_drop_seven_tenths_in_training():
@@ -161,7 +206,9 @@ def test_googlenets_auxiliary_heads_drop_seven_tenths_in_training():
     variables = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.01, np.float32), shapes)
     identity = {'kernel': np.eye(1024, dtype=np.float32), 'bias': np.zeros(1024, np.float32)}
     variables['params']['dense2'] = identity  # the logits are what dropout leaves
-    output, _ = module.apply(variables, x, train=True, rngs={'dropout': jax.random.key(0)}, mutable=['batch_stats'])
+    output, _ = module.apply(
+        variables, x, train=True, rngs={'dropout': jax.random.key(0)}, mutable=['batch_stats']
+    )
     logits, pooled = np.asarray(output.logits), np.asarray(output.pooled)
     assert pooled.min() > 0
     kept = logits != 0
@@ -171,35 +218,53 @@ def test_googlenets_auxiliary_heads_drop_seven_tenths_in_training():
     np.testing.assert_allclose(*(module.apply(variables, x, train=False)), rtol=1e-5)
 
 
-@pytest.mark.parametrize(('name', 'title', 'least'), [('inception_v3', 'Inception-v3', 75), ('googlenet', 'GoogLeNet', 15)])
+@pytest.mark.parametrize(
+    ('name', 'title', 'least'),
+    [('inception_v3', 'Inception-v3', 75), ('googlenet', 'GoogLeNet', 15)],
+)
 def test_an_image_that_is_too_small_is_refused(name, title, least):
     with pytest.raises(UserError) as error:
         shapes_of(build(name, 10), (1, least, least - 1, 3))
-    words = f'{title} needs images of at least {least} x {least} pixels, these have {least} x {least - 1}'
+    words = (
+        f'{title} needs images of at least {least} x {least} pixels, '
+        f'these have {least} x {least - 1}'
+    )
     assert str(error.value) == words
 
 
 def test_the_number_of_modules_and_their_kernels_are_fixed():
     for name in ('inception_v3', 'googlenet'):
         for field, value in (('depth', 2.0), ('kernel', 5)):
-            with pytest.raises(UserError, match=f"^model '{name}' has no field '{field}'; its fields: adapter, aux, "):
+            with pytest.raises(
+                UserError,
+                match=f"^model '{name}' has no field '{field}'; its fields: adapter, aux, ",
+            ):
                 build(name, 10, **{field: value})
 
 
 def test_a_width_that_leaves_no_channel_is_refused():
-    with pytest.raises(UserError, match=r'^width 0\.01 leaves none of a layer of 32 channels; use 0\.0312 or more'):
+    with pytest.raises(
+        UserError, match=r'^width 0\.01 leaves none of a layer of 32 channels; use 0\.0312 or more'
+    ):
         shapes_of(build('inception_v3', 10, width=0.01), (1, 75, 75, 3))
 
 
 def named(name, rule):
     """{path of our module: torchvision's prefix} of a model with its auxiliary heads."""
     shapes = shapes_of(build(name, 10, aux=True), (1, 75, 75, 3))['params']
-    return {path: rule(path, ()) for path in ('/'.join(p[:-1]) for p in flax.traverse_util.flatten_dict(shapes))}
+    return {
+        path: rule(path, ())
+        for path in ('/'.join(p[:-1]) for p in flax.traverse_util.flatten_dict(shapes))
+    }
 
 
 def units(prefixes, place):
     """What torchvision calls the units of a module."""
-    found = {prefix.removeprefix(place + '.') for prefix in prefixes.values() if prefix.startswith(place + '.')}
+    found = {
+        prefix.removeprefix(place + '.')
+        for prefix in prefixes.values()
+        if prefix.startswith(place + '.')
+    }
     assert {prefix.rpartition('.')[2] for prefix in found} == {'conv', 'bn'}
     return {prefix.rpartition('.')[0] for prefix in found}
 
@@ -210,36 +275,72 @@ def numbered(name, *numbers):
 
 def test_the_names_of_inception_v3():
     prefixes = named('inception_v3', names.torchvision)
-    assert len(set(prefixes.values())) == len(prefixes) == 2 * 96 + 2  # 94 convolutions, two of the auxiliary head
+    # 94 convolutions, two of the auxiliary head
+    assert len(set(prefixes.values())) == len(prefixes) == 2 * 96 + 2
     places = {prefix.partition('.')[0] for prefix in prefixes.values()}
-    mixed = {f'Mixed_{n}{letter}' for n, letters in ((5, 'bcd'), (6, 'abcde'), (7, 'abc')) for letter in letters}
+    mixed = {
+        f'Mixed_{n}{letter}'
+        for n, letters in ((5, 'bcd'), (6, 'abcde'), (7, 'abc'))
+        for letter in letters
+    }
     stem = {'Conv2d_1a_3x3', 'Conv2d_2a_3x3', 'Conv2d_2b_3x3', 'Conv2d_3b_1x1', 'Conv2d_4a_3x3'}
     assert places == mixed | stem | {'AuxLogits', 'fc'}
     double = numbered('branch3x3dbl', 1, 2, 3)
-    assert units(prefixes, 'Mixed_5b') == {'branch1x1', 'branch_pool'} | numbered('branch5x5', 1, 2) | double
+    assert (
+        units(prefixes, 'Mixed_5b')
+        == {'branch1x1', 'branch_pool'} | numbered('branch5x5', 1, 2) | double
+    )
     assert units(prefixes, 'Mixed_6a') == {'branch3x3'} | double
     sevens = numbered('branch7x7', 1, 2, 3) | numbered('branch7x7dbl', 1, 2, 3, 4, 5)
     assert units(prefixes, 'Mixed_6e') == {'branch1x1', 'branch_pool'} | sevens
-    assert units(prefixes, 'Mixed_7a') == numbered('branch3x3', 1, 2) | numbered('branch7x7x3', 1, 2, 3, 4)
+    assert units(prefixes, 'Mixed_7a') == numbered('branch3x3', 1, 2) | numbered(
+        'branch7x7x3', 1, 2, 3, 4
+    )
     threes = numbered('branch3x3', 1, '2a', '2b') | numbered('branch3x3dbl', 1, 2, '3a', '3b')
     assert units(prefixes, 'Mixed_7c') == {'branch1x1', 'branch_pool'} | threes
-    assert prefixes['stem4/norm'] == 'Conv2d_3b_1x1.bn' and prefixes['stage1_block3/five2/conv'] == 'Mixed_5d.branch5x5_2.conv'
-    assert prefixes['head_aux/conv1/conv'] == 'AuxLogits.conv1.conv' and prefixes['head_aux/dense'] == 'AuxLogits.fc'
+    assert (
+        prefixes['stem4/norm'] == 'Conv2d_3b_1x1.bn'
+        and prefixes['stage1_block3/five2/conv'] == 'Mixed_5d.branch5x5_2.conv'
+    )
+    assert (
+        prefixes['head_aux/conv1/conv'] == 'AuxLogits.conv1.conv'
+        and prefixes['head_aux/dense'] == 'AuxLogits.fc'
+    )
 
 
 def test_the_names_of_googlenet():
     prefixes = named('googlenet', names.torchvision_googlenet)
     assert len(set(prefixes.values())) == len(prefixes) == 2 * (3 + 9 * 6 + 2) + 5
     places = {prefix.partition('.')[0] for prefix in prefixes.values()}
-    modules = {f'inception{n}{letter}' for n, letters in ((3, 'ab'), (4, 'abcde'), (5, 'ab')) for letter in letters}
+    modules = {
+        f'inception{n}{letter}'
+        for n, letters in ((3, 'ab'), (4, 'abcde'), (5, 'ab'))
+        for letter in letters
+    }
     assert places == modules | {'conv1', 'conv2', 'conv3', 'aux1', 'aux2', 'fc'}
     for place in modules:
-        assert units(prefixes, place) == {'branch1', 'branch2.0', 'branch2.1', 'branch3.0', 'branch3.1', 'branch4.1'}
-    assert prefixes['stage2_block5/three2/norm'] == 'inception4e.branch2.1.bn' and prefixes['stem2/conv'] == 'conv2.conv'
-    assert prefixes['head_aux2/conv/norm'] == 'aux2.conv.bn' and prefixes['head_aux1/dense2'] == 'aux1.fc2'
+        assert units(prefixes, place) == {
+            'branch1',
+            'branch2.0',
+            'branch2.1',
+            'branch3.0',
+            'branch3.1',
+            'branch4.1',
+        }
+    assert (
+        prefixes['stage2_block5/three2/norm'] == 'inception4e.branch2.1.bn'
+        and prefixes['stem2/conv'] == 'conv2.conv'
+    )
+    assert (
+        prefixes['head_aux2/conv/norm'] == 'aux2.conv.bn'
+        and prefixes['head_aux1/dense2'] == 'aux1.fc2'
+    )
 
 
-@pytest.mark.parametrize('module', ['stage1_block1_adapter/down', 'head_stage1/dense', 'stem6/conv', 'stage1_block1/six/conv'])
+@pytest.mark.parametrize(
+    'module',
+    ['stage1_block1_adapter/down', 'head_stage1/dense', 'stem6/conv', 'stage1_block1/six/conv'],
+)
 def test_a_module_that_torchvision_does_not_have_is_refused(module):
     for rule in (names.torchvision, names.torchvision_googlenet):
         with pytest.raises(UserError, match=f"^module '{module}' has no counterpart in the "):

@@ -29,7 +29,9 @@ def test_every_layer_of_the_zoo_says_how_it_starts(name, monkeypatch):
     shapes = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), jnp.zeros(image))
     got = drawn(model, image=image)
     expected = flax.traverse_util.flatten_dict(shapes, sep='/')
-    assert {p: (x.shape, x.dtype) for p, x in got.items()} == {p: (x.shape, x.dtype) for p, x in expected.items()}
+    assert {p: (x.shape, x.dtype) for p, x in got.items()} == {
+        p: (x.shape, x.dtype) for p, x in expected.items()
+    }
     assert all(isinstance(x, np.ndarray) for x in got.values())
 
 
@@ -38,17 +40,25 @@ def test_the_values_have_pytorchs_distributions():
     kernel = got['params/stage3_block2/conv1/conv/kernel']
     assert kernel.std() == pytest.approx(math.sqrt(2 / (9 * 64)), rel=0.02)  # fan-out
     assert kernel.mean() == pytest.approx(0.0, abs=float(3 * kernel.std() / math.sqrt(kernel.size)))
-    assert (np.abs(kernel) > 2.5 * kernel.std()).mean() == pytest.approx(0.0124, abs=0.004)  # normal, not truncated
-    for path in ('params/head/kernel', 'params/head/bias', 'params/head_stage1/dense/kernel'):  # U(-1/8, 1/8)
+    # normal, not truncated
+    assert (np.abs(kernel) > 2.5 * kernel.std()).mean() == pytest.approx(0.0124, abs=0.004)
+    # U(-1/8, 1/8)
+    for path in ('params/head/kernel', 'params/head/bias', 'params/head_stage1/dense/kernel'):
         x = got[path]
-        assert 0.115 < np.abs(x).max() <= 0.125 and x.std() == pytest.approx(0.125 / math.sqrt(3), rel=0.12)
+        assert 0.115 < np.abs(x).max() <= 0.125 and x.std() == pytest.approx(
+            0.125 / math.sqrt(3), rel=0.12
+        )
     values = {path: np.unique(x) for path, x in got.items() if '/norm/' in path or '/up/' in path}
     for path, value in values.items():
         assert value == (1.0 if path.endswith(('scale', 'var')) else 0.0), path
 
 
 def test_values_depend_on_the_seed_and_the_path_alone():
-    one, again, other = drawn(build('resnet8', 10)), drawn(build('resnet8', 10)), drawn(build('resnet8', 10), (1,))
+    one, again, other = (
+        drawn(build('resnet8', 10)),
+        drawn(build('resnet8', 10)),
+        drawn(build('resnet8', 10), (1,)),
+    )
     deeper = drawn(build('resnet14', 10, adapter=1))
     for path, x in one.items():
         np.testing.assert_array_equal(x, again[path])

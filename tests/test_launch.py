@@ -21,7 +21,9 @@ from helpers import REPOSITORY, environment, run_main
 from kd_jax import main
 from kd_jax.checkpoint import load_variables
 
-LOCAL, CLOUD, NOTEBOOK = (REPOSITORY / 'launch' / name for name in ('local.sh', 'cloud_tpu.sh', 'colab.ipynb'))
+LOCAL, CLOUD, NOTEBOOK = (
+    REPOSITORY / 'launch' / name for name in ('local.sh', 'cloud_tpu.sh', 'colab.ipynb')
+)
 TRAIN_IMAGES, BATCH = 1020, 64  # of the digits
 
 
@@ -29,8 +31,9 @@ def epochs(steps):
     return steps * BATCH / TRAIN_IMAGES
 
 
-# A teacher without, and a student with BatchNorm. Rounding differs with the number of devices, and after some ten steps
-# resnet8 amplifies it (as it does, on one device, a change of 1e-7 in its first weights): hence the student's few steps.
+# A teacher without, and a student with BatchNorm. Rounding differs with the number of devices, and
+# after some ten steps resnet8 amplifies it (as it does, on one device, a change of 1e-7 in its
+# first weights): hence the student's few steps.
 STUDY = (
     '--config=configs/digits.py',
     '--config.seeds=(0,)',
@@ -50,15 +53,27 @@ STUDY = (
 
 def local(processes, *arguments, devices=None, timeout=300, **extra):
     """`launch/local.sh` to its end."""
-    extra = {'PYTHON': sys.executable} | extra | ({'KD_JAX_DEVICES': str(devices)} if devices else {})
+    extra = (
+        {'PYTHON': sys.executable} | extra | ({'KD_JAX_DEVICES': str(devices)} if devices else {})
+    )
     command, env = [str(LOCAL), str(processes), *arguments], environment(**extra)
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=REPOSITORY, env=env, check=False)
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        cwd=REPOSITORY,
+        env=env,
+        check=False,
+    )
 
 
 def trained(directory):
     """(all variables by path, result.json) of a run."""
     result = json.loads((directory / 'result.json').read_text())
-    return flax.traverse_util.flatten_dict(load_variables(directory, result['checkpoint']), sep='/'), result
+    return flax.traverse_util.flatten_dict(
+        load_variables(directory, result['checkpoint']), sep='/'
+    ), result
 
 
 @pytest.fixture(scope='module')
@@ -79,11 +94,14 @@ def test_two_processes_of_two_devices_train_the_same_parameters_as_one(alone, tm
         (one, expected), (two, result) = (trained(d / run / 'seed0') for d in (alone, tmp_path))
         assert one.keys() == two.keys()
         for name in one:
-            np.testing.assert_allclose(two[name], one[name], rtol=0, atol=1e-5, err_msg=f'{run} {name}')
+            np.testing.assert_allclose(
+                two[name], one[name], rtol=0, atol=1e-5, err_msg=f'{run} {name}'
+            )
         assert result['steps'] == expected['steps'] == steps
         assert result['test']['top1'] == expected['test']['top1']
         assert result['test']['count'] == expected['test']['count'] == 597
-    assert trained(alone / 'teacher' / 'seed0')[1]['test']['top1'] > 0.7  # there was something to learn
+    # there was something to learn
+    assert trained(alone / 'teacher' / 'seed0')[1]['test']['top1'] > 0.7
 
 
 @pytest.mark.slow
@@ -94,7 +112,9 @@ def test_sigterm_stops_all_processes_and_the_same_command_continues(tmp_path):
     assert whole.returncode == 0, whole.stderr
     env = environment(PYTHON=sys.executable, KD_JAX_DEVICES='2')
     cut = [str(LOCAL), '2', *command, f'--workdir={tmp_path / "cut"}']
-    with subprocess.Popen(cut, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=REPOSITORY, env=env) as process:
+    with subprocess.Popen(
+        cut, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=REPOSITORY, env=env
+    ) as process:
         text = ''
         for line in process.stdout:
             text += line
@@ -120,7 +140,9 @@ def test_a_mistake_ends_all_processes_with_its_sentence_and_status_2(tmp_path):
 
 @pytest.fixture
 def stub(tmp_path):
-    """Stands in for Python: says how it was started; waits for a signal or fails as BEHAVIOUR tells its process."""
+    """Stands in for Python: says how it was started; waits for a signal or fails as
+    BEHAVIOUR tells its process.
+    """
     path = tmp_path / 'python'
     path.write_text("""#!/usr/bin/env bash
 process=${@: -1}
@@ -159,7 +181,12 @@ def test_when_one_process_fails_the_others_are_stopped_and_its_status_is_returne
 
 def test_a_process_that_does_not_stop_is_killed(stub):
     begin = time.monotonic()
-    done = local(2, '--config=x', BEHAVIOUR='0=fail 1=wait', **stub | {'STUBBORN': 'yes', 'KD_JAX_PATIENCE': '2'})
+    done = local(
+        2,
+        '--config=x',
+        BEHAVIOUR='0=fail 1=wait',
+        **stub | {'STUBBORN': 'yes', 'KD_JAX_PATIENCE': '2'},
+    )
     assert done.returncode == 3
     assert 'process 1 got TERM' in done.stdout
     assert 1.0 < time.monotonic() - begin < 15
@@ -172,14 +199,19 @@ def test_signals_reach_every_process(stub, number):
     signal.signal(
         signal.SIGINT, signal.default_int_handler
     )  # a background job starts with it ignored, and so would its children
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
+    ) as process:
         for _ in range(2):
             assert 'started with' in process.stdout.readline()
         time.sleep(0.5)  # until the stubs have set their traps
         process.send_signal(number)
         out, error = process.communicate(timeout=30)
     assert process.returncode == 128 + number
-    assert sorted(out.splitlines()) == [f'[1] process 1 got {number.name[3:]}', f'process 0 got {number.name[3:]}']
+    assert sorted(out.splitlines()) == [
+        f'[1] process 1 got {number.name[3:]}',
+        f'process 0 got {number.name[3:]}',
+    ]
     assert error == ''
 
 
@@ -189,16 +221,30 @@ def test_signals_reach_every_process(stub, number):
         ((), {}, 'usage: launch/local.sh PROCESSES --config=CONFIG'),
         (('0', '--config=x'), {}, 'usage: '),
         (('two', '--config=x'), {}, 'usage: '),
-        (('2', '--config=x'), {'KD_JAX_DEVICES': 'x'}, 'KD_JAX_DEVICES is x; it must be the number'),
+        (
+            ('2', '--config=x'),
+            {'KD_JAX_DEVICES': 'x'},
+            'KD_JAX_DEVICES is x; it must be the number',
+        ),
         (('2', '--config=x'), {'KD_JAX_PATIENCE': '-1'}, 'KD_JAX_PATIENCE is -1; it must be'),
-        (('2', '--config=x'), {'PYTHON': '/nowhere/python'}, 'there is no Python at /nowhere/python'),
+        (
+            ('2', '--config=x'),
+            {'PYTHON': '/nowhere/python'},
+            'there is no Python at /nowhere/python',
+        ),
     ],
 )
 def test_local_refuses_a_mistake_with_one_sentence(arguments, extra, sentence):
     env = environment(**({'PYTHON': sys.executable} | extra))
-    done = subprocess.run([str(LOCAL), *arguments], capture_output=True, text=True, env=env, timeout=30, check=False)
+    done = subprocess.run(
+        [str(LOCAL), *arguments], capture_output=True, text=True, env=env, timeout=30, check=False
+    )
     assert done.returncode == 2
-    assert done.stderr.startswith('error: ') and sentence in done.stderr and done.stderr.count('\n') == 1
+    assert (
+        done.stderr.startswith('error: ')
+        and sentence in done.stderr
+        and done.stderr.count('\n') == 1
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -212,7 +258,9 @@ def no_google(tmp_path_factory, monkeypatch):
 
 def cloud(*arguments, path=None, **extra):
     env = environment(**extra) | ({'PATH': str(path)} if path else {})
-    return subprocess.run([str(CLOUD), *arguments], capture_output=True, text=True, env=env, timeout=60, check=False)
+    return subprocess.run(
+        [str(CLOUD), *arguments], capture_output=True, text=True, env=env, timeout=60, check=False
+    )
 
 
 def dry(verb, *arguments):
@@ -222,13 +270,25 @@ def dry(verb, *arguments):
     return [shlex.split(line) for line in done.stdout.splitlines()]
 
 
-FLAGS = ('--', '--config=configs/digits.py', '--config.seeds=(0,)', "--config.wandb=it's", '--workdir=/mnt/runs/digits')
+FLAGS = (
+    '--',
+    '--config=configs/digits.py',
+    '--config.seeds=(0,)',
+    "--config.wandb=it's",
+    '--workdir=/mnt/runs/digits',
+)
 TPU_VM = ['gcloud', 'compute', 'tpus', 'tpu-vm']
 ZONE = '--zone=us-central1-a'
 
 
 @pytest.mark.parametrize(
-    'kind', ['v5litepod-8 v2-alpha-tpuv5-lite', 'v5p-8 v2-alpha-tpuv5', 'v6e-16 v2-alpha-tpuv6e', 'v4-8 tpu-ubuntu2204-base']
+    'kind',
+    [
+        'v5litepod-8 v2-alpha-tpuv5-lite',
+        'v5p-8 v2-alpha-tpuv5',
+        'v6e-16 v2-alpha-tpuv6e',
+        'v4-8 tpu-ubuntu2204-base',
+    ],
 )
 def test_create_takes_the_software_version_that_belongs_to_the_type(kind):
     kind, version = kind.split()
@@ -237,7 +297,16 @@ def test_create_takes_the_software_version_that_belongs_to_the_type(kind):
 
 
 def test_create_passes_version_spot_and_project_on():
-    wanted = [*TPU_VM, 'create', 'box', '--accelerator-type=v9-8', '--version=v', '--spot', ZONE, '--project=p']
+    wanted = [
+        *TPU_VM,
+        'create',
+        'box',
+        '--accelerator-type=v9-8',
+        '--version=v',
+        '--spot',
+        ZONE,
+        '--project=p',
+    ]
     assert dry('create', '--type=v9-8', '--version=v', '--spot', '--project=p') == [wanted]
 
 
@@ -247,13 +316,20 @@ def test_install_brings_code_that_runs_and_the_bounds_of_requirements(tmp_path):
     archive = tar[tar.index('-czf') + 1]
     assert scp == [*TPU_VM, 'scp', archive, 'box:kd_jax.tar.gz', '--worker=all', ZONE]
     assert ssh[:6] == [*TPU_VM, 'ssh', 'box'] and ssh[6] == '--worker=all' and ssh[8:] == [ZONE]
-    (jax_line,) = re.findall(r'^jax([<>=].*)$', (REPOSITORY / 'requirements.txt').read_text(), re.MULTILINE)
+    (jax_line,) = re.findall(
+        r'^jax([<>=].*)$', (REPOSITORY / 'requirements.txt').read_text(), re.MULTILINE
+    )
     assert f"-r requirements.txt 'jax[tpu]{jax_line}'; sudo mount /mnt/runs" in ssh[7]
 
     here = str(tmp_path / 'kd_jax.tar.gz')
     subprocess.run([here if word == archive else word for word in tar], check=True)
     subprocess.run(['tar', '-xzf', here, '-C', str(tmp_path)], check=True)
-    done = run_main('--config=configs/digits.py', '--only=nobody', f'--workdir={tmp_path / "runs"}', cwd=tmp_path)
+    done = run_main(
+        '--config=configs/digits.py',
+        '--only=nobody',
+        f'--workdir={tmp_path / "runs"}',
+        cwd=tmp_path,
+    )
     assert done.returncode == 2 and "unknown run 'nobody'" in done.stderr
 
 
@@ -266,13 +342,27 @@ def test_follow_and_delete():
 
 def test_all_is_create_install_run_follow_and_never_delete():
     *commands, last = dry('all', '--type=v6e-16', *FLAGS)
-    assert commands == dry('create', '--type=v6e-16') + dry('install') + dry('run', *FLAGS) + dry('follow')
-    assert last == ['done;', 'delete', 'the', 'TPU', 'with:', 'launch/cloud_tpu.sh', 'delete', 'box', ZONE]
+    assert commands == dry('create', '--type=v6e-16') + dry('install') + dry('run', *FLAGS) + dry(
+        'follow'
+    )
+    assert last == [
+        'done;',
+        'delete',
+        'the',
+        'TPU',
+        'with:',
+        'launch/cloud_tpu.sh',
+        'delete',
+        'box',
+        ZONE,
+    ]
 
 
 @pytest.fixture
 def worker(tmp_path):
-    """A `gcloud` that runs a worker's commands here, in the home directory of a worker with kd_jax installed."""
+    """A `gcloud` that runs a worker's commands here, in the home directory of a
+    worker with kd_jax installed.
+    """
     home, bin_ = tmp_path / 'home', tmp_path / 'bin'
     python = home / 'kd_jax' / '.venv' / 'bin' / 'python'
     python.parent.mkdir(parents=True)
@@ -294,7 +384,9 @@ def test_run_returns_at_once_and_follow_ends_with_the_run_and_its_status(worker)
     assert twice.returncode == 2 and 'a run is still going on here' in twice.stderr
     followed = cloud('follow', 'box', ZONE, **worker)
     assert followed.returncode == 3
-    wanted = ''.join(f'<{word}>' for word in ('-m', 'kd_jax.main', *FLAGS[1:], '--coordinator=auto'))
+    wanted = ''.join(
+        f'<{word}>' for word in ('-m', 'kd_jax.main', *FLAGS[1:], '--coordinator=auto')
+    )
     assert followed.stdout.splitlines()[-1] == wanted
 
 
@@ -310,16 +402,31 @@ def test_run_needs_an_installation(worker):
         ((), 'usage: launch/cloud_tpu.sh VERB NAME'),
         (('create',), 'usage: '),
         (('--dry-run', 'create'), 'usage: '),
-        (('make', 'box', ZONE), "unknown verb 'make'; it is create, install, run, follow, delete or all"),
+        (
+            ('make', 'box', ZONE),
+            "unknown verb 'make'; it is create, install, run, follow, delete or all",
+        ),
         (('delete', 'box'), 'delete needs the zone'),
         (('create', 'box', ZONE), 'create needs the type'),
         (('all', 'box', ZONE, *FLAGS), 'all needs the type'),
-        (('create', 'box', ZONE, '--type=v9-8', '--dry-run'), 'no default software version for the type v9-8'),
+        (
+            ('create', 'box', ZONE, '--type=v9-8', '--dry-run'),
+            'no default software version for the type v9-8',
+        ),
         (('create', 'box', ZONE, '--tpye=v6e-8'), 'unknown option --tpye=v6e-8; allowed: --zone='),
         (('run', 'box', ZONE), 'run needs the flags of kd_jax.main after --'),
-        (('run', 'box', ZONE, '--', '--config=configs/digits.py'), 'at least --config= and --workdir='),
-        (('run', 'box', ZONE, '--', '--config=c', '--workdir=gs://b/x'), 'gs:// is not supported yet (--workdir)'),
-        (('run', 'box', ZONE, *FLAGS, '--config.data.path=gs://b'), 'gs:// is not supported yet (--config.data.path)'),
+        (
+            ('run', 'box', ZONE, '--', '--config=configs/digits.py'),
+            'at least --config= and --workdir=',
+        ),
+        (
+            ('run', 'box', ZONE, '--', '--config=c', '--workdir=gs://b/x'),
+            'gs:// is not supported yet (--workdir)',
+        ),
+        (
+            ('run', 'box', ZONE, *FLAGS, '--config.data.path=gs://b'),
+            'gs:// is not supported yet (--config.data.path)',
+        ),
         (('run', 'box', ZONE, *FLAGS, '--processes=4'), '--processes=4 is set by this script'),
     ],
 )
@@ -327,7 +434,11 @@ def test_cloud_refuses_a_mistake_with_one_sentence(arguments, sentence):
     done = cloud(*arguments)
     assert done.returncode == 2
     assert done.stdout == ''
-    assert done.stderr.startswith('error: ') and sentence in done.stderr and done.stderr.count('\n') == 1
+    assert (
+        done.stderr.startswith('error: ')
+        and sentence in done.stderr
+        and done.stderr.count('\n') == 1
+    )
 
 
 def test_without_gcloud_one_sentence_says_where_it_is(tmp_path):
@@ -352,7 +463,9 @@ def test_everything_that_the_notebook_names_exists():
     assert configs == {'configs/digits.py', 'configs/digits.py:all'}
     for name in configs:
         file, _, argument = name.partition(':')
-        config = importlib.import_module(file.removesuffix('.py').replace('/', '.')).get_config(argument)
+        config = importlib.import_module(file.removesuffix('.py').replace('/', '.')).get_config(
+            argument
+        )
         fields = set(re.findall(r'--config\.([\w.]+)=', text))
         assert {'runs.student.teachers', 'runs.student.objective.kl.tau'} <= fields
         for field in fields:
@@ -360,10 +473,17 @@ def test_everything_that_the_notebook_names_exists():
             for part in field.split('.'):
                 value = value[part]  # a KeyError says what is not there
     options = set(re.findall(r'--(config|workdir|only|plot)\b', text))
-    assert options == {'config', 'workdir', 'only', 'plot'} and options - {'plot'} <= set(main.flags.FLAGS)
+    assert options == {'config', 'workdir', 'only', 'plot'} and options - {'plot'} <= set(
+        main.flags.FLAGS
+    )
     modules = set(re.findall(r"'(kd_jax\.\w+)'", text))
     assert modules == {'kd_jax.main', 'kd_jax.report'}
-    done = subprocess.run([sys.executable, '-m', 'kd_jax.report', '--help'], capture_output=True, text=True, env=environment())
+    done = subprocess.run(
+        [sys.executable, '-m', 'kd_jax.report', '--help'],
+        capture_output=True,
+        text=True,
+        env=environment(),
+    )
     assert done.returncode == 0 and '--plot' in done.stdout
 
 
@@ -374,15 +494,28 @@ def test_the_notebook_runs_from_top_to_bottom_and_distillation_pays(tmp_path):
     for name in ('kd_jax', 'configs', 'requirements.txt'):  # what it trains stays in tmp_path
         (tmp_path / name).symlink_to(REPOSITORY / name)
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    client = NotebookClient(notebook, timeout=600, kernel_name='python3', resources={'metadata': {'path': str(tmp_path)}})
+    client = NotebookClient(
+        notebook,
+        timeout=600,
+        kernel_name='python3',
+        resources={'metadata': {'path': str(tmp_path)}},
+    )
     client.execute(env=environment(KD_JAX_FLAGS='--config.seeds=(0,)'))
     outputs = {cell.id: cell.outputs for cell in notebook.cells if cell.cell_type == 'code'}
 
     def shown(cell, kind):
-        return [output.data[kind] for output in outputs[cell] if output.output_type == 'display_data' and kind in output.data]
+        return [
+            output.data[kind]
+            for output in outputs[cell]
+            if output.output_type == 'display_data' and kind in output.data
+        ]
 
     (table,) = shown('table', 'text/markdown')
-    head, _, *rows = [[c.strip() for c in line.strip('|').split('|')] for line in table.splitlines() if line.startswith('|')]
+    head, _, *rows = [
+        [c.strip() for c in line.strip('|').split('|')]
+        for line in table.splitlines()
+        if line.startswith('|')
+    ]
     top1 = {row[0]: float(row[head.index('top-1 %')].split()[0]) for row in rows}
     assert list(top1) == ['teacher', 'alone', 'student']
     assert top1['student'] > top1['alone'] + 5
@@ -394,7 +527,9 @@ def test_the_notebook_runs_from_top_to_bottom_and_distillation_pays(tmp_path):
 
 
 def test_a_failing_command_in_the_notebook_raises(tmp_path, monkeypatch):
-    setup = next(cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.get('id') == 'setup').source
+    setup = next(
+        cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.get('id') == 'setup'
+    ).source
     start = setup.index('def run(')
     scope = {'subprocess': subprocess, 'sys': sys, 'shlex': shlex}
     exec(setup[start : setup.index('\n\n\n', start)], scope)

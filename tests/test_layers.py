@@ -1,4 +1,6 @@
-"""The shared layers against float64 numpy, and their independence of how devices share the batch."""
+"""The shared layers against float64 numpy, and their independence of
+how devices share the batch.
+"""
 
 import math
 from functools import partial
@@ -25,7 +27,16 @@ def random_variables(layer, x):
 
 @pytest.mark.parametrize(
     ('kernel', 'stride', 'groups', 'side'),
-    [(3, 2, 1, 8), (3, 2, 1, 7), (3, 2, 6, 8), (3, 2, 2, 8), (1, 2, 1, 8), (5, 2, 1, 8), (3, 1, 6, 5), (7, 2, 1, 9)],
+    [
+        (3, 2, 1, 8),
+        (3, 2, 1, 7),
+        (3, 2, 6, 8),
+        (3, 2, 2, 8),
+        (1, 2, 1, 8),
+        (5, 2, 1, 8),
+        (3, 1, 6, 5),
+        (7, 2, 1, 9),
+    ],
 )
 def test_convolution_pads_as_pytorch(kernel, stride, groups, side):
     conv = layers.Conv(12, kernel, stride, groups)
@@ -37,7 +48,9 @@ def test_convolution_pads_as_pytorch(kernel, stride, groups, side):
     np.testing.assert_allclose(y, expected, atol=1e-5)
     if (kernel, stride, side) == (3, 2, 8):  # the case where TensorFlow's SAME differs
         weights, order = variables['params']['kernel'], ('NHWC', 'HWIO', 'NHWC')
-        convolve = partial(jax.lax.conv_general_dilated, dimension_numbers=order, feature_group_count=groups)
+        convolve = partial(
+            jax.lax.conv_general_dilated, dimension_numbers=order, feature_group_count=groups
+        )
         same = convolve(x, weights, (2, 2), 'SAME')
         assert np.abs(same - expected).max() > 0.1
 
@@ -46,7 +59,10 @@ def test_explicit_padding_and_bias_of_a_convolution():
     conv = layers.Conv(4, kernel=3, padding=0, use_bias=True)
     x = image_of(2, 6, 6, 3)
     variables = random_variables(conv, x)
-    expected = conv_reference(x, variables['params']['kernel'])[:, 1:-1, 1:-1] + variables['params']['bias']
+    expected = (
+        conv_reference(x, variables['params']['kernel'])[:, 1:-1, 1:-1]
+        + variables['params']['bias']
+    )
     np.testing.assert_allclose(conv.apply(variables, x), expected, atol=1e-5)
 
 
@@ -59,18 +75,30 @@ def test_batch_norm_normalises_and_averages_as_pytorch_says():
     }
     y, new = norm.apply(variables, x, train=True, mutable=['batch_stats'])
     mean, var = np.float64(x).mean(axis=(0, 1, 2)), np.float64(x).var(axis=(0, 1, 2))
-    np.testing.assert_allclose(y, (x - mean) / np.sqrt(var + 1e-5) * [1.5, 0.5] + [0.1, -0.2], atol=1e-5)
-    np.testing.assert_allclose(new['batch_stats']['mean'], 0.9 * np.array([1.0, 2.0]) + 0.1 * mean, rtol=1e-5)
-    np.testing.assert_allclose(new['batch_stats']['var'], 0.9 * np.array([4.0, 9.0]) + 0.1 * var, rtol=1e-5)
-    tiny = {'params': variables['params'], 'batch_stats': {'mean': np.float32([0, 0]), 'var': np.float32([0, 0])}}
+    np.testing.assert_allclose(
+        y, (x - mean) / np.sqrt(var + 1e-5) * [1.5, 0.5] + [0.1, -0.2], atol=1e-5
+    )
+    np.testing.assert_allclose(
+        new['batch_stats']['mean'], 0.9 * np.array([1.0, 2.0]) + 0.1 * mean, rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        new['batch_stats']['var'], 0.9 * np.array([4.0, 9.0]) + 0.1 * var, rtol=1e-5
+    )
+    tiny = {
+        'params': variables['params'],
+        'batch_stats': {'mean': np.float32([0, 0]), 'var': np.float32([0, 0])},
+    }
     y = norm.apply(tiny, np.ones((1, 1, 1, 2), np.float32), train=False)
-    np.testing.assert_allclose(y[0, 0, 0], np.array([1.5, 0.5]) / math.sqrt(1e-5) + [0.1, -0.2], rtol=1e-6)
+    np.testing.assert_allclose(
+        y[0, 0, 0], np.array([1.5, 0.5]) / math.sqrt(1e-5) + [0.1, -0.2], rtol=1e-6
+    )
 
 
 def test_initial_values_are_torchvisions():
     key, x = jax.random.key(0), jnp.zeros((1, 2, 2, 32))
     kernel = layers.Conv(256).init(key, x)['params']['kernel']
-    assert float(kernel.std()) == pytest.approx(math.sqrt(2 / (9 * 256)), rel=0.02)  # fan-out, not fan-in
+    # fan-out, not fan-in
+    assert float(kernel.std()) == pytest.approx(math.sqrt(2 / (9 * 256)), rel=0.02)
     beyond = jnp.abs(kernel) > 2.5 * kernel.std()
     assert float(beyond.mean()) == pytest.approx(0.0124, abs=0.003)  # normal, not truncated
     depthwise = layers.Conv(4096, groups=32).init(key, x)['params']['kernel']
@@ -80,7 +108,9 @@ def test_initial_values_are_torchvisions():
     np.testing.assert_array_equal(unit['params']['norm']['bias'], np.zeros(8))
     np.testing.assert_array_equal(unit['batch_stats']['norm']['mean'], np.zeros(8))
     np.testing.assert_array_equal(unit['batch_stats']['norm']['var'], np.ones(8))
-    np.testing.assert_array_equal(layers.Conv(8, use_bias=True).init(key, x)['params']['bias'], np.zeros(8))
+    np.testing.assert_array_equal(
+        layers.Conv(8, use_bias=True).init(key, x)['params']['bias'], np.zeros(8)
+    )
     dense = layers.Dense(4000).init(key, jnp.zeros((1, 64)))['params']
     for value in dense.values():  # U(-1/8, 1/8)
         assert 0.124 < float(jnp.abs(value).max()) <= 0.125

@@ -1,4 +1,6 @@
-"""Every method of configs/methods.py with its paper's weights, within a family and across, from one command on real digits."""
+"""Every method of configs/methods.py with its paper's weights, within a family and across,
+from one command on real digits.
+"""
 
 import json
 import math
@@ -13,7 +15,8 @@ from kd_jax.objectives import OBJECTIVES
 
 # Pair of configs/cifar100.py -> (width, depth) of its teacher and of its student.
 PAIRS = {
-    'resnet56-resnet20': ((0.5, 1 / 3), (0.5, 1 / 3)),  # resnet20 and resnet8, at half of their widths
+    # resnet20 and resnet8, at half of their widths
+    'resnet56-resnet20': ((0.5, 1 / 3), (0.5, 1 / 3)),
     'cifar_vgg13-cifar_mobilenet_v2_x0.5': ((0.25, 1.0), (0.5, 0.25)),
 }
 SHARE = 12 / 240  # of the protocol's epochs
@@ -26,16 +29,31 @@ def study(pair):
 
 def command(pair, config, path, workdir):
     """The protocol, shortened: whatever it counts in epochs shrinks in proportion."""
-    flags = [f'--config=configs/cifar100.py:method=all,pair={pair}', f'--workdir={workdir}', '--config.seeds=(0,)']
-    flags += ['--config.data.source=npz', f'--config.data.path={path}', '--config.augment.flip=False']
+    flags = [
+        f'--config=configs/cifar100.py:method=all,pair={pair}',
+        f'--workdir={workdir}',
+        '--config.seeds=(0,)',
+    ]
+    flags += [
+        '--config.data.source=npz',
+        f'--config.data.path={path}',
+        '--config.augment.flip=False',
+    ]
     flags += ['--config.augment.crop=2', '--config.tensorboard=False']
     for name, run in config.runs.items():
         width, depth = PAIRS[pair][run.model.name != config.runs.teacher.model.name]
-        fields = {'model.width': width * (run.model.width or 1), 'model.depth': depth, 'batch_size': 25}
+        fields = {
+            'model.width': width * (run.model.width or 1),
+            'model.depth': depth,
+            'batch_size': 25,
+        }
         fields |= {'epochs': run.epochs * SHARE, 'eval_every': run.epochs * SHARE / INTERVALS}
         fields |= {'past_epochs': run.past_epochs * SHARE}
         fields |= {'optim.step_epochs': tuple(epoch * SHARE for epoch in run.optim.step_epochs)}
-        fields |= {f'objective.{t}.ramp_epochs': term.ramp_epochs * SHARE for t, term in run.objective.items()}
+        fields |= {
+            f'objective.{t}.ramp_epochs': term.ramp_epochs * SHARE
+            for t, term in run.objective.items()
+        }
         flags += [f'--config.runs.{name}.{field}={value}' for field, value in fields.items()]
     return flags
 
@@ -43,7 +61,11 @@ def command(pair, config, path, workdir):
 def numbers(tree):
     """All numbers in what JSON gave."""
     if isinstance(tree, dict | list):
-        return [x for value in (tree.values() if isinstance(tree, dict) else tree) for x in numbers(value)]
+        return [
+            x
+            for value in (tree.values() if isinstance(tree, dict) else tree)
+            for x in numbers(value)
+        ]
     return [tree] if isinstance(tree, int | float) else []
 
 
@@ -69,7 +91,8 @@ def test_every_run_of_every_method_follows_the_study():
     config = study('resnet56-resnet20')
     config.seeds, config.data.path = (7,), '/elsewhere'
     assert {(run.seeds, run.data.path) for run in config.runs.values()} == {((7,), '/elsewhere')}
-    assert {run.model.get_type('depth') for run in config.runs.values()} == {float}  # can be given on the command line
+    # can be given on the command line
+    assert {run.model.get_type('depth') for run in config.runs.values()} == {float}
 
 
 @pytest.mark.slow
@@ -88,15 +111,21 @@ def check(config, workdir):
     assert all(map(math.isfinite, numbers(results)))
     top1 = {name: r['test']['top1'] for name, r in results.items()}  # chance is 0.1
     assert top1['teacher'] > 0.8, top1
-    final = {name: value for name, value in top1.items() if not name.endswith('_before')}  # those have seen no labels
+    # those have seen no labels
+    final = {name: value for name, value in top1.items() if not name.endswith('_before')}
     assert min(final.values()) > 0.4, top1
     assert results['kl']['teacher']['agreement'] > 0.6
     for name, run in config.runs.items():
-        lines = [json.loads(line) for line in (workdir / name / 'seed0/metrics.jsonl').read_text().splitlines()]
+        lines = [
+            json.loads(line)
+            for line in (workdir / name / 'seed0/metrics.jsonl').read_text().splitlines()
+        ]
         assert all(map(math.isfinite, numbers(lines)))
         trained = [line for line in lines if line['split'] == 'train']
         assert len(trained) == INTERVALS
-        if not any(teacher.startswith('self:') for teacher in run.teachers):  # which agree at first, both ignorant
-            # The virtual teacher is all but undecided (0.99 and 0.01, at temperature 20): learning leads away from it.
+        # which agree at first, both ignorant
+        if not any(teacher.startswith('self:') for teacher in run.teachers):
+            # The virtual teacher is all but undecided (0.99 and 0.01, at temperature 20):
+            # learning leads away from it.
             for term in set(run.objective) - {'virtual_teacher'}:
                 assert trained[-1][term] < trained[0][term], (name, term)

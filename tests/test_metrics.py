@@ -46,7 +46,11 @@ def ece_by_loop(p, label, bins=15):
         confidence = row.max()
         place = next(m for m in range(bins) if confidence <= (m + 1) / bins or m == bins - 1)
         groups[place].append((row.argmax() == y, confidence))
-    return sum(len(g) / len(p) * abs(np.mean([r for r, _ in g]) - np.mean([c for _, c in g])) for g in groups if g)
+    return sum(
+        len(g) / len(p) * abs(np.mean([r for r, _ in g]) - np.mean([c for _, c in g]))
+        for g in groups
+        if g
+    )
 
 
 @pytest.mark.parametrize('classes', [2, 3, 10, 100])
@@ -81,7 +85,8 @@ def test_agreement_and_kl_equal_numpy_and_need_no_labels():
 
 
 def test_kl_is_teacher_to_student_by_hand():
-    # p_t = (3/4, 1/4), p_s = (1/2, 1/2): KL(t || s) = 3/4 log(3/2) + 1/4 log(1/2) = 0.130812; KL(s || t) = 0.143841
+    # p_t = (3/4, 1/4), p_s = (1/2, 1/2): KL(t || s) = 3/4 log(3/2) + 1/4
+    # log(1/2) = 0.130812; KL(s || t) = 0.143841
     result = metrics.finalize_teacher(measure([[0.0, 0.0]], [0], teacher=[[math.log(3), 0.0]]))
     assert result['kl'] == pytest.approx(0.130812, abs=1e-6)
     itself = metrics.finalize_teacher(measure([[1.0, -2.0, 0.5]], [0], teacher=[[1.0, -2.0, 0.5]]))
@@ -96,7 +101,10 @@ def test_the_batch_size_changes_nothing(size):
     for start in range(0, 250, size):
         rows = slice(start, start + size)
         pad = size - len(label[rows])  # the last batch is filled up with wrong, masked rows
-        padded = [np.concatenate([x[rows], np.full((pad, *x.shape[1:]), 7, x.dtype)]) for x in (logits, label, teacher)]
+        padded = [
+            np.concatenate([x[rows], np.full((pad, *x.shape[1:]), 7, x.dtype)])
+            for x in (logits, label, teacher)
+        ]
         batch = {'label': padded[1], 'mask': np.float32(np.arange(size) < size - pad)}
         total = metrics.add(total, SUMS(padded[0], batch, padded[2]))
     for name in (*COUNTS, 'teacher_count', 'teacher_agree'):
@@ -122,7 +130,9 @@ def test_the_number_of_devices_changes_nothing():
     sums = jax.tree.map(lambda x: x[0], jax.device_get(sums))
     assert sums.keys() == whole.keys()
     for name in whole:
-        np.testing.assert_allclose(sums[name], whole[name], rtol=0 if name in COUNTS else 1e-6, err_msg=name)
+        np.testing.assert_allclose(
+            sums[name], whole[name], rtol=0 if name in COUNTS else 1e-6, err_msg=name
+        )
 
 
 def test_totals_are_float64_and_do_not_saturate():
@@ -148,9 +158,12 @@ def test_a_perfect_predictor_by_hand():
 
 
 def test_a_uniform_predictor_by_hand():
-    # Ties go to class 0: right for 1 of 10, precision 1/10 and recall 1 there; F1 = 2/11 for one class of ten.
+    # Ties go to class 0: right for 1 of 10, precision 1/10 and recall 1 there;
+    # F1 = 2/11 for one class of ten.
     result = metrics.finalize(measure(np.zeros((10, 10)), range(10)))
-    assert result['top1'] == pytest.approx(0.1, abs=1e-12) and result['top5'] == pytest.approx(0.5, abs=1e-12)
+    assert result['top1'] == pytest.approx(0.1, abs=1e-12) and result['top5'] == pytest.approx(
+        0.5, abs=1e-12
+    )
     assert result['f1_macro'] == pytest.approx(2 / 11 / 10, abs=1e-12)
     assert result['nll'] == pytest.approx(math.log(10), rel=1e-6)
     assert result['ece'] == pytest.approx(0.0, abs=1e-6)  # confidence 0.1, right 0.1
@@ -160,7 +173,8 @@ def test_a_uniform_predictor_by_hand():
 
 
 def test_calibration_error_by_hand():
-    # Two rows of confidence 0.9 (one right) and two of 0.7 (both right): (2 |.5 - .9| + 2 |1 - .7|) / 4 = 0.35.
+    # Two rows of confidence 0.9 (one right) and two of 0.7 (both right): (2
+    # |.5 - .9| + 2 |1 - .7|) / 4 = 0.35.
     logits = [[math.log(9), 0.0]] * 2 + [[math.log(7 / 3), 0.0]] * 2
     total = measure(logits, [0, 1, 0, 0])
     assert metrics.finalize(total)['ece'] == pytest.approx(0.35, abs=1e-6)
@@ -173,7 +187,9 @@ def test_calibration_error_by_hand():
 def test_f1_averages_the_classes_that_occur():
     # Labels 0, 0, 1 predicted 0, 1, 3: F1 = 2/3, 0, -, 0 -> mean over the three classes that occur.
     logits = np.eye(5)[[0, 1, 3]]
-    assert metrics.finalize(measure(logits, [0, 0, 1]))['f1_macro'] == pytest.approx(2 / 9, abs=1e-12)
+    assert metrics.finalize(measure(logits, [0, 0, 1]))['f1_macro'] == pytest.approx(
+        2 / 9, abs=1e-12
+    )
     assert f1_score([0, 0, 1], [0, 1, 3], average='macro') == pytest.approx(2 / 9)
 
 
@@ -209,7 +225,9 @@ def test_nan_logits_are_never_right_and_show(column):
     assert result['top1'] == result['top5'] == 0.5 and result['count'] == 2
     assert math.isnan(result['nll']) and math.isnan(result['ece'])
     assert total['predicted'].sum() == total['bin_count'].sum() == 1
-    assert metrics.finalize_teacher(total)['agreement'] == 0.5 and math.isnan(metrics.finalize_teacher(total)['kl'])
+    assert metrics.finalize_teacher(total)['agreement'] == 0.5 and math.isnan(
+        metrics.finalize_teacher(total)['kl']
+    )
 
 
 def test_a_label_that_is_no_class_is_never_right_and_shows():

@@ -1,4 +1,6 @@
-"""MobileNets: the published tables, counts of torchvision's models, float64 forward passes, overrides, PyTorch's names."""
+"""MobileNets: the published tables, counts of torchvision's models, float64 forward
+passes, overrides, PyTorch's names.
+"""
 
 from functools import partial
 
@@ -19,7 +21,15 @@ from mobilenet_reference import (
     sequence,
 )
 from model_reference import conv_reference, rectified
-from test_models import feature_shapes, image_of, macs_of, predict, random_variables, shapes_of, size
+from test_models import (
+    feature_shapes,
+    image_of,
+    macs_of,
+    predict,
+    random_variables,
+    shapes_of,
+    size,
+)
 from zoo import EXPECTED, Facts
 
 from kd_jax.errors import UserError
@@ -32,7 +42,9 @@ from kd_jax.pretrained import mobilenet as names
 @pytest.mark.parametrize('name', sorted(FAMILIES))
 def test_the_expected_counts_follow_from_the_published_tables(name):
     rows, stages, stem, top, dense, _ = FAMILIES[name]
-    assert EXPECTED[name] == Facts(*arithmetic(rows, stem, top, dense), len(stages), dense or top, 1000, 224)
+    assert EXPECTED[name] == Facts(
+        *arithmetic(rows, stem, top, dense), len(stages), dense or top, 1000, 224
+    )
 
 
 def test_the_expected_counts_of_mobilenet_v1_follow_from_its_table():
@@ -43,8 +55,11 @@ def test_the_expected_counts_of_mobilenet_v1_follow_from_its_table():
         channels += inputs + outputs
         macs += (9 * inputs + inputs * outputs) * side**2
     params = weights + 2 * channels + 1025 * 1000
-    assert EXPECTED['mobilenet_v1'] == Facts(params, 2 * channels, macs + 1024 * 1000, 5, 1024, 1000, 224)
-    assert round(macs / 1e6 + 1.024) == 569  # the paper's table 8: 569 million, 4.2 million parameters
+    assert EXPECTED['mobilenet_v1'] == Facts(
+        params, 2 * channels, macs + 1024 * 1000, 5, 1024, 1000, 224
+    )
+    # the paper's table 8: 569 million, 4.2 million parameters
+    assert round(macs / 1e6 + 1.024) == 569
 
 
 @pytest.mark.parametrize(
@@ -63,7 +78,9 @@ def test_widths_round_as_torchvisions(name, overrides, params):
     assert size(shapes_of(build(name, 1000, **overrides))['params']) == params
 
 
-@pytest.mark.parametrize(('width', 'millions', 'macs'), [(0.75, 2.6, 325), (0.5, 1.3, 149), (0.25, 0.5, 41)])
+@pytest.mark.parametrize(
+    ('width', 'millions', 'macs'), [(0.75, 2.6, 325), (0.5, 1.3, 149), (0.25, 0.5, 41)]
+)
 def test_the_widths_of_mobilenet_v1_have_the_papers_cost(width, millions, macs):
     model, image = build('mobilenet_v1', 1000, width=width, fast=False), jnp.zeros((1, 224, 224, 3))
     variables = shapes_of(model, image.shape)
@@ -74,9 +91,28 @@ def test_the_widths_of_mobilenet_v1_have_the_papers_cost(width, millions, macs):
 
 # stem, stage1, ..., pooled at 224 pixels
 FEATURES = {
-    'imagenet_mobilenet_v2': [(112, 32), (112, 16), (56, 24), (28, 32), (14, 64), (14, 96), (7, 160), (7, 320), 1280],
+    'imagenet_mobilenet_v2': [
+        (112, 32),
+        (112, 16),
+        (56, 24),
+        (28, 32),
+        (14, 64),
+        (14, 96),
+        (7, 160),
+        (7, 320),
+        1280,
+    ],
     'mobilenet_v1': [(112, 32), (112, 64), (56, 128), (28, 256), (14, 512), (7, 1024), 1024],
-    'mobilenet_v3_large': [(112, 16), (112, 16), (56, 24), (28, 40), (14, 80), (14, 112), (7, 160), 1280],
+    'mobilenet_v3_large': [
+        (112, 16),
+        (112, 16),
+        (56, 24),
+        (28, 40),
+        (14, 80),
+        (14, 112),
+        (7, 160),
+        1280,
+    ],
     'mobilenet_v3_small': [(112, 16), (56, 16), (28, 24), (14, 40), (14, 48), (7, 96), 1024],
 }
 
@@ -123,20 +159,29 @@ def test_mobilenet_v1_equals_a_float64_forward_pass():
             expected |= rectified(stage, net.pointwise(f'{name}/pointwise', y, None))
             y = expected[f'stage{stage}']
     expected['pooled'] = y.mean(axis=(1, 2))
-    assert_equal(predict(model, variables, x), expected | {'logits': net.linear('head', expected['pooled'])})
+    assert_equal(
+        predict(model, variables, x), expected | {'logits': net.linear('head', expected['pooled'])}
+    )
 
 
 def test_dropout_is_torchvisions_and_the_batch_norm_of_v3_moves_by_a_hundredth():
     rates = {name: build(name, 10).dropout for name in FEATURES}
-    assert rates == {'imagenet_mobilenet_v2': 0.2, 'mobilenet_v1': 0, 'mobilenet_v3_large': 0.2, 'mobilenet_v3_small': 0.2}
+    assert rates == {
+        'imagenet_mobilenet_v2': 0.2,
+        'mobilenet_v1': 0,
+        'mobilenet_v3_large': 0.2,
+        'mobilenet_v3_small': 0.2,
+    }
     for name, momentum in (('mobilenet_v3_small', 0.01), ('imagenet_mobilenet_v2', 0.1)):
         model, image = build(name, 3, width=0.125), image_of(2, 8, 8, 3)
         variables = random_variables(model, image.shape)
         rngs = {'dropout': jax.random.key(0)}
-        _, new = quickly(partial(model.apply, train=True, mutable=['batch_stats'], rngs=rngs), FASTEST_COMPILE)(
-            variables, image
+        _, new = quickly(
+            partial(model.apply, train=True, mutable=['batch_stats'], rngs=rngs), FASTEST_COMPILE
+        )(variables, image)
+        mean = conv_reference(image, variables['params']['stem']['conv']['kernel'], 2).mean(
+            axis=(0, 1, 2)
         )
-        mean = conv_reference(image, variables['params']['stem']['conv']['kernel'], 2).mean(axis=(0, 1, 2))
         old = variables['batch_stats']['stem']['norm']['mean']
         got = new['batch_stats']['stem']['norm']['mean']
         np.testing.assert_allclose(got, (1 - momentum) * old + momentum * mean, atol=1e-6)
@@ -146,7 +191,10 @@ def test_depth_scales_the_blocks_of_each_stage():
     def blocks(name, depth):
         params = shapes_of(build(name, 10, width=0.25, depth=depth))['params']
         found = [key for key in params if '_block' in key]
-        return [sum(key.startswith(f'stage{i}_') for key in found) for i in range(1, EXPECTED[name].stages + 1)]
+        return [
+            sum(key.startswith(f'stage{i}_') for key in found)
+            for i in range(1, EXPECTED[name].stages + 1)
+        ]
 
     assert blocks('imagenet_mobilenet_v2', 2.0) == [2, 4, 6, 8, 6, 6, 2]
     assert blocks('mobilenet_v3_large', 0.5) == [1, 1, 2, 2, 1, 2]
@@ -171,21 +219,30 @@ def test_kernel_replaces_that_of_every_depthwise_convolution_and_no_other(name):
 def test_an_adapter_stands_behind_every_block():
     params = shapes_of(build('mobilenet_v3_small', 10, adapter=4))['params']
     adapters = {key.removesuffix('_adapter') for key in params if key.endswith('_adapter')}
-    assert adapters == {key for key in params if '_block' in key and not key.endswith('_adapter')} and len(adapters) == 11
+    assert (
+        adapters == {key for key in params if '_block' in key and not key.endswith('_adapter')}
+        and len(adapters) == 11
+    )
     assert params['stage5_block3_adapter']['down']['kernel'].shape == (1, 1, 96, 4)
 
 
 def test_wrong_strides_are_refused_in_a_sentence():
-    sentence = r'^strides \(2, 1\) of MobileNetV2 are 2; give 8: of the stem and of each of the 7 stages'
+    sentence = (
+        r'^strides \(2, 1\) of MobileNetV2 are 2; give 8: of the stem and of each of the 7 stages'
+    )
     with pytest.raises(UserError, match=sentence):
         shapes_of(build('imagenet_mobilenet_v2', 10, strides=(2, 1)))
 
 
 def test_stochastic_depth_leaves_whole_examples_out_and_scales_the_others():
     x = jnp.asarray(image_of(64, 2, 2, 8))
-    plain, dropping = (InvertedResidual(8, 16, drop=rate, setting=Setting()) for rate in (0.0, 0.25))
+    plain, dropping = (
+        InvertedResidual(8, 16, drop=rate, setting=Setting()) for rate in (0.0, 0.25)
+    )
     variables = plain.init(jax.random.key(0), x, train=False)
-    np.testing.assert_array_equal(dropping.apply(variables, x, train=False), plain.apply(variables, x, train=False))
+    np.testing.assert_array_equal(
+        dropping.apply(variables, x, train=False), plain.apply(variables, x, train=False)
+    )
     branch, _ = plain.apply(variables, x, train=True, mutable=True)
     rngs = {'dropout': jax.random.key(3)}
     y, _ = dropping.apply(variables, x, train=True, mutable=True, rngs=rngs)
@@ -202,7 +259,9 @@ def test_stochastic_depth_leaves_whole_examples_out_and_scales_the_others():
 def test_torchvisions_names_of_mobilenet_v2():
     places = named('imagenet_mobilenet_v2', names.torchvision_v2)
     expected = sequence('features.0', 'c', 'n') + sequence('features.1.conv', 'cn', 'c', 'n')
-    expected += [name for i in range(2, 18) for name in sequence(f'features.{i}.conv', 'cn', 'cn', 'c', 'n')]
+    expected += [
+        name for i in range(2, 18) for name in sequence(f'features.{i}.conv', 'cn', 'cn', 'c', 'n')
+    ]
     expected += sequence('features.18', 'c', 'n') + dense('classifier.1')
     assert sorted(places.values()) == sorted(expected)
     assert places['stage1_block1/depthwise/conv/kernel'] == 'features.1.conv.0.0.weight'
@@ -219,9 +278,16 @@ def test_torchvisions_names_of_mobilenet_v3(name):
     for i, row in enumerate(rows, start=1):
         kinds = ['cn'] * (1 if i == 1 else 2) + ['s'] * bool(row.squeeze) + ['cn']
         expected += sequence(f'features.{i}.block', *kinds)
-    expected += sequence(f'features.{len(rows) + 1}', 'c', 'n') + dense('classifier.0') + dense('classifier.3')
+    expected += (
+        sequence(f'features.{len(rows) + 1}', 'c', 'n')
+        + dense('classifier.0')
+        + dense('classifier.3')
+    )
     assert sorted(places.values()) == sorted(expected)
-    assert places['top_dense/kernel'] == 'classifier.0.weight' and places['head/bias'] == 'classifier.3.bias'
+    assert (
+        places['top_dense/kernel'] == 'classifier.0.weight'
+        and places['head/bias'] == 'classifier.3.bias'
+    )
     if name == 'mobilenet_v3_large':
         assert places['stage3_block1/se/expand/bias'] == 'features.4.block.2.fc2.bias'
         assert places['stage5_block2/project/conv/kernel'] == 'features.12.block.3.0.weight'
@@ -240,18 +306,32 @@ def test_the_names_behind_the_distillation_tables():
     assert places['stage4_block3/depthwise/norm/var'] == 'blocks.3.2.conv.4.running_var'
     places = named('mobilenet_v1', names.mdistiller_v1)
     expected = sequence('model.0', 'c', 'n') + dense('fc')
-    expected += [name for i in range(1, 14) for name in sequence(f'model.{i}', 'c', 'n', '', 'c', 'n')]
+    expected += [
+        name for i in range(1, 14) for name in sequence(f'model.{i}', 'c', 'n', '', 'c', 'n')
+    ]
     assert sorted(places.values()) == sorted(expected)
     assert places['stage2_block2/pointwise/conv/kernel'] == 'model.3.3.weight'
 
 
-RULES = (names.torchvision_v2, names.torchvision_v3, names.torchvision_efficientnet, names.repdistiller, names.mdistiller_v1)
+RULES = (
+    names.torchvision_v2,
+    names.torchvision_v3,
+    names.torchvision_efficientnet,
+    names.repdistiller,
+    names.mdistiller_v1,
+)
 
 
 @pytest.mark.parametrize('rule', RULES)
 def test_a_module_that_pytorch_does_not_have_is_refused(rule):
     for module in ('stage1_block1_adapter/down', 'head_stage1/dense'):
-        with pytest.raises(UserError, match=r"^module '\w+' has no counterpart in PyTorch; leave it as initialised$"):
+        with pytest.raises(
+            UserError,
+            match=r"^module '\w+' has no counterpart in PyTorch; leave it as initialised$",
+        ):
             rule(module, ['stage1_block1'])
-    with pytest.raises(UserError, match=r"^a block of .*depthwise.* in PyTorch has no 'conv1'; leave it as initialised$"):
+    with pytest.raises(
+        UserError,
+        match=r"^a block of .*depthwise.* in PyTorch has no 'conv1'; leave it as initialised$",
+    ):
         rule('stage1_block1/conv1/conv', ['stage1_block1'])

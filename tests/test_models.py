@@ -18,12 +18,16 @@ from kd_jax.models import MODELS, Output, build
 from kd_jax.models.common import scaled
 
 NAMES = sorted(EXPECTED)
-SIBLINGS_SLOWLY = [pytest.param(n, marks=[pytest.mark.slow] if n in SIBLINGS else []) for n in NAMES]
-# Models whose stages end in a ReLU of the whole; blocks of the others end in a sum, a linear layer or a concatenation.
+SIBLINGS_SLOWLY = [
+    pytest.param(n, marks=[pytest.mark.slow] if n in SIBLINGS else []) for n in NAMES
+]
+# Models whose stages end in a ReLU of the whole; blocks of the others end in a sum, a
+# linear layer or a concatenation.
 RECTIFIED = {
     name
     for name, make in MODELS.items()
-    if make.func.__name__ in ('CNN', 'CifarResNet', 'ResNet', 'VGG', 'CifarVGG', 'MobileNetV1', 'ShuffleNetV1')
+    if make.func.__name__
+    in ('CNN', 'CifarResNet', 'ResNet', 'VGG', 'CifarVGG', 'MobileNetV1', 'ShuffleNetV1')
 }
 
 
@@ -45,7 +49,9 @@ def traced(model, image_shape):
 
 
 def shapes_of(model, image_shape=(2, 32, 32, 3)):
-    """The shapes of the variables, from the plain forms of the layers: they are traced in half the time."""
+    """The shapes of the variables, from the plain forms of the layers: they
+    are traced in half the time.
+    """
     plain = model.clone(fast=False) if hasattr(model, 'fast') else model
     return traced(plain, tuple(image_shape))[1]
 
@@ -55,13 +61,17 @@ def size(tree):
 
 
 def random_variables(model, image_shape, seed=0):
-    """Variables with nothing at a special value: no zero bias, unit scale or zero mean. Much faster than `init`."""
+    """Variables with nothing at a special value: no zero bias, unit scale or zero
+    mean. Much faster than `init`.
+    """
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
         name = path[-1].key
         if name == 'kernel':
-            return np.float32(rng.normal(size=leaf.shape) * math.sqrt(2 / math.prod(leaf.shape[:-1])))
+            return np.float32(
+                rng.normal(size=leaf.shape) * math.sqrt(2 / math.prod(leaf.shape[:-1]))
+            )
         if name in ('scale', 'var'):
             return np.float32(rng.uniform(0.5, 1.5, leaf.shape))
         return np.float32(rng.normal(size=leaf.shape) * 0.1)
@@ -74,14 +84,20 @@ def image_of(*shape, seed=0):
 
 
 def predict(model, variables, image, options=FASTEST_COMPILE, **kwargs):
-    """`model.apply` in evaluation mode; where the last bit matters, `options` are `FAST_COMPILE`."""
+    """`model.apply` in evaluation mode; where the last bit matters,
+    `options` are `FAST_COMPILE`.
+    """
     return quickly(partial(model.apply, train=False, **kwargs), options)(variables, image)
 
 
 def feature_shapes(model, *image):
-    """The features' shapes without the batch; what comes before a ReLU has its stage's and is left out."""
+    """The features' shapes without the batch; what comes before a ReLU has
+    its stage's and is left out.
+    """
     output, _ = traced(model.clone(fast=False), image)
-    return {key: value.shape[1:] for key, value in output.features.items() if not key.endswith('_pre')}
+    return {
+        key: value.shape[1:] for key, value in output.features.items() if not key.endswith('_pre')
+    }
 
 
 def macs_of(jaxpr):
@@ -92,7 +108,9 @@ def macs_of(jaxpr):
             total += math.prod(eqn.outvars[0].aval.shape) * math.prod(eqn.invars[1].aval.shape[:-1])
         elif eqn.primitive.name == 'dot_general':
             ((contracted, _), _) = eqn.params['dimension_numbers']
-            total += math.prod(eqn.outvars[0].aval.shape) * math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
+            total += math.prod(eqn.outvars[0].aval.shape) * math.prod(
+                eqn.invars[0].aval.shape[i] for i in contracted
+            )
         for value in eqn.params.values():
             total += macs_of(value.jaxpr) if hasattr(value, 'jaxpr') else 0
     return total
@@ -116,7 +134,9 @@ def test_parameters_statistics_and_macs_are_the_published_ones(name):
 
 
 def conv_cost(side, kernel, inputs, outputs):
-    """(weights, BatchNorm channels, multiply-accumulates) of a convolution with BatchNorm on a square output."""
+    """(weights, BatchNorm channels, multiply-accumulates) of a convolution with
+    BatchNorm on a square output.
+    """
     weights = kernel * kernel * inputs * outputs
     return np.array([weights, outputs, weights * side * side])
 
@@ -124,7 +144,9 @@ def conv_cost(side, kernel, inputs, outputs):
 def resnet_facts(blocks, stem, widths):
     total, inputs = conv_cost(32, 3, 3, stem), stem
     for side, width in zip((32, 16, 8), widths, strict=True):
-        total += conv_cost(side, 3, inputs, width) + (2 * blocks - 1) * conv_cost(side, 3, width, width)
+        total += conv_cost(side, 3, inputs, width) + (2 * blocks - 1) * conv_cost(
+            side, 3, width, width
+        )
         if side < 32 or inputs != width:
             total += conv_cost(side, 1, inputs, width)
         inputs = width
@@ -180,13 +202,15 @@ def test_every_model_speaks_the_output_vocabulary(name, shape):
     assert isinstance(output, Output)
     before = {f'{stage}_pre': stage for stage in stages if name in RECTIFIED}
     assert set(output.features) == {'stem', *stages, *before, 'pooled'}
-    assert all(output.features[pre] == output.features[stage] for pre, stage in before.items())  # shapes and types
+    # shapes and types
+    assert all(output.features[pre] == output.features[stage] for pre, stage in before.items())
     assert output.logits.shape == (shape[0], 7) and output.logits.dtype == jnp.float32
     height, width = shape[1:3]
     for key in ('stem', *stages):
         feature = output.features[key]
         assert feature.ndim == 4 and feature.shape[0] == shape[0]
-        halvings, lost = (3, 19) if key == 'stem' else (1, 7)  # unpadded windows lose more; nothing ever grows
+        # unpadded windows lose more; nothing ever grows
+        halvings, lost = (3, 19) if key == 'stem' else (1, 7)
         assert (height - lost) // 2**halvings <= feature.shape[1] <= height
         assert (width - lost) // 2**halvings <= feature.shape[2] <= width
         height, width = feature.shape[1:3]
@@ -200,7 +224,17 @@ FEATURES = {
     'resnet56': [(32, 32, 16), (32, 32, 16), (16, 16, 32), (8, 8, 64), (64,)],
     'resnet8x4': [(32, 32, 32), (32, 32, 64), (16, 16, 128), (8, 8, 256), (256,)],
     'cifar_mobilenet_v2_x0.5': [
-        *[(16, 16, 16), (16, 16, 8), (16, 16, 12), (8, 8, 16), (4, 4, 32), (4, 4, 48), (2, 2, 80), (2, 2, 160), (1280,)]
+        *[
+            (16, 16, 16),
+            (16, 16, 8),
+            (16, 16, 12),
+            (8, 8, 16),
+            (4, 4, 32),
+            (4, 4, 48),
+            (2, 2, 80),
+            (2, 2, 160),
+            (1280,),
+        ]
     ],
 }
 
@@ -208,17 +242,26 @@ FEATURES = {
 @pytest.mark.parametrize('name', sorted(FEATURES))
 def test_the_feature_shapes_at_32_pixels(name):
     keys = ['stem', *(f'stage{i + 1}' for i in range(EXPECTED[name].stages)), 'pooled']
-    assert feature_shapes(build(name, 10), 3, 32, 32, 3) == dict(zip(keys, FEATURES[name], strict=True))
+    assert feature_shapes(build(name, 10), 3, 32, 32, 3) == dict(
+        zip(keys, FEATURES[name], strict=True)
+    )
 
 
 @pytest.mark.parametrize('name', SIBLINGS_SLOWLY)
 def test_only_the_head_depends_on_the_classes_and_paths_are_the_same_in_every_family(name):
     image = (2, *[max(side_of(name), 32)] * 2, 3)
-    ten, seven = (flax.traverse_util.flatten_dict(shapes_of(build(name, k), image)['params'], sep='/') for k in (10, 7))
+    ten, seven = (
+        flax.traverse_util.flatten_dict(shapes_of(build(name, k), image)['params'], sep='/')
+        for k in (10, 7)
+    )
     assert ten.keys() == seven.keys()
     dependent = {path for path in ten if ten[path].shape != seven[path].shape}
-    assert {'head/kernel', 'head/bias'} <= dependent and all(path.startswith('head') for path in dependent)
-    assert not any(path.startswith('head') and path.count('/') == 1 for path in set(ten) - dependent)
+    assert {'head/kernel', 'head/bias'} <= dependent and all(
+        path.startswith('head') for path in dependent
+    )
+    assert not any(
+        path.startswith('head') and path.count('/') == 1 for path in set(ten) - dependent
+    )
     for stage in range(1, EXPECTED[name].stages + 1):
         assert any(re.match(f'stage{stage}', path) for path in ten)
     assert all(re.fullmatch(r'[a-z0-9_]+(/[a-z0-9_]+){1,4}', path) for path in ten)
@@ -230,16 +273,29 @@ def test_parameter_paths_of_the_families_are_stable():
         return set(flax.traverse_util.flatten_dict(shapes_of(build(name, 10)), sep='/'))
 
     modules = ('stage1/conv', 'stage2/conv', 'dense', 'head')
-    assert paths('cnn') == {f'params/{module}/{kind}' for module in modules for kind in ('kernel', 'bias')}
+    assert paths('cnn') == {
+        f'params/{module}/{kind}' for module in modules for kind in ('kernel', 'bias')
+    }
     head = {'params/head/kernel', 'params/head/bias'}
     units = ['stem', 'stage1_block1/conv1', 'stage1_block1/conv2']
     units += [f'stage{i}_block1/{u}' for i in (2, 3) for u in ('conv1', 'conv2', 'shortcut')]
     kinds = ('params/{}/conv/kernel', 'params/{}/norm/scale', 'params/{}/norm/bias')
     kinds += ('batch_stats/{}/norm/mean', 'batch_stats/{}/norm/var')
     assert paths('resnet8') == {kind.format(unit) for unit in units for kind in kinds} | head
-    blocks = [(i, j) for i, count in enumerate((1, 2, 3, 4, 3, 3, 1), start=1) for j in range(1, count + 1)]
-    units = ['stem', 'top', *(f'stage{i}_block{j}/{u}' for i, j in blocks for u in ('expand', 'depthwise', 'project'))]
-    assert paths('cifar_mobilenet_v2') == {kind.format(unit) for unit in units for kind in kinds} | head
+    blocks = [
+        (i, j)
+        for i, count in enumerate((1, 2, 3, 4, 3, 3, 1), start=1)
+        for j in range(1, count + 1)
+    ]
+    units = [
+        'stem',
+        'top',
+        *(f'stage{i}_block{j}/{u}' for i, j in blocks for u in ('expand', 'depthwise', 'project')),
+    ]
+    assert (
+        paths('cifar_mobilenet_v2')
+        == {kind.format(unit) for unit in units for kind in kinds} | head
+    )
 
 
 @pytest.mark.parametrize(
@@ -267,19 +323,25 @@ def test_logits_and_features_equal_a_float64_forward_pass(name, width, image, re
 
 @pytest.mark.parametrize('name', SIBLINGS_SLOWLY)
 def test_training_reaches_every_parameter_and_changes_only_running_statistics(name):
-    """At full depth; the forms for ImageNet narrower, which changes no path. And bfloat16 stays finite on the way."""
+    """At full depth; the forms for ImageNet narrower, which changes no path. And
+    bfloat16 stays finite on the way.
+    """
     model = build(name, 10, fast=False, **narrow(name))  # the plain forms are fewer operations
     image = image_of(4, *[max(side_of(name), 16)] * 2, 3)
     variables = random_variables(model, image.shape)
 
     def loss(params, model_state, image):
         rngs = {'dropout': jax.random.key(0)}
-        output, new = model.apply({'params': params, **model_state}, image, train=True, mutable=True, rngs=rngs)
+        output, new = model.apply(
+            {'params': params, **model_state}, image, train=True, mutable=True, rngs=rngs
+        )
         logits = [output.logits, *(head.logits for head in output.heads.values())]
         return sum((z * jnp.arange(40.0).reshape(4, 10)).mean() for z in logits), new
 
     model_state = {key: value for key, value in variables.items() if key != 'params'}
-    gradients, new = quickly(jax.grad(loss, has_aux=True), FASTEST_COMPILE)(variables['params'], model_state, image)
+    gradients, new = quickly(jax.grad(loss, has_aux=True), FASTEST_COMPILE)(
+        variables['params'], model_state, image
+    )
     gradients = flax.traverse_util.flatten_dict(gradients, sep='/')
     assert size(gradients) == size(variables['params'])
     for path, gradient in gradients.items():
@@ -292,7 +354,11 @@ def test_training_reaches_every_parameter_and_changes_only_running_statistics(na
             before = before[part]
         assert (value != before).any(), path
     half = predict(model.clone(dtype=jnp.bfloat16), variables, image)
-    assert half.logits.dtype == jnp.float32 and jnp.isfinite(half.logits).all() and half.logits.std() > 0
+    assert (
+        half.logits.dtype == jnp.float32
+        and jnp.isfinite(half.logits).all()
+        and half.logits.std() > 0
+    )
 
 
 @pytest.mark.parametrize('name', ['cnn', 'resnet8', 'cifar_mobilenet_v2_x0.5'])
@@ -311,13 +377,18 @@ def test_bfloat16_keeps_parameters_logits_and_pooled_in_float32_and_stays_close(
     image = image_of(4, 16, 16, 3)
     full, half = (build(name, 10, dtype=dtype) for dtype in (jnp.float32, jnp.bfloat16))
     variables = random_variables(full, image.shape)
-    assert {leaf.dtype for leaf in jax.tree.leaves(shapes_of(half, image.shape))} == {jnp.dtype('float32')}
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes_of(half, image.shape))} == {
+        jnp.dtype('float32')
+    }
     full, half = (predict(model, variables, image) for model in (full, half))
     assert half.logits.dtype == half.features['pooled'].dtype == jnp.float32
-    assert {value.dtype for key, value in half.features.items() if key != 'pooled'} == {jnp.dtype('bfloat16')}
+    assert {value.dtype for key, value in half.features.items() if key != 'pooled'} == {
+        jnp.dtype('bfloat16')
+    }
     assert np.isfinite(half.logits).all() and (half.logits != full.logits).any()
     np.testing.assert_allclose(half.logits, full.logits, atol=0.1 * np.abs(full.logits).max())
-    # The classifier itself is not in half precision: few logits would survive a trip through bfloat16.
+    # The classifier itself is not in half precision: few logits would
+    # survive a trip through bfloat16.
     assert (half.logits.astype(jnp.bfloat16).astype(jnp.float32) == half.logits).mean() < 0.2
 
 
@@ -334,11 +405,18 @@ def test_batch_norm_over_four_devices_equals_one_device():
     output, state = jax.pmap(partial(forward, four), axis_name='batch')(shards)
     for key, value in {**expected.features, 'logits': expected.logits}.items():
         sharded = output.logits if key == 'logits' else output.features[key]
-        np.testing.assert_allclose(np.asarray(sharded).reshape(value.shape), value, atol=1e-5, err_msg=key)
+        np.testing.assert_allclose(
+            np.asarray(sharded).reshape(value.shape), value, atol=1e-5, err_msg=key
+        )
     for device in range(4):
-        jax.tree.map(lambda a, b, d=device: np.testing.assert_allclose(a[d], b, atol=1e-5), state, expected_state)
+        jax.tree.map(
+            lambda a, b, d=device: np.testing.assert_allclose(a[d], b, atol=1e-5),
+            state,
+            expected_state,
+        )
     local, _ = jax.pmap(partial(forward, one), axis_name='batch')(shards)
-    assert np.abs(np.asarray(local.logits).reshape(16, 10) - expected.logits).max() > 1e-2  # the axis name matters
+    # the axis name matters
+    assert np.abs(np.asarray(local.logits).reshape(16, 10) - expected.logits).max() > 1e-2
 
 
 def test_a_model_with_dropout_drops_only_before_the_head_and_only_in_training():
@@ -350,12 +428,16 @@ def test_a_model_with_dropout_drops_only_before_the_head_and_only_in_training():
     expected = plain.apply(variables, image, train=True)
     np.testing.assert_array_equal(train.features['pooled'], expected.features['pooled'])
     assert (train.logits != expected.logits).any()
-    np.testing.assert_array_equal(model.apply(variables, image, train=False).logits, expected.logits)
+    np.testing.assert_array_equal(
+        model.apply(variables, image, train=False).logits, expected.logits
+    )
 
 
 def test_a_model_with_a_device_axis_and_dropout_can_be_initialised_in_training_mode_outside_pmap():
     model = build('resnet8', 10, axis_name='batch', dropout=0.5)
-    variables = jax.eval_shape(partial(model.init, train=True), jax.random.key(0), jnp.zeros((2, 8, 8, 3)))
+    variables = jax.eval_shape(
+        partial(model.init, train=True), jax.random.key(0), jnp.zeros((2, 8, 8, 3))
+    )
     assert size(variables['params']) == EXPECTED['resnet8'].params - 90 * 65
 
 
@@ -365,17 +447,25 @@ def test_width_scales_every_layer_and_rounds():
     last = [params[f'stage{i}_block1']['conv2']['conv']['kernel'] for i in (1, 2, 3)]
     assert [kernel.shape[-1] for kernel in last] == [6, 13, 26]  # 6.4, 12.8, 25.6
     wide = shapes_of(build('cifar_mobilenet_v2', 10, width=2.0))['params']
-    assert wide['top']['conv']['kernel'].shape == (1, 1, 640, 2560)  # only here does the last layer scale
-    assert shapes_of(build('cnn', 10, width=2.0))['params']['dense']['kernel'].shape == (8 * 8 * 128, 256)
+    # only here does the last layer scale
+    assert wide['top']['conv']['kernel'].shape == (1, 1, 640, 2560)
+    assert shapes_of(build('cnn', 10, width=2.0))['params']['dense']['kernel'].shape == (
+        8 * 8 * 128,
+        256,
+    )
 
 
 def test_none_keeps_the_variants_own_value():
-    assert build('cifar_mobilenet_v2_x0.5', 10, width=None, dropout=None) == build('cifar_mobilenet_v2_x0.5', 10)
+    assert build('cifar_mobilenet_v2_x0.5', 10, width=None, dropout=None) == build(
+        'cifar_mobilenet_v2_x0.5', 10
+    )
     assert build('cifar_mobilenet_v2', 10, width=0.5) == build('cifar_mobilenet_v2_x0.5', 10)
 
 
 def test_an_unknown_model_names_the_closest_and_the_known_ones():
-    with pytest.raises(UserError, match=r"^unknown model 'resnet65'; did you mean 'resnet56'\? known: ") as error:
+    with pytest.raises(
+        UserError, match=r"^unknown model 'resnet65'; did you mean 'resnet56'\? known: "
+    ) as error:
         build('resnet65', 10)
     assert all(name in str(error.value) for name in MODELS)
 
@@ -383,17 +473,24 @@ def test_an_unknown_model_names_the_closest_and_the_known_ones():
 def test_an_unknown_field_names_the_allowed_ones():
     with pytest.raises(UserError) as error:
         build('resnet20', 10, hight=3)
-    allowed = 'adapter, average_heads, depth, dropout, heads, kernel, stage_sizes, stem, width, widths'
+    allowed = (
+        'adapter, average_heads, depth, dropout, heads, kernel, stage_sizes, stem, width, widths'
+    )
     assert str(error.value) == f"model 'resnet20' has no field 'hight'; its fields: {allowed}"
 
 
 @pytest.mark.parametrize('rate', [-0.1, 1.0, 50])
 def test_a_dropout_rate_outside_its_range_is_refused(rate):
-    with pytest.raises(UserError, match=re.escape(f"dropout {rate} of model 'cnn' is not possible; it must be at least 0")):
+    with pytest.raises(
+        UserError,
+        match=re.escape(f"dropout {rate} of model 'cnn' is not possible; it must be at least 0"),
+    ):
         build('cnn', 10, dropout=rate)
 
 
 def test_a_width_that_leaves_no_channel_is_refused():
     assert scaled(16, 0.0625) == 1
-    with pytest.raises(UserError, match=r'^width 0\.01 leaves none of a layer of 16 channels; use 0\.0625 or more'):
+    with pytest.raises(
+        UserError, match=r'^width 0\.01 leaves none of a layer of 16 channels; use 0\.0625 or more'
+    ):
         shapes_of(build('resnet20', 10, width=0.01))

@@ -30,7 +30,10 @@ def follow(monitor):
 def test_without_a_terminal_a_line_at_every_evaluation(tmp_path, capsys):
     follow(Monitor('student seed 0', tmp_path, **SIZES, tensorboard=False))
     line = capsys.readouterr().out
-    pattern = r'student seed 0 · epoch 1\.0/4\.0 · loss 1\.25 · val top-1 50\.00 % · \d+ images/s · \d+:\d\d left\n'
+    pattern = (
+        r'student seed 0 · epoch 1\.0/4\.0 · loss 1\.25 · val top-1 50\.00 % · '
+        r'\d+ images/s · \d+:\d\d left\n'
+    )
     assert re.fullmatch(pattern, line)
 
 
@@ -52,18 +55,37 @@ def test_tensorboard_gets_the_same_scalars(tmp_path):
 
 def test_weights_and_biases_gets_the_same_scalars_when_asked_for(tmp_path, monkeypatch):
     calls = []
-    run = types.SimpleNamespace(log=lambda scalars, step: calls.append((step, scalars)), finish=lambda: calls.append('finish'))
+    run = types.SimpleNamespace(
+        log=lambda scalars, step: calls.append((step, scalars)),
+        finish=lambda: calls.append('finish'),
+    )
     fake = types.ModuleType('wandb')
     fake.init = lambda **arguments: calls.append(arguments) or run
     monkeypatch.setitem(sys.modules, 'wandb', fake)
-    follow(Monitor('student seed 0', tmp_path, **SIZES, tensorboard=False, wandb='project', config={'epochs': 4.0}))
-    assert calls[0]['project'] == 'project' and calls[0]['name'] == 'student seed 0' and calls[0]['config'] == {'epochs': 4.0}
+    follow(
+        Monitor(
+            'student seed 0',
+            tmp_path,
+            **SIZES,
+            tensorboard=False,
+            wandb='project',
+            config={'epochs': 4.0},
+        )
+    )
+    assert (
+        calls[0]['project'] == 'project'
+        and calls[0]['name'] == 'student seed 0'
+        and calls[0]['config'] == {'epochs': 4.0}
+    )
     assert calls[1:] == [(10, {'train/loss': 1.5}), (10, {'val/top1': 0.5}), 'finish']
 
 
 def test_weights_and_biases_missing_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'wandb', None)  # makes the import fail
-    with pytest.raises(UserError, match='--config.wandb=p needs the package wandb; pip install -r requirements-extras.txt'):
+    with pytest.raises(
+        UserError,
+        match='--config.wandb=p needs the package wandb; pip install -r requirements-extras.txt',
+    ):
         Monitor('r', tmp_path, **SIZES, tensorboard=False, wandb='p')
 
 
@@ -81,7 +103,9 @@ def test_in_a_terminal_there_is_a_progress_bar(tmp_path):
     parent, child = pty.openpty()
     command = [sys.executable, '-m', 'kd_jax.main', *SMALL, '--only=alone', f'--workdir={tmp_path}']
     env = environment(TERM='xterm', COLUMNS='120')
-    process = subprocess.Popen(command, stdout=child, stderr=subprocess.STDOUT, env=env, cwd=REPOSITORY)
+    process = subprocess.Popen(
+        command, stdout=child, stderr=subprocess.STDOUT, env=env, cwd=REPOSITORY
+    )
     os.close(child)
     shown = b''
     while True:

@@ -1,4 +1,6 @@
-"""BatchNorm's fast form: values, statistics and gradients are those of the plain form and of float64 numpy."""
+"""BatchNorm's fast form: values, statistics and gradients are those of the
+plain form and of float64 numpy.
+"""
 
 from functools import partial
 
@@ -18,7 +20,10 @@ def case(shape=(8, 5, 6, 7), mean=0.5, std=2.0):
     """x, scale, bias, and the weights of the outputs in the loss."""
     rng = np.random.default_rng(0)
     x, weights = rng.normal(mean, std, shape), rng.normal(size=shape)
-    return tuple(np.float32(v) for v in (x, rng.uniform(0.5, 1.5, shape[-1]), rng.normal(size=shape[-1]), weights))
+    return tuple(
+        np.float32(v)
+        for v in (x, rng.uniform(0.5, 1.5, shape[-1]), rng.normal(size=shape[-1]), weights)
+    )
 
 
 def all_of(form, x, scale, bias, weights, axis_name=None):
@@ -39,14 +44,20 @@ def reference(x, scale, bias, weights):
     mean, var = x.mean(axes), x.var(axes)
     normalized = (x - mean) / np.sqrt(var + EPSILON)
     dscale, dbias = (dy * normalized).sum(axes), dy.sum(axes)
-    dx = scale / np.sqrt(var + EPSILON) * (dy - dy.mean(axes) - normalized * (dy * normalized).mean(axes))
+    dx = (
+        scale
+        / np.sqrt(var + EPSILON)
+        * (dy - dy.mean(axes) - normalized * (dy * normalized).mean(axes))
+    )
     return normalized * scale + bias, mean, var, dx, dscale, dbias
 
 
 def assert_same(got, want, tolerances=None):
     for name, a, b in zip(NAMES, got, want, strict=True):
         assert a.shape == b.shape, name
-        assert np.abs(np.float64(a) - b).max() <= (tolerances or {}).get(name, 1e-5) * np.abs(b).max(), name
+        assert (
+            np.abs(np.float64(a) - b).max() <= (tolerances or {}).get(name, 1e-5) * np.abs(b).max()
+        ), name
 
 
 @pytest.mark.parametrize('shape', [(8, 5, 6, 7), (64, 1, 1, 3), (2, 9, 8, 1)], ids=str)
@@ -58,10 +69,16 @@ def test_fast_equals_plain_and_float64(shape):
 
 @pytest.mark.parametrize('form', FORMS.values(), ids=FORMS)
 def test_four_devices_give_what_one_gives_for_the_whole_batch(form):
-    """The loss is the sum over the devices; each holds its share of x, and its part of the gradient of scale and bias."""
+    """The loss is the sum over the devices; each holds its share of x, and its part of
+    the gradient of scale and bias.
+    """
     x, scale, bias, weights = case()
-    mapped = jax.pmap(partial(all_of, form, axis_name='batch'), axis_name='batch', in_axes=(0, None, None, 0))
-    parts = mapped(*(v.reshape(4, 2, *v.shape[1:]) if v.ndim > 1 else v for v in (x, scale, bias, weights)))
+    mapped = jax.pmap(
+        partial(all_of, form, axis_name='batch'), axis_name='batch', in_axes=(0, None, None, 0)
+    )
+    parts = mapped(
+        *(v.reshape(4, 2, *v.shape[1:]) if v.ndim > 1 else v for v in (x, scale, bias, weights))
+    )
     y, mean, var, dx, dscale, dbias = map(np.asarray, parts)
     for statistic in (mean, var):
         np.testing.assert_array_equal(statistic, statistic[:1].repeat(4, 0))
@@ -81,7 +98,9 @@ def test_a_large_mean_and_a_small_spread(form):
 @pytest.mark.parametrize('form', FORMS.values(), ids=FORMS)
 def test_a_channel_without_spread_stays_finite(form):
     _, scale, bias, weights = case()
-    y, _, var, dx, dscale, dbias = jax.jit(partial(all_of, form))(np.full(weights.shape, 0.1, np.float32), scale, bias, weights)
+    y, _, var, dx, dscale, dbias = jax.jit(partial(all_of, form))(
+        np.full(weights.shape, 0.1, np.float32), scale, bias, weights
+    )
     assert (np.asarray(var) >= 0).all() and var.max() < 1e-8
     assert all(np.isfinite(v).all() for v in (y, dx, dscale))
     np.testing.assert_allclose(dbias, weights.sum((0, 1, 2)), rtol=1e-4)
@@ -99,13 +118,18 @@ def test_half_precision_is_summed_in_float32(form):
 def test_the_layer_gives_the_same_in_its_fast_form():
     """Value, running statistics and gradients, in training; in evaluation the very same."""
     x, scale, bias, weights = case()
-    variables = {'params': {'scale': scale, 'bias': bias}, 'batch_stats': {'mean': bias + 1, 'var': scale + 1}}
+    variables = {
+        'params': {'scale': scale, 'bias': bias},
+        'batch_stats': {'mean': bias + 1, 'var': scale + 1},
+    }
 
     def run(fast):
         norm = layers.BatchNorm(layers.Setting(fast=fast))
 
         def loss(params, x):
-            y, new = norm.apply(dict(variables, params=params), x, train=True, mutable=['batch_stats'])
+            y, new = norm.apply(
+                dict(variables, params=params), x, train=True, mutable=['batch_stats']
+            )
             return (weights * y).sum(), (y, new)
 
         result = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(variables['params'], x)
@@ -119,7 +143,9 @@ def test_the_layer_gives_the_same_in_its_fast_form():
 
 def test_the_layer_uses_the_form_that_its_setting_names(monkeypatch):
     for name in FORMS:
-        monkeypatch.setattr(normalization, name, lambda x, *_, name=name: (x, name == 'fast', name == 'fast'))
+        monkeypatch.setattr(
+            normalization, name, lambda x, *_, name=name: (x, name == 'fast', name == 'fast')
+        )
     for fast in (False, True):
         norm = layers.BatchNorm(layers.Setting(fast=fast, momentum=1.0))
         variables = norm.init(jax.random.key(0), jnp.zeros((1, 1, 1, 1)), train=False)

@@ -1,4 +1,6 @@
-"""Teachers and students of different families, from one command: the networks of ImageNet, narrow, on real digits."""
+"""Teachers and students of different families, from one command: the networks of
+ImageNet, narrow, on real digits.
+"""
 
 import json
 
@@ -7,7 +9,8 @@ import pytest
 from helpers import run_main
 from sklearn.datasets import load_digits
 
-# (image side, learning rates of the teacher and of the students): at 0.002 VGG's dense layers may die, and MobileNets are slow.
+# (image side, learning rates of the teacher and of the students): at 0.002 VGG's dense layers may
+# die, and MobileNets are slow.
 PAIRS = {
     'inception_v3-imagenet_shufflenet_v2_x0_5': (80, 0.002, 0.002),
     'imagenet_vgg11_bn-imagenet_mobilenet_v2': (32, 0.0005, 0.005),
@@ -38,22 +41,39 @@ def digits(tmp_path_factory):
 def test_a_pair_of_families_trains_end_to_end(pair, digits, tmp_path):
     teacher, student = pair.split('-')
     side, *rates = PAIRS[pair]
-    flags = ['--config=configs/digits.py:all', '--config.data.source=npz', f'--config.data.path={digits(side)}']
-    flags += ['--config.seeds=(0,)', f'--config.runs.teacher.model.name={teacher}', f'--workdir={tmp_path}/w']
+    flags = [
+        '--config=configs/digits.py:all',
+        '--config.data.source=npz',
+        f'--config.data.path={digits(side)}',
+    ]
+    flags += [
+        '--config.seeds=(0,)',
+        f'--config.runs.teacher.model.name={teacher}',
+        f'--workdir={tmp_path}/w',
+    ]
     for run in ('teacher', 'alone', 'student'):
         name = teacher if run == 'teacher' else student
         flags += [f'--config.runs.{run}.model.name={name}', f'--config.runs.{run}.model.width=0.25']
-        flags += [f'--config.runs.{run}.{field}' for field in ('epochs=16.', 'eval_every=4.', 'batch_size=25', 'select=last')]
+        flags += [
+            f'--config.runs.{run}.{field}'
+            for field in ('epochs=16.', 'eval_every=4.', 'batch_size=25', 'select=last')
+        ]
         flags += [
             f'--config.runs.{run}.optim.{field}'
-            for field in ('name=adam', f'learning_rate={rates[run != "teacher"]}', 'weight_decay=0.')
+            for field in (
+                'name=adam',
+                f'learning_rate={rates[run != "teacher"]}',
+                'weight_decay=0.',
+            )
         ]
         flags += [f'--config.runs.{run}.model.dropout=0.']
     if teacher == 'inception_v3':
         flags += ['--config.runs.teacher.model.aux=False']
     done = run_main(*flags, timeout=1800)
     assert done.returncode == 0, done.stderr
-    results = {r['run']: r for r in json.loads((tmp_path / 'w/results.json').read_text())['results']}
+    results = {
+        r['run']: r for r in json.loads((tmp_path / 'w/results.json').read_text())['results']
+    }
     top1 = {name: r['test']['top1'] for name, r in results.items()}
     assert top1['teacher'] > 0.6, top1  # chance is 0.1
     assert top1['student'] > 0.4, top1

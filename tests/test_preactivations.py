@@ -7,14 +7,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import FAST_COMPILE
-from test_models import RECTIFIED, SIBLINGS_SLOWLY, image_of, narrow, random_variables, shapes_of, side_of
+from test_models import (
+    RECTIFIED,
+    SIBLINGS_SLOWLY,
+    image_of,
+    narrow,
+    random_variables,
+    shapes_of,
+    side_of,
+)
 from zoo import EXPECTED
 
 from kd_jax.models import build
 from kd_jax.parallel import KEEP_BARRIERS
 
 
-@pytest.mark.parametrize('name', [n for n in SIBLINGS_SLOWLY if (n if isinstance(n, str) else n.values[0]) in RECTIFIED])
+@pytest.mark.parametrize(
+    'name', [n for n in SIBLINGS_SLOWLY if (n if isinstance(n, str) else n.values[0]) in RECTIFIED]
+)
 def test_the_relu_of_what_comes_before_is_the_stage(name):
     model = build(name, 10, fast=False, **narrow(name))  # the plain forms are fewer operations
     image = image_of(2, *[side_of(name)] * 2, 3)
@@ -32,10 +42,15 @@ def test_gradients_pass_through_what_comes_before_a_relu(options):
     variables = random_variables(model, image.shape)
 
     def loss(params, take):
-        output, _ = model.apply({**variables, 'params': params}, image, train=True, mutable=['batch_stats'])
+        output, _ = model.apply(
+            {**variables, 'params': params}, image, train=True, mutable=['batch_stats']
+        )
         return sum((take(output.features, f'stage{i}') ** 2).mean() for i in (1, 2, 3))
 
-    takes = (lambda features, stage: features[stage], lambda features, stage: jax.nn.relu(features[f'{stage}_pre']))
+    takes = (
+        lambda features, stage: features[stage],
+        lambda features, stage: jax.nn.relu(features[f'{stage}_pre']),
+    )
     found = []
     for take in takes:
         gradient = jax.jit(partial(jax.grad(loss), take=take)).lower(variables['params'])
@@ -45,5 +60,7 @@ def test_gradients_pass_through_what_comes_before_a_relu(options):
 
 def test_a_stage_that_ends_in_an_adapter_has_nothing_before_a_relu():
     model, image = build('resnet8', 10, adapter=4), jnp.zeros((2, 8, 8, 3))
-    features = jax.eval_shape(partial(model.apply, train=False), shapes_of(model, image.shape), image).features
+    features = jax.eval_shape(
+        partial(model.apply, train=False), shapes_of(model, image.shape), image
+    ).features
     assert set(features) == {'stem', 'stage1', 'stage2', 'stage3', 'pooled'}

@@ -1,4 +1,6 @@
-"""Files of PyTorch weights: read as PyTorch reads them, never run, and refused with one sentence where they are damaged."""
+"""Files of PyTorch weights: read as PyTorch reads them, never run, and refused with one
+sentence where they are damaged.
+"""
 
 import argparse
 import io
@@ -42,7 +44,9 @@ def sentence(path, *parts):
 
 @pytest.mark.parametrize('name', READABLE)
 def test_files_of_pytorch_hold_what_pytorch_put_there(name):
-    expected = {key.partition('/')[2]: EXPECTED[key] for key in EXPECTED if key.startswith(f'{name}/')}
+    expected = {
+        key.partition('/')[2]: EXPECTED[key] for key in EXPECTED if key.startswith(f'{name}/')
+    }
     found = reader.read(GOLDEN / name)
     assert found.keys() == expected.keys()
     for key, x in found.items():
@@ -50,16 +54,28 @@ def test_files_of_pytorch_hold_what_pytorch_put_there(name):
         np.testing.assert_array_equal(x.astype(np.float32), expected[key])
     types = {str(x.dtype) for key, x in found.items() if not key.endswith(reader.COUNTER)}
     special = {'half.pth': {'float16'}, 'bfloat16_float64.pth': {'float32', 'float64'}}
-    assert types == special.get(name, special['bfloat16_float64.pth'] if 'safetensors' in name else {'float32'})
+    assert types == special.get(
+        name, special['bfloat16_float64.pth'] if 'safetensors' in name else {'float32'}
+    )
 
 
 def test_what_pytorch_reads_itself(tmp_path):
-    """Against torch.load where PyTorch is installed; the values are not those of the golden files."""
+    """Against torch.load where PyTorch is installed; the values are
+    not those of the golden files.
+    """
     torch = pytest.importorskip('torch')
     torch.manual_seed(1)
-    net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, groups=1), torch.nn.BatchNorm2d(8)).to(memory_format=torch.channels_last)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, groups=1), torch.nn.BatchNorm2d(8)).to(
+        memory_format=torch.channels_last
+    )
     whole = torch.randn(4, 5, 6)
-    tensors = {**net.state_dict(), 'a': whole.transpose(0, 2), 'b': whole[1:, ::2], 'c': whole.half()[2], 'd': whole.double()}
+    tensors = {
+        **net.state_dict(),
+        'a': whole.transpose(0, 2),
+        'b': whole[1:, ::2],
+        'c': whole.half()[2],
+        'd': whole.double(),
+    }
     tensors |= {'e': torch.nn.Parameter(whole[0]), 'f': whole[:, 0].bfloat16()}
     torch.save({'args': argparse.Namespace(lr=0.1), 'net': tensors, 'epoch': 3}, tmp_path / 'x.pth')
     found = reader.read(tmp_path / 'x.pth')
@@ -72,7 +88,9 @@ def test_what_pytorch_reads_itself(tmp_path):
 
 def test_a_file_written_by_hand_and_one_of_the_other_byte_order(tmp_path):
     x = np.arange(6, dtype=np.float32).reshape(2, 3)
-    path = write(tmp_path / 'x.anything', files.state_dict({'a': x, 'n.num_batches_tracked': np.array(3)}))
+    path = write(
+        tmp_path / 'x.anything', files.state_dict({'a': x, 'n.num_batches_tracked': np.array(3)})
+    )
     found = reader.read(path)
     np.testing.assert_array_equal(found['a'], x)
     assert found['n.num_batches_tracked'] == 3
@@ -88,8 +106,16 @@ def test_of_several_state_dicts_the_first_in_the_documented_order_is_taken_and_n
     def inner(key):
         return files.pickled({'module.model.w': files.tensor(key, 1, (1,), (1,))})[2:-1]
 
-    items = {'ema': inner('0'), 'model': inner('1'), 'epoch': files.integer(7), 'model_ema': inner('2')}
-    path = write(tmp_path / 'x.pth', files.archive(files.pickled(items), {str(i): np.float32(i).tobytes() for i in range(3)}))
+    items = {
+        'ema': inner('0'),
+        'model': inner('1'),
+        'epoch': files.integer(7),
+        'model_ema': inner('2'),
+    }
+    path = write(
+        tmp_path / 'x.pth',
+        files.archive(files.pickled(items), {str(i): np.float32(i).tobytes() for i in range(3)}),
+    )
     notes = []
     found = reader.read(path, notes.append)
     assert found.keys() == {'w'} and found['w'] == [1.0]
@@ -100,7 +126,12 @@ def test_a_prefix_is_removed_only_where_all_names_have_it(tmp_path):
     one = np.ones(1, np.float32)
     found = reader.read(write(tmp_path / 'x.pth', files.state_dict({'module.a': one, 'b': one})))
     assert found.keys() == {'module.a', 'b'}
-    found = reader.read(write(tmp_path / 'x.pth', files.state_dict({'_orig_mod.module.a': one, '_orig_mod.module.b': one})))
+    found = reader.read(
+        write(
+            tmp_path / 'x.pth',
+            files.state_dict({'_orig_mod.module.a': one, '_orig_mod.module.b': one}),
+        )
+    )
     assert found.keys() == {'a', 'b'}
 
 
@@ -110,8 +141,22 @@ def test_a_prefix_is_removed_only_where_all_names_have_it(tmp_path):
 @pytest.mark.parametrize(
     ('name', 'parts'),
     [
-        ('module.pth', ['a whole pickled model', 'torch.nn.modules.container.Sequential', 'model.state_dict()']),
-        ('legacy.pth', ['before 1.6', 'torch.load(..., weights_only=True)', 'torch.save(state_dict, new_path)']),
+        (
+            'module.pth',
+            [
+                'a whole pickled model',
+                'torch.nn.modules.container.Sequential',
+                'model.state_dict()',
+            ],
+        ),
+        (
+            'legacy.pth',
+            [
+                'before 1.6',
+                'torch.load(..., weights_only=True)',
+                'torch.save(state_dict, new_path)',
+            ],
+        ),
         ('script.pt', ['TorchScript', 'torch.jit.load']),
         ('expected.npz', ['NumPy', 'torch.save']),
     ],
@@ -138,7 +183,10 @@ def zipped(*names):
         (b'\x08\x07\x12\x07pytorch' + bytes(100), ['ONNX']),
         (b'\x1f\x8b\x08' + bytes(100), ['gzip', 'unpack']),
         (bytes(257) + b'ustar' + bytes(300), ['tar archive', 'unpack']),
-        (b'version https://git-lfs.github.com/spec/v1\noid sha256:1\n', ['Git LFS', 'git lfs pull']),
+        (
+            b'version https://git-lfs.github.com/spec/v1\noid sha256:1\n',
+            ['Git LFS', 'git lfs pull'],
+        ),
         (pickle.dumps({'a': np.ones(2)}), ['pickle', 'torch.save']),
         (b'epoch,loss\n1,2\n', ['neither a .pth nor a .safetensors']),
         (zipped('config.json', 'model.weights.h5'), ['Keras']),
@@ -150,7 +198,10 @@ def zipped(*names):
         (files.archive(files.pickled({'lr': files.integer(1)})), ["a dict of 'lr'"]),
         (files.archive(b'\x80\x02' + files.tensor('0', 1, (1,), (1,)) + b'.'), ['a single tensor']),
         (files.state_dict({'steps': np.array([1, 2])}), ['no floating-point tensors']),
-        (files.archive(files.pickled({'a': files.tensor('0', 1, (1,), (1,))})), ["'a' are missing"]),
+        (
+            files.archive(files.pickled({'a': files.tensor('0', 1, (1,), (1,))})),
+            ["'a' are missing"],
+        ),
         ((10).to_bytes(8, 'little') + b'{"a":1}   ', ['no complete .safetensors']),
         ((2**20).to_bytes(8, 'little') + b'{"a":', ['no complete .safetensors']),
     ],
@@ -173,7 +224,8 @@ def test_compressed_archives_and_bombs_are_refused(tmp_path):
     content = files.archive(tensors, {'0': bytes(2**22)}, method=zipfile.ZIP_DEFLATED)
     assert len(content) < 2**14
     sentence(write(tmp_path / 'x.pth', content), 'compressed')
-    shared = {f'a{i}': files.tensor('0', 1000, (1000,), (1,)) for i in range(100)}  # a hundred times the same
+    # a hundred times the same
+    shared = {f'a{i}': files.tensor('0', 1000, (1000,), (1,)) for i in range(100)}
     content = files.archive(files.pickled(shared), {'0': bytes(4000)})
     sentence(write(tmp_path / 'x.pth', content), 'many times larger')
 
@@ -229,14 +281,26 @@ def call(module, attribute, argument):
 
 
 def attacks(command):
-    """{description: opcodes of a value that runs `command` in a shell when Python's own pickle reads it}."""
+    """{description: opcodes of a value that runs `command` in a shell when
+    Python's own pickle reads it}.
+    """
     stack_global = b'\x8c\x05posix\x8c\x06system\x93(' + files.text(command) + b'tR'
     python = f'__import__("os").system({command!r})'
     getattr_system = (
-        files.name('builtins', 'getattr') + b'(' + call('builtins', '__import__', 'os') + files.text('system') + b'tR'
+        files.name('builtins', 'getattr')
+        + b'('
+        + call('builtins', '__import__', 'os')
+        + files.text('system')
+        + b'tR'
     )
     getattr_system += b'(' + files.text(command) + b'tR'
-    partial = files.name('functools', 'partial') + b'(' + files.name('posix', 'system') + files.text(command) + b'tR)R'
+    partial = (
+        files.name('functools', 'partial')
+        + b'('
+        + files.name('posix', 'system')
+        + files.text(command)
+        + b'tR)R'
+    )
     return {
         'REDUCE': call('posix', 'system', command),
         'os': call('os', 'system', command),
@@ -247,10 +311,11 @@ def attacks(command):
         'partial': partial,
         'INST': b'(' + f'S{command!r}\n'.encode() + b'iposix\nsystem\n',
         'OBJ': b'(' + files.name('posix', 'system') + files.text(command) + b'o',
-        'subprocess': files.name('subprocess', 'call') + b'(' + b'](' + files.text('sh') + files.text('-c')
-        + files.text(command) + b'etR',
+        'subprocess': files.name('subprocess', 'call') + b'(' + b'](' + files.text('sh')
+        + files.text('-c') + files.text(command) + b'etR',
         'runpy': files.name('runpy', '_run_code') + b'(' + files.text(python) + b'}tR',
-        'BUILD': files.name('argparse', 'Namespace') + b')R}' + files.text('x') + call('posix', 'system', command) + b'sb',
+        'BUILD': files.name('argparse', 'Namespace') + b')R}' + files.text('x')
+        + call('posix', 'system', command) + b'sb',
     }  # fmt: skip
 
 
@@ -263,8 +328,12 @@ def test_code_in_a_file_never_runs(kind, place, tmp_path):
         if place == 'value':
             return b'\x80\x04' + attack + b'.', files.pickled({'a': good, 'b': attack})
         if place == 'checkpoint':
-            return b'\x80\x04' + attack + b'.', files.pickled({'args': attack, 'model': files.pickled({'a': good})[2:-1]})
-        return b'\x80\x04' + attack + b'.', files.pickled({'a': good})[:-1] + b'}' + files.text('_metadata') + attack + b'sb.'
+            return b'\x80\x04' + attack + b'.', files.pickled(
+                {'args': attack, 'model': files.pickled({'a': good})[2:-1]}
+            )
+        return b'\x80\x04' + attack + b'.', files.pickled({'a': good})[:-1] + b'}' + files.text(
+            '_metadata'
+        ) + attack + b'sb.'
 
     alone, _ = contents(tmp_path / 'proof')
     pickle.loads(alone)  # the attack is real: Python's own reader falls for it
@@ -302,7 +371,10 @@ def test_every_other_name_is_refused_when_it_is_named(module, attribute, tmp_pat
     ):
         path = write(tmp_path / 'x.pth', files.archive(files.pickled({'a': opcodes})))
         message = sentence(path)
-        assert f'{module}.{attribute}'[:30] in message or repr(f'{module}.{attribute}')[1:-1] in message
+        assert (
+            f'{module}.{attribute}'[:30] in message
+            or repr(f'{module}.{attribute}')[1:-1] in message
+        )
 
 
 @pytest.mark.parametrize(
@@ -315,7 +387,12 @@ def test_every_other_name_is_refused_when_it_is_named(module, attribute, tmp_pat
         files.name('torch._utils', '_rebuild_tensor_v2') + b')R',
         files.name('torch._utils', '_rebuild_tensor_v2') + b'(K\x01K\x01))tR',
         files.text('storage') + b'Q',
-        b'(' + files.text('storage') + files.text('x') + files.text('0') + files.text('cpu') + b'K\x01tQ',
+        b'('
+        + files.text('storage')
+        + files.text('x')
+        + files.text('0')
+        + files.text('cpu')
+        + b'K\x01tQ',
         b'(' + files.text('module') + files.name('torch', 'FloatStorage') + b'NNNtQ',
         b'h\x63',  # from the memo, where nothing is
         b'000000',  # pops more than there is
@@ -337,10 +414,16 @@ def test_deep_and_self_containing_pickles(tmp_path):
     deep = b']' + b'\x85' * 200_000
     good = files.tensor('0', 1, (1,), (1,))
     for opcodes in (deep, b']q\x05h\x05a', b'}q\x05' + files.text('model') + b'h\x05s'):
-        path = write(tmp_path / 'x.pth', files.archive(files.pickled({'a': good, 'b': opcodes}), {'0': bytes(4)}))
+        path = write(
+            tmp_path / 'x.pth',
+            files.archive(files.pickled({'a': good, 'b': opcodes}), {'0': bytes(4)}),
+        )
         assert reader.read(path).keys() == {'a'}
     key = write(
-        tmp_path / 'x.pth', files.archive(b'\x80\x02}' + deep + good + b's' + files.text('a') + good + b's.', {'0': bytes(4)})
+        tmp_path / 'x.pth',
+        files.archive(
+            b'\x80\x02}' + deep + good + b's' + files.text('a') + good + b's.', {'0': bytes(4)}
+        ),
     )
     assert reader.read(key).keys() == {'a'}
 
@@ -362,10 +445,14 @@ def read_beside(opcodes, tmp_path):
 
 
 @pytest.mark.parametrize(
-    'opcodes', [b'}%sNs', b'}(%sNu', b'(%sNd', b'\x8f(%s\x90', b'(%s\x91'], ids=['s', 'u', 'd', 'ADDITEMS', 'FROZENSET']
+    'opcodes',
+    [b'}%sNs', b'}(%sNu', b'(%sNd', b'\x8f(%s\x90', b'(%s\x91'],
+    ids=['s', 'u', 'd', 'ADDITEMS', 'FROZENSET'],
 )
 def test_keys_and_elements_are_not_hashed(opcodes, tmp_path):
-    """Why the interpreter is our own: others' hash takes twice as long with every pair, and overflows the stack."""
+    """Why the interpreter is our own: others' hash takes twice as long with every
+    pair, and overflows the stack.
+    """
 
     class Element:
         seen = 0
@@ -420,14 +507,30 @@ def test_numbers_in_a_pickle_take_no_memory(tmp_path):
     assert peak(lambda: Allowed(io.BytesIO(b'\x80\x02' + remembered + b'.')).load()) > 2**24
     assert peak(lambda: read_beside(remembered + b'0j' + number, tmp_path)) < 2**20
     length = (2**40).to_bytes(8, 'little')
-    for opcodes in (b'\x8e' + length, b'\x96' + length, b'\x8d' + length, b'\x8b\xff\xff\xff\x7f', b'T\xff\xff\xff\x7f'):
+    for opcodes in (
+        b'\x8e' + length,
+        b'\x96' + length,
+        b'\x8d' + length,
+        b'\x8b\xff\xff\xff\x7f',
+        b'T\xff\xff\xff\x7f',
+    ):
         data = files.pickled({'b': opcodes})
-        assert peak(lambda data=data: sentence(write(tmp_path / 'x.pth', files.archive(data)), 'is damaged')) < 2**20
-    assert read_beside(b'\x95' + length + b'\x95' + length + b'N', tmp_path) == {'a'}  # frames mean nothing here
+        assert (
+            peak(
+                lambda data=data: sentence(
+                    write(tmp_path / 'x.pth', files.archive(data)), 'is damaged'
+                )
+            )
+            < 2**20
+        )
+    # frames mean nothing here
+    assert read_beside(b'\x95' + length + b'\x95' + length + b'N', tmp_path) == {'a'}
 
 
 def test_values_named_over_and_over_are_not_gone_through_each_time(tmp_path):
-    """A tenth of a megabyte would become a gigabyte of dicts, or keep a processor busy for hours."""
+    """A tenth of a megabyte would become a gigabyte of dicts, or
+    keep a processor busy for hours.
+    """
     remember = b'q\x010'
     pairs = b'](' + b''.join(files.text(str(k)) + b'N\x86' for k in range(2000)) + b'e\x85'
     size = b'(' + files.storage('0', 1) + b'K\x00' + files.integers([1] * 2000) + b'2t'
@@ -489,7 +592,9 @@ def repacked(content, change):
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize('name', ['plain.pth', 'views.pth', 'checkpoint.pth', 'protocol4.pth', 'some.safetensors'])
+@pytest.mark.parametrize(
+    'name', ['plain.pth', 'views.pth', 'checkpoint.pth', 'protocol4.pth', 'some.safetensors']
+)
 @pytest.mark.parametrize('inside', [False, True])
 def test_damaged_files_are_read_or_refused_and_nothing_else(name, inside, tmp_path):
     content = (GOLDEN / name).read_bytes()
@@ -498,7 +603,9 @@ def test_damaged_files_are_read_or_refused_and_nothing_else(name, inside, tmp_pa
     rng = np.random.default_rng([READABLE.index(name), inside])
     outcomes = {'read': 0, 'refused': 0}
     for _ in range(150):
-        damaged = repacked(content, lambda data: mutated(rng, data)) if inside else mutated(rng, content)
+        damaged = (
+            repacked(content, lambda data: mutated(rng, data)) if inside else mutated(rng, content)
+        )
         path = write(tmp_path / 'x.pth', damaged)
         try:
             tensors = reader.read(path)
@@ -515,4 +622,6 @@ def test_the_suffix_does_not_matter(tmp_path):
     shutil.copy(GOLDEN / 'some.safetensors', tmp_path / 'x.pth')
     shutil.copy(GOLDEN / 'plain.pth', tmp_path / 'x.safetensors')
     assert reader.read(tmp_path / 'x.pth').keys() == reader.read(GOLDEN / 'some.safetensors').keys()
-    assert reader.read(tmp_path / 'x.safetensors').keys() == reader.read(GOLDEN / 'plain.pth').keys()
+    assert (
+        reader.read(tmp_path / 'x.safetensors').keys() == reader.read(GOLDEN / 'plain.pth').keys()
+    )

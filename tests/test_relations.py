@@ -1,7 +1,9 @@
-"""Objectives on relations between examples, against the authors' published code written in numpy float64.
+"""Objectives on relations between examples, against the authors' published
+code written in numpy float64.
 
-The code: distiller_zoo/{SP,CC,RKD,PKT}.py and crd/{memory,criterion}.py of HobbitLong/RepDistiller. Theirs returns one
-number a batch; an oracle here returns the examples' shares, whose mean is that number.
+The code: distiller_zoo/{SP,CC,RKD,PKT}.py and crd/{memory,criterion}.py of
+HobbitLong/RepDistiller. Theirs returns one number a batch; an oracle here returns the examples'
+shares, whose mean is that number.
 """
 
 from functools import cache, partial
@@ -20,9 +22,11 @@ B = 6
 NAMES = ('stage1', 'stage2', 'stage3', 'stage3_pre', 'pooled')
 STUDENT = dict(zip(NAMES, ((8, 8, 3), (4, 4, 5), (2, 2, 6), (2, 2, 6), (7,)), strict=True))
 TEACHER = dict(zip(NAMES, ((12, 12, 4), (6, 6, 5), (3, 3, 8), (3, 3, 8), (9,)), strict=True))
-TRAIN = np.array([0, 1, 2, 2, -1, 0, 1, 1, 2, -1, 1, 0, 2, 1, 2], np.int32)  # labels of the train images
+# labels of the train images
+TRAIN = np.array([0, 1, 2, 2, -1, 0, 1, 1, 2, -1, 1, 0, 2, 1, 2], np.int32)
 N = len(TRAIN)
-NEGATIVES = (np.arange(N)[:, None] + np.random.default_rng(9).integers(1, N, (N, 20))) % N  # of each train image, never itself
+# of each train image, never itself
+NEGATIVES = (np.arange(N)[:, None] + np.random.default_rng(9).integers(1, N, (N, 20))) % N
 KEYS = {'params': jax.random.key(1), 'negatives': jax.random.key(3)}
 UNSET = {'constant_student': jnp.float32(-1), 'constant_teacher': jnp.float32(-1)}
 
@@ -31,7 +35,8 @@ UNSET = {'constant_student': jnp.float32(-1), 'constant_teacher': jnp.float32(-1
 
 
 def normalize(x, axis):
-    return x / np.maximum(np.sqrt((x**2).sum(axis, keepdims=True)), 1e-12)  # torch.nn.functional.normalize
+    # torch.nn.functional.normalize
+    return x / np.maximum(np.sqrt((x**2).sum(axis, keepdims=True)), 1e-12)
 
 
 def dense(x, params):
@@ -44,7 +49,10 @@ def smooth_l1(a, b):
 
 
 def sp_oracle(s, t, variables, batch, f):
-    grams = [x['stage3'].reshape(len(x['stage3']), -1) @ x['stage3'].reshape(len(x['stage3']), -1).T for x in (s, t)]
+    grams = [
+        x['stage3'].reshape(len(x['stage3']), -1) @ x['stage3'].reshape(len(x['stage3']), -1).T
+        for x in (s, t)
+    ]
     gap = normalize(grams[1], 1) - normalize(grams[0], 1)
     return (gap**2).sum(1) / len(gap)
 
@@ -70,7 +78,9 @@ def angles(e):
 
 def rkd_oracle(s, t, variables, batch, f):
     s, t = s['pooled'], t['pooled']
-    return f['distance'] * smooth_l1(pdist(s), pdist(t)).mean(1) + f['angle'] * smooth_l1(angles(s), angles(t)).mean((1, 2))
+    return f['distance'] * smooth_l1(pdist(s), pdist(t)).mean(1) + f['angle'] * smooth_l1(
+        angles(s), angles(t)
+    ).mean((1, 2))
 
 
 def pkt_oracle(s, t, variables, batch, f):
@@ -86,7 +96,9 @@ def contrast_oracle(p, count):
     """ContrastLoss of p [B, 1 + K], the positive first."""
     m, eps = p.shape[1] - 1, 1e-7
     noise = m / count
-    return -(np.log(p[:, 0] / (p[:, 0] + noise + eps)) + np.log(noise / (p[:, 1:] + noise + eps)).sum(1))
+    return -(
+        np.log(p[:, 0] / (p[:, 0] + noise + eps)) + np.log(noise / (p[:, 1:] + noise + eps)).sum(1)
+    )
 
 
 def crd_step(s, t, variables, batch, f):
@@ -109,15 +121,28 @@ def crd_step(s, t, variables, batch, f):
     return values, after
 
 
-ORACLES = {'sp': sp_oracle, 'cc': cc_oracle, 'rkd': rkd_oracle, 'pkt': pkt_oracle, 'crd': lambda *given: crd_step(*given)[0]}
+ORACLES = {
+    'sp': sp_oracle,
+    'cc': cc_oracle,
+    'rkd': rkd_oracle,
+    'pkt': pkt_oracle,
+    'crd': lambda *given: crd_step(*given)[0],
+}
 SMALL = {'cc': {'dim': 5}, 'crd': {'dim': 8, 'negatives': NEGATIVES.shape[1]}}  # in every test
-MORE = [('rkd', {'distance': 0.0}), ('rkd', {'distance': 2.0, 'angle': 0.0}), ('crd', {'tau': 0.3, 'momentum': 0.9})]
+MORE = [
+    ('rkd', {'distance': 0.0}),
+    ('rkd', {'distance': 2.0, 'angle': 0.0}),
+    ('crd', {'tau': 0.3, 'momentum': 0.9}),
+]
 CASES = [*((name, {}) for name in ORACLES), *MORE]
 
 
 def features_of(seed, shapes, batch=B, dtype=jnp.float32):
     rng = np.random.default_rng(seed)
-    return {name: jnp.asarray(rng.standard_normal((batch, *shape)), dtype) for name, shape in shapes.items()}
+    return {
+        name: jnp.asarray(rng.standard_normal((batch, *shape)), dtype)
+        for name, shape in shapes.items()
+    }
 
 
 def output(features):
@@ -140,21 +165,31 @@ def initial(term, s, t, batch):
 def perturbed(variables):
     """The constants of a memory are then as if it had seen a batch."""
     rng = np.random.default_rng(2)
-    params = jax.tree.map(lambda p: p + 0.3 * rng.standard_normal(p.shape).astype(np.float32), variables.get('params', {}))
+    params = jax.tree.map(
+        lambda p: p + 0.3 * rng.standard_normal(p.shape).astype(np.float32),
+        variables.get('params', {}),
+    )
     seen = {'constant_student': jnp.float32(90), 'constant_teacher': jnp.float32(70)}
-    return variables | {'params': params} | ({'memory': variables['memory'] | seen} if 'memory' in variables else {})
+    return (
+        variables
+        | {'params': params}
+        | ({'memory': variables['memory'] | seen} if 'memory' in variables else {})
+    )
 
 
 def apply(term, variables, s, t, batch):
     """(values, variables afterwards)"""
     rngs = {'negatives': KEYS['negatives']}
-    values, state = term.apply(variables, output(s), output(t), batch, mutable=['memory'], rngs=rngs)
+    values, state = term.apply(
+        variables, output(s), output(t), batch, mutable=['memory'], rngs=rngs
+    )
     return values, variables | state
 
 
 @cache
 def programs(term, draw_negatives):
-    """`apply`, and its values with the gradients of their weighted sum for s and the parameters: compiled once.
+    """`apply`, and its values with the gradients of their weighted sum for s and
+    the parameters: compiled once.
 
     draw_negatives: the one in use, which is compiled in.
     """
@@ -171,7 +206,9 @@ def evaluate(term, variables, s, t, batch):
 
 
 def evaluate_with_gradients(term, variables, s, t, batch, share):
-    """((weighted sum, (values, variables afterwards)), gradients for the student's features and the parameters)"""
+    """((weighted sum, (values, variables afterwards)), gradients for the student's
+    features and the parameters)
+    """
     run = programs(term, contrast.draw_negatives)[1]
     return run(s, variables.get('params', {}), variables, t, batch, np.float32(share))
 
@@ -186,7 +223,14 @@ def _set_up(name, fields, dtype):
     fields = SMALL.get(name, {}) | dict(fields)
     term, batch = OBJECTIVES[name](**fields), make_batch()
     s, t = features_of(1, STUDENT, dtype=dtype), features_of(2, TEACHER, dtype=dtype)
-    return term, defaults(name) | fields, s, t, batch, perturbed(initial(term, output(s), output(t), batch))
+    return (
+        term,
+        defaults(name) | fields,
+        s,
+        t,
+        batch,
+        perturbed(initial(term, output(s), output(t), batch)),
+    )
 
 
 def those_given(key, index, memory, count):
@@ -202,7 +246,11 @@ def given_negatives(monkeypatch):
 
 
 def test_every_objective_of_these_files_has_an_oracle():
-    here = {name for name, term in OBJECTIVES.items() if term.__module__ in (relations.__name__, contrast.__name__)}
+    here = {
+        name
+        for name, term in OBJECTIVES.items()
+        if term.__module__ in (relations.__name__, contrast.__name__)
+    }
     assert set(ORACLES) == here
 
 
@@ -229,12 +277,17 @@ def test_gradients_equal_differences_of_the_published_code(name, fields, given_n
 
     _, gradients = evaluate_with_gradients(term, variables, s, t, batch, share)
     gradient, free = float64(dict(zip(free, gradients, strict=True))), float64(free)
-    assert {key for key, g in gradient['features'].items() if np.any(g)} == {'stage3' if name == 'sp' else 'pooled'}
+    assert {key for key, g in gradient['features'].items() if np.any(g)} == {
+        'stage3' if name == 'sp' else 'pooled'
+    }
     scale = np.sqrt(sum((g**2).sum() for g in jax.tree.leaves(gradient)))
     for _ in range(5):
         direction = jax.tree.map(lambda x: rng.standard_normal(x.shape), free)
         got = sum(jax.tree.leaves(jax.tree.map(lambda g, d: (g * d).sum(), gradient, direction)))
-        up, down = (oracle(jax.tree.map(lambda x, d: x + h * d, free, direction)) for h in (1e-5, -1e-5))  # noqa: B023
+        up, down = (
+            oracle(jax.tree.map(lambda x, d, h=h: x + h * d, free, direction))
+            for h in (1e-5, -1e-5)
+        )
         np.testing.assert_allclose(got, (up - down) / 2e-5, atol=2e-4 * scale)
 
 
@@ -250,7 +303,9 @@ def test_values_follow_their_examples_when_the_batch_is_permuted(name):
         assert abs(np.mean(moved) - np.mean(values)) > 1e-2 * np.mean(values)
         return
     np.testing.assert_allclose(moved, values[order], rtol=1e-4, atol=1e-5 * np.abs(values).mean())
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), moved_after, after)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), moved_after, after
+    )
 
 
 @pytest.mark.parametrize('name', ORACLES)
@@ -260,7 +315,9 @@ def test_no_gradient_reaches_the_teachers_features(name):
     variables = initial(terms, output(s), (output(t),), batch)
 
     def total(s, t):
-        return terms.apply(variables, output(s), (output(t),), batch, mutable=['memory'], rngs=KEYS)[0][name].sum()
+        return terms.apply(
+            variables, output(s), (output(t),), batch, mutable=['memory'], rngs=KEYS
+        )[0][name].sum()
 
     own, teachers = quickly(jax.grad(total, (0, 1)))(s, t)
     assert all(not np.any(g) for g in teachers.values()) and any(np.any(g) for g in own.values())
@@ -281,7 +338,9 @@ def test_values_and_gradients_are_finite_at_degenerate_input(name, case, given_n
     variables = initial(term, output(s), output(t), batch)  # zero biases
     s, t = (jax.tree.map(change, x) for change, x in zip(DEGENERATE[case], (s, t), strict=True))
 
-    (_, (values, after)), gradient = evaluate_with_gradients(term, variables, s, t, batch, np.ones(B))
+    (_, (values, after)), gradient = evaluate_with_gradients(
+        term, variables, s, t, batch, np.ones(B)
+    )
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((values, after, gradient)))
     if case != 'one example repeated' and (name, case) != (
         'crd',
@@ -305,9 +364,14 @@ def test_four_devices_give_the_values_and_gradients_of_one(name):
         return Output(features['logits'], {k: v for k, v in features.items() if k != 'logits'})
 
     def network(weights, x):
-        return with_logits({k: (x @ weights[k]).reshape(len(x), *shape) for k, shape in shapes.items()})
+        return with_logits(
+            {k: (x @ weights[k]).reshape(len(x), *shape) for k, shape in shapes.items()}
+        )
 
-    terms = {n: OBJECTIVES[name](**SMALL.get(name, {}), axis_name='batch' if n > 1 else None) for n in (1, 4)}
+    terms = {
+        n: OBJECTIVES[name](**SMALL.get(name, {}), axis_name='batch' if n > 1 else None)
+        for n in (1, 4)
+    }
     variables = initial(terms[1], network(weights, x), with_logits(teacher), batch)
     free = {'weights': weights, 'params': variables.get('params', {})}
 
@@ -323,8 +387,12 @@ def test_four_devices_give_the_values_and_gradients_of_one(name):
 
     want_values, want_gradient, want_state = quickly(partial(step, devices=1))(x, teacher, batch)
     split = jax.tree.map(lambda a: a.reshape(4, 2, *a.shape[1:]), (x, teacher, batch))
-    values, gradient, state = jax.pmap(partial(step, devices=4), 'batch', devices=jax.devices()[:4])(*split)
-    np.testing.assert_allclose(values.reshape(8), want_values, rtol=1e-4, atol=1e-5 * np.abs(want_values).mean())
+    values, gradient, state = jax.pmap(
+        partial(step, devices=4), 'batch', devices=jax.devices()[:4]
+    )(*split)
+    np.testing.assert_allclose(
+        values.reshape(8), want_values, rtol=1e-4, atol=1e-5 * np.abs(want_values).mean()
+    )
     largest = max(np.abs(g).max() for g in jax.tree.leaves(want_gradient))
     assert ('memory' in want_state) == (name == 'crd') and largest > 1e-5
 
@@ -341,7 +409,9 @@ def test_four_devices_give_the_values_and_gradients_of_one(name):
 
 
 def rotation(size):
-    return np.linalg.qr(np.random.default_rng(8).standard_normal((size, size)))[0].astype(np.float32)
+    return np.linalg.qr(np.random.default_rng(8).standard_normal((size, size)))[0].astype(
+        np.float32
+    )
 
 
 @pytest.mark.parametrize('name', ['rkd_distance', 'rkd_angle', 'sp', 'pkt'])
@@ -365,7 +435,8 @@ def test_the_huber_loss_has_the_published_values_and_gradients_also_at_its_bends
     gaps = np.float32([-3, -1, -0.7, -1e-3, 0, 1e-6, 0.5, 1, 1 + 1e-6, 2])
     values, gradients = jax.vmap(jax.value_and_grad(relations.huber_loss))(jnp.asarray(gaps))
     np.testing.assert_allclose(values, smooth_l1(np.float64(gaps), 0.0), rtol=1e-6)
-    np.testing.assert_allclose(gradients, np.clip(gaps, -1, 1), atol=1e-7)  # of sums with 1: rounded as that is
+    # of sums with 1: rounded as that is
+    np.testing.assert_allclose(gradients, np.clip(gaps, -1, 1), atol=1e-7)
 
 
 # CRD
@@ -374,7 +445,9 @@ def test_the_huber_loss_has_the_published_values_and_gradients_also_at_its_bends
 def draw(*indices, count=50, seed=3):
     """For each of some arrays of indices `[B, count]`."""
     memory = set_up('crd')[-1]['memory']
-    drawn = quickly(lambda key: [contrast.draw_negatives(key, jnp.asarray(i), memory, count) for i in indices])
+    drawn = quickly(
+        lambda key: [contrast.draw_negatives(key, jnp.asarray(i), memory, count) for i in indices]
+    )
     return jax.device_get(drawn(jax.random.key(seed)))
 
 
@@ -385,7 +458,8 @@ def test_negatives_are_all_images_of_other_classes_equally_often():
         counts = np.bincount(row, minlength=N)
         assert set(np.flatnonzero(counts)) == set(candidates)
         expected = len(row) / len(candidates)
-        assert ((counts[candidates] - expected) ** 2 / expected).sum() < 40  # chi-square with at most 13 degrees of freedom
+        # chi-square with at most 13 degrees of freedom
+        assert ((counts[candidates] - expected) ** 2 / expected).sum() < 40
 
 
 def test_negatives_depend_on_the_images_index_and_the_key_only():
@@ -394,12 +468,15 @@ def test_negatives_depend_on_the_images_index_and_the_key_only():
     for index, drawn in zip(places[1:], others, strict=True):
         np.testing.assert_array_equal(drawn, every[index])
     assert (draw([0], seed=4)[0] != every[0]).any()
-    assert len({tuple(every[i]) for i in np.flatnonzero(TRAIN == 1)}) == np.sum(TRAIN == 1)  # of one class, not the same
+    # of one class, not the same
+    assert len({tuple(every[i]) for i in np.flatnonzero(TRAIN == 1)}) == np.sum(TRAIN == 1)
 
 
 def test_contrast_is_the_published_loss():
     p = np.random.default_rng(10).uniform(0, 2, (B, 21)).astype(np.float32)
-    np.testing.assert_allclose(contrast.contrast(p[:, 0], p[:, 1:], N), contrast_oracle(np.float64(p), N), rtol=1e-5)
+    np.testing.assert_allclose(
+        contrast.contrast(p[:, 0], p[:, 1:], N), contrast_oracle(np.float64(p), N), rtol=1e-5
+    )
 
 
 def test_memory_starts_as_published_and_there_may_be_more_negatives_than_images():
@@ -410,7 +487,8 @@ def test_memory_starts_as_published_and_there_may_be_more_negatives_than_images(
     assert values.shape == (B,) and np.isfinite(values).all()
     for bank in (memory['student'], memory['teacher']):
         assert bank.shape == (N, 48) and bank.dtype == jnp.float32
-        assert 0.24 < np.abs(bank).max() <= 0.25 and abs(np.mean(bank)) < 0.02  # uniform up to 1 / sqrt(48 / 3)
+        # uniform up to 1 / sqrt(48 / 3)
+        assert 0.24 < np.abs(bank).max() <= 0.25 and abs(np.mean(bank)) < 0.02
     assert np.abs(memory['student'] - memory['teacher']).max() > 0.1
     assert memory['constant_student'] == memory['constant_teacher'] == -1
 
@@ -447,7 +525,9 @@ def test_no_gradient_flows_through_the_memory_and_the_constants(given_negatives)
     set_by_first = floats | {k: after[k] for k in UNSET}
     later, to_memory = quickly(jax.grad(lambda *both: run(*both)[0], (0, 1)))(s, set_by_first)
     np.testing.assert_allclose(first['pooled'], later['pooled'], rtol=1e-5, atol=1e-6)
-    from_memory = quickly(jax.grad(lambda s: sum(x[:, 0].sum() if x.ndim else x for x in run(s, {})[1].values())))(s)
+    from_memory = quickly(
+        jax.grad(lambda s: sum(x[:, 0].sum() if x.ndim else x for x in run(s, {})[1].values()))
+    )(s)
     assert np.any(first['pooled']) and not any(np.any(g) for g in from_memory.values())
     assert {k for k, g in to_memory.items() if np.any(g)} == set()
 

@@ -1,4 +1,6 @@
-"""The requirements files name every package that is imported, with bounds that the installed one is within."""
+"""The requirements files name every package that is imported, with bounds that
+the installed one is within.
+"""
 
 import ast
 import sys
@@ -59,9 +61,15 @@ def test_every_package_that_is_imported_is_named(folder):
     assert paths
     for files, nodes in ((first, at_top), (first | later, ast.walk)):
         known = {name for file in files for name in named(file)}
-        missing = {(str(path.relative_to(REPOSITORY)), name) for path in paths for name in imported(path, nodes) - known}
+        missing = {
+            (str(path.relative_to(REPOSITORY)), name)
+            for path in paths
+            for name in imported(path, nodes) - known
+        }
         if folder == 'tests' and nodes is at_top:  # it needs PyTorch to make what the others read
-            missing = {(path, name) for path, name in missing if not path.startswith('tests/golden/')}
+            missing = {
+                (path, name) for path, name in missing if not path.startswith('tests/golden/')
+            }
         assert not missing, f'not in {", ".join(sorted(files))}'
 
 
@@ -79,4 +87,6 @@ def test_bounds_are_given_and_fit_to_what_is_installed(file):
         except metadata.PackageNotFoundError:  # of what is optional
             assert file != CORE, requirement.name
             continue
-        assert requirement.specifier.contains(version, prereleases=True), f'{requirement} is installed as {version}'
+        assert requirement.specifier.contains(version, prereleases=True), (
+            f'{requirement} is installed as {version}'
+        )

@@ -1,4 +1,6 @@
-"""The residual families: features, float64 numpy forward passes, overrides, refusals, PyTorch's names."""
+"""The residual families: features, float64 numpy forward passes,
+overrides, refusals, PyTorch's names.
+"""
 
 import re
 from functools import partial
@@ -18,10 +20,24 @@ from kd_jax.models.resnet import CifarResNet, ResNet
 from kd_jax.models.wide_resnet import PreactivationBlock, WideResNet
 from kd_jax.pretrained import resnet as names
 
-IMAGENET = ('resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnet152', 'wide_resnet50_2', 'resnext50_32x4d')
+IMAGENET = (
+    'resnet18',
+    'resnet34',
+    'resnet50',
+    'resnet101',
+    'resnet152',
+    'wide_resnet50_2',
+    'resnext50_32x4d',
+)
 SMALL = ('cifar_resnet18', 'cifar_resnet34', 'cifar_resnet50')
 WIDE = ('wrn_16_1', 'wrn_16_2', 'wrn_40_1', 'wrn_40_2')
-BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+BLOCKS = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
 
 
 def expected_shapes(stem, sides, widths):
@@ -35,9 +51,13 @@ def test_resnet_feature_shapes_at_the_reference_size(name):
     times = 1 if name.endswith(('18', '34')) else 4
     widths = [64 * times, 128 * times, 256 * times, 512 * times]
     if name in IMAGENET:
-        assert feature_shapes(build(name, 10), 2, 224, 224, 3) == expected_shapes((56, 56, 64), (56, 28, 14, 7), widths)
+        assert feature_shapes(build(name, 10), 2, 224, 224, 3) == expected_shapes(
+            (56, 56, 64), (56, 28, 14, 7), widths
+        )
     else:
-        assert feature_shapes(build(name, 10), 2, 32, 32, 3) == expected_shapes((32, 32, 64), (32, 16, 8, 4), widths)
+        assert feature_shapes(build(name, 10), 2, 32, 32, 3) == expected_shapes(
+            (32, 32, 64), (32, 16, 8, 4), widths
+        )
 
 
 @pytest.mark.parametrize('name', WIDE)
@@ -49,16 +69,26 @@ def test_wide_resnet_feature_shapes_at_the_reference_size(name):
 
 def test_odd_and_tiny_images_halve_as_torchvisions():
     model = build('resnet18', 10, width=0.125)
-    shapes = feature_shapes(model, 1, 75, 33, 1)  # 75 -> 38 -> 19 -> 10 -> 5 -> 3; 33 -> 17 -> 9 -> 5 -> 3 -> 2
-    stages = {'stage1': (19, 9, 8), 'stage2': (10, 5, 16), 'stage3': (5, 3, 32), 'stage4': (3, 2, 64)}
+    # 75 -> 38 -> 19 -> 10 -> 5 -> 3; 33 -> 17 -> 9 -> 5 -> 3 -> 2
+    shapes = feature_shapes(model, 1, 75, 33, 1)
+    stages = {
+        'stage1': (19, 9, 8),
+        'stage2': (10, 5, 16),
+        'stage3': (5, 3, 32),
+        'stage4': (3, 2, 64),
+    }
     assert shapes == {'stem': (19, 9, 8), **stages, 'pooled': (64,)}
     assert feature_shapes(model, 1, 1, 1, 3)['stage4'] == (1, 1, 64)
 
 
 def counted(convs, norms, dense, bias):
-    """(parameters, running statistics) of convolutions (k, in, out), BatchNorms and a dense layer."""
+    """(parameters, running statistics) of convolutions (k, in, out),
+    BatchNorms and a dense layer.
+    """
     channels = sum(norms)
-    return sum(k * k * i * o for k, i, o in convs) + 2 * channels + dense * bias + bias, 2 * channels
+    return sum(
+        k * k * i * o for k, i, o in convs
+    ) + 2 * channels + dense * bias + bias, 2 * channels
 
 
 @pytest.mark.parametrize('name', [*IMAGENET, *SMALL])
@@ -103,7 +133,9 @@ def test_wide_resnet_counts_follow_from_arithmetic(name):
             macs += sum(k * k * i * o for k, i, o in path) * side * side
             inputs = outputs
     facts = EXPECTED[name]
-    assert (facts.params, facts.statistics) == counted(convs, [*norms, inputs], inputs, facts.classes)
+    assert (facts.params, facts.statistics) == counted(
+        convs, [*norms, inputs], inputs, facts.classes
+    )
     assert facts.macs == macs + inputs * facts.classes
     assert len(convs) == {'wrn_16_1': 15, 'wrn_16_2': 16, 'wrn_40_1': 39, 'wrn_40_2': 40}[name]
 
@@ -132,7 +164,11 @@ class Residual(Reference):
         if not small:  # after ReLU zeros stand for minus infinity
             height, width = (-(-n // 2) for n in x.shape[1:3])
             x = np.pad(x, ((0, 0), (1, 2), (1, 2), (0, 0)))
-            shifts = [x[:, i : i + 2 * height : 2, j : j + 2 * width : 2] for i in range(3) for j in range(3)]
+            shifts = [
+                x[:, i : i + 2 * height : 2, j : j + 2 * width : 2]
+                for i in range(3)
+                for j in range(3)
+            ]
             x = np.max(shifts, axis=0)
         features = {'stem': x}
         for stage, name, stride in self.each_block(blocks):
@@ -167,14 +203,26 @@ FORWARD = {
         (2, 19, 26, 3),
         partial(Residual.net, blocks=(1, 2), small=False),
     ),
-    'grouped': (GROUPED(stage_sizes=(2, 1, 1)), (2, 17, 16, 1), partial(Residual.net, blocks=(2, 1, 1), small=False, groups=4)),
+    'grouped': (
+        GROUPED(stage_sizes=(2, 1, 1)),
+        (2, 17, 16, 1),
+        partial(Residual.net, blocks=(2, 1, 1), small=False, groups=4),
+    ),
     'small': (
         GROUPED(stage_sizes=(1, 1), small_images=True, kernel=5),
         (2, 7, 10, 3),
         partial(Residual.net, blocks=(1, 1), small=True, groups=4),
     ),
-    'wide': (WIDER(stage_sizes=(2, 1, 2), widen=2, width=0.25), (2, 9, 8, 3), partial(Residual.wide, blocks=(2, 1, 2))),
-    'thin': (WIDER(stage_sizes=(1, 2, 1), width=0.5), (2, 8, 8, 1), partial(Residual.wide, blocks=(1, 2, 1))),
+    'wide': (
+        WIDER(stage_sizes=(2, 1, 2), widen=2, width=0.25),
+        (2, 9, 8, 3),
+        partial(Residual.wide, blocks=(2, 1, 2)),
+    ),
+    'thin': (
+        WIDER(stage_sizes=(1, 2, 1), width=0.5),
+        (2, 8, 8, 1),
+        partial(Residual.wide, blocks=(1, 2, 1)),
+    ),
 }
 
 
@@ -191,8 +239,14 @@ def test_logits_and_features_equal_a_float64_forward_pass(model, image, referenc
 
 
 def kernels_of(model, *image):
-    params = flax.traverse_util.flatten_dict(shapes_of(model, image or (1, 32, 32, 3))['params'], sep='/')
-    return {path.removesuffix('/kernel'): leaf.shape for path, leaf in params.items() if path.endswith('/kernel')}
+    params = flax.traverse_util.flatten_dict(
+        shapes_of(model, image or (1, 32, 32, 3))['params'], sep='/'
+    )
+    return {
+        path.removesuffix('/kernel'): leaf.shape
+        for path, leaf in params.items()
+        if path.endswith('/kernel')
+    }
 
 
 def test_width_scales_every_layer_and_keeps_the_number_of_groups():
@@ -209,23 +263,41 @@ def test_width_scales_every_layer_and_keeps_the_number_of_groups():
 
 @pytest.mark.parametrize(
     ('name', 'depth', 'blocks'),
-    [('resnet50', 0.5, (2, 2, 3, 2)), ('cifar_resnet18', 0.1, (1, 1, 1, 1)), ('wrn_16_2', 1.5, (3, 3, 3))],
+    [
+        ('resnet50', 0.5, (2, 2, 3, 2)),
+        ('cifar_resnet18', 0.1, (1, 1, 1, 1)),
+        ('wrn_16_2', 1.5, (3, 3, 3)),
+    ],
 )
 def test_depth_scales_the_blocks_of_each_stage(name, depth, blocks):
-    found = {re.match(r'stage\d+_block\d+', path)[0] for path in kernels_of(build(name, 10, depth=depth)) if 'stage' in path}
-    assert found == {f'stage{i}_block{j}' for i, count in enumerate(blocks, start=1) for j in range(1, count + 1)}
+    found = {
+        re.match(r'stage\d+_block\d+', path)[0]
+        for path in kernels_of(build(name, 10, depth=depth))
+        if 'stage' in path
+    }
+    assert found == {
+        f'stage{i}_block{j}' for i, count in enumerate(blocks, start=1) for j in range(1, count + 1)
+    }
 
 
-@pytest.mark.parametrize(('name', 'wide'), [('resnet18', 16), ('resnet50', 16), ('cifar_resnet34', 32), ('wrn_16_1', 12)])
+@pytest.mark.parametrize(
+    ('name', 'wide'), [('resnet18', 16), ('resnet50', 16), ('cifar_resnet34', 32), ('wrn_16_1', 12)]
+)
 def test_kernel_replaces_the_blocks_3x3_and_nothing_else(name, wide):
     before, after = (kernels_of(build(name, 10, kernel=kernel)) for kernel in (3, 5))
     changed = {path for path in before if before[path] != after[path]}
     assert len(changed) == wide and not any('stem' in path for path in changed)
-    assert {before[path][:2] for path in changed} == {(3, 3)} and {after[path][:2] for path in changed} == {(5, 5)}
-    assert feature_shapes(build(name, 10, kernel=5), 1, 32, 32, 3) == feature_shapes(build(name, 10), 1, 32, 32, 3)
+    assert {before[path][:2] for path in changed} == {(3, 3)} and {
+        after[path][:2] for path in changed
+    } == {(5, 5)}
+    assert feature_shapes(build(name, 10, kernel=5), 1, 32, 32, 3) == feature_shapes(
+        build(name, 10), 1, 32, 32, 3
+    )
 
 
-@pytest.mark.parametrize(('name', 'widths'), [('resnet50', (256, 512, 1024, 2048)), ('wrn_40_2', (32, 64, 128))])
+@pytest.mark.parametrize(
+    ('name', 'widths'), [('resnet50', (256, 512, 1024, 2048)), ('wrn_40_2', (32, 64, 128))]
+)
 def test_every_block_gets_its_adapter(name, widths):
     blocks = (3, 4, 6, 3) if name == 'resnet50' else (6, 6, 6)
     added = sum(count * (2 * 4 * c + 4 + c) for count, c in zip(blocks, widths, strict=True))
@@ -238,17 +310,25 @@ def test_every_block_gets_its_adapter(name, widths):
     [
         (
             build('resnet18', 10, groups=2),
-            'groups 2 with group_width 64 need bottleneck blocks, this model has basic ones (groups 1, group_width 64); set '
-            'bottleneck, or take resnet50 or cifar_resnet50',
+            (
+                'groups 2 with group_width 64 need bottleneck blocks, this model has basic ones '
+                '(groups 1, group_width 64); set bottleneck, or take resnet50 or cifar_resnet50'
+            ),
         ),
         (
             build('resnext50_32x4d', 10, width=0.2),
             'width 0.2 leaves no channel in the groups of 4; use 0.25 or more',
         ),
-        (build('cifar_resnet18', 10, width=0.001), 'width 0.001 leaves none of a layer of 64 channels; use 0.0156 or more'),
+        (
+            build('cifar_resnet18', 10, width=0.001),
+            'width 0.001 leaves none of a layer of 64 channels; use 0.0156 or more',
+        ),
         (
             CifarResNet(num_classes=10, stage_sizes=(1, 1)),
-            'stage_sizes (1, 1) are 2 stages, but widths (16, 32, 64) are 3; give one number a stage in both',
+            (
+                'stage_sizes (1, 1) are 2 stages, but widths (16, 32, 64) are 3; '
+                'give one number a stage in both'
+            ),
         ),
     ],
 )
@@ -264,21 +344,34 @@ def test_impossible_overrides_are_refused_in_one_sentence(model, sentence):
         ('resnet50', 'groups', 0, 'a whole number, 1 or more'),
         ('resnet50', 'group_width', 0, 'a whole number, 1 or more'),
         ('wrn_16_2', 'widen', 0, 'a whole number, 1 or more'),
-        ('wrn_16_2', 'block_dropout', 1.0, 'at least 0 and less than 1: the share to drop, such as 0.3'),
+        (
+            'wrn_16_2',
+            'block_dropout',
+            1.0,
+            'at least 0 and less than 1: the share to drop, such as 0.3',
+        ),
     ],
 )
 def test_overrides_outside_their_range_are_refused(name, field, value, words):
     with pytest.raises(UserError) as error:
         build(name, 10, **{field: value})
-    assert str(error.value) == f'{field} {value} of model {name!r} is not possible; it must be {words}'
+    assert (
+        str(error.value) == f'{field} {value} of model {name!r} is not possible; it must be {words}'
+    )
 
 
 def test_the_narrowest_grouped_network_that_is_allowed():
-    assert kernels_of(build('resnext50_32x4d', 10, width=0.25))['stage1_block1/conv2/conv'] == (3, 3, 1, 32)
+    assert kernels_of(build('resnext50_32x4d', 10, width=0.25))['stage1_block1/conv2/conv'] == (
+        3,
+        3,
+        1,
+        32,
+    )
 
 
 def test_block_dropout_drops_half_of_what_the_second_convolution_sees_and_doubles_the_rest():
-    model = PreactivationBlock(8, dropout=0.5, setting=Setting(frozen=('.*',)))  # BatchNorm as in evaluation
+    # BatchNorm as in evaluation
+    model = PreactivationBlock(8, dropout=0.5, setting=Setting(frozen=('.*',)))
     x = image_of(4, 6, 6, 8)
     variables = random_variables(model, x.shape)
     identity = np.zeros((3, 3, 8, 8), np.float32)
@@ -303,11 +396,17 @@ def torch_names(rule, model):
 
 
 def layer_names(blocks, units, shortcut, shortened):
-    """PyTorch's names in `layer1.0` ...; `shortened`: the stages whose first block has a shortcut."""
+    """PyTorch's names in `layer1.0` ...; `shortened`: the stages
+    whose first block has a shortcut.
+    """
     found = set()
     for stage, count in enumerate(blocks, start=1):
         for index in range(count):
-            found |= {f'layer{stage}.{index}.{kind}{i}' for i in range(1, units + 1) for kind in ('conv', 'bn')}
+            found |= {
+                f'layer{stage}.{index}.{kind}{i}'
+                for i in range(1, units + 1)
+                for kind in ('conv', 'bn')
+            }
         if stage in shortened:
             found |= {f'layer{stage}.0.{shortcut}.0', f'layer{stage}.0.{shortcut}.1'}
     return found | {'conv1', 'bn1'}
@@ -325,7 +424,13 @@ def test_the_rules_give_the_published_module_names():
     cifar = layer_names((3, 3, 3), 2, 'downsample', (2, 3)) | {'fc'}
     assert torch_names(names.repdistiller, build('resnet20', 10)) == cifar
     assert torch_names(names.chenyaofo, build('resnet20', 10)) == cifar
-    wide = {f'block{i}.layer.{j}.{kind}{n}' for i in (1, 2, 3) for j in (0, 1) for n in (1, 2) for kind in ('conv', 'bn')}
+    wide = {
+        f'block{i}.layer.{j}.{kind}{n}'
+        for i in (1, 2, 3)
+        for j in (0, 1)
+        for n in (1, 2)
+        for kind in ('conv', 'bn')
+    }
     wide |= {'conv1', 'bn1', 'fc', 'block2.layer.0.convShortcut', 'block3.layer.0.convShortcut'}
     assert torch_names(names.repdistiller_wide, build('wrn_16_1', 10)) == wide
 
@@ -339,8 +444,13 @@ def test_convolutions_and_norms_are_not_confused():
     assert names.repdistiller_wide('top', ()) == 'bn1'
 
 
-@pytest.mark.parametrize('module', ['stage1_block1_adapter/down', 'head_stage2/dense', 'stage1_block1/conv4/conv'])
+@pytest.mark.parametrize(
+    'module', ['stage1_block1_adapter/down', 'head_stage2/dense', 'stage1_block1/conv4/conv']
+)
 def test_a_module_without_a_counterpart_is_named(module):
-    sentence = f'module {module!r} has no counterpart in the ResNets of torchvision; leave it as initialised'
+    sentence = (
+        f'module {module!r} has no counterpart in the ResNets of '
+        'torchvision; leave it as initialised'
+    )
     with pytest.raises(UserError, match=f'^{re.escape(sentence)}$'):
         names.torchvision(module, ())

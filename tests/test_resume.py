@@ -13,7 +13,8 @@ from helpers import REPOSITORY, SMALL, environment, run_main
 from kd_jax.checkpoint import load_variables
 from kd_jax.workdir import RunDirectory
 
-# Everything that must survive: averages, momentum, random augmentation, dropout, early-stopping counts, a ramp.
+# Everything that must survive: averages, momentum, random augmentation, dropout,
+# early-stopping counts, a ramp.
 FLAGS = (
     *SMALL,
     '--config.augment.rotate=10.',
@@ -49,7 +50,12 @@ def assert_same(one, other, run):
 def start(workdir):
     command = [sys.executable, '-m', 'kd_jax.main', *FLAGS, f'--workdir={workdir}']
     return subprocess.Popen(
-        command, cwd=REPOSITORY, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        cwd=REPOSITORY,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 
@@ -69,7 +75,9 @@ def wait_for(path, process, seconds=120):
 
 
 def test_killed_at_random_moments_and_resumed_it_ends_bit_for_bit_the_same(tmp_path, undisturbed):
-    """SIGKILL at random moments of the student's training, one of them while a checkpoint is being written."""
+    """SIGKILL at random moments of the student's training, one of them while a
+    checkpoint is being written.
+    """
     rng = np.random.default_rng(0)
     workdir = tmp_path / 'killed'
     kills = []
@@ -79,10 +87,15 @@ def test_killed_at_random_moments_and_resumed_it_ends_bit_for_bit_the_same(tmp_p
         known = set((workdir / 'student' / 'seed0' / 'checkpoints').iterdir())
         if attempt == 1:  # in the middle of a save: its temporary directory is there
             end = time.monotonic() + 60
-            while not any('tmp' in p.name for p in (workdir / 'student' / 'seed0' / 'checkpoints').iterdir()):
+            while not any(
+                'tmp' in p.name for p in (workdir / 'student' / 'seed0' / 'checkpoints').iterdir()
+            ):
                 assert time.monotonic() < end and process.poll() is None
         else:
-            while set((workdir / 'student' / 'seed0' / 'checkpoints').iterdir()) <= known and process.poll() is None:
+            while (
+                set((workdir / 'student' / 'seed0' / 'checkpoints').iterdir()) <= known
+                and process.poll() is None
+            ):
                 time.sleep(0.002)
             time.sleep(rng.uniform(0, 0.3))
         process.send_signal(signal.SIGKILL)
@@ -94,8 +107,14 @@ def test_killed_at_random_moments_and_resumed_it_ends_bit_for_bit_the_same(tmp_p
     assert 'teacher seed 0 · finished earlier' in done.stdout
     for run in ('teacher', 'alone', 'student'):
         assert_same(workdir, undisturbed, run)
-    lines = [json.loads(line) for line in (workdir / 'student/seed0/metrics.jsonl').read_text().splitlines()]
-    reference = [json.loads(line) for line in (undisturbed / 'student/seed0/metrics.jsonl').read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (workdir / 'student/seed0/metrics.jsonl').read_text().splitlines()
+    ]
+    reference = [
+        json.loads(line)
+        for line in (undisturbed / 'student/seed0/metrics.jsonl').read_text().splitlines()
+    ]
     assert lines == reference
 
 
@@ -103,7 +122,9 @@ def test_sigterm_saves_and_exits_143_and_the_same_command_continues(tmp_path, un
     workdir = tmp_path / 'stopped'
     process = start(workdir)
     wait_for(workdir / 'student' / 'seed0' / 'metrics.jsonl', process)
-    while not (workdir / 'student' / 'seed0' / 'metrics.jsonl').read_text() and process.poll() is None:
+    while (
+        not (workdir / 'student' / 'seed0' / 'metrics.jsonl').read_text() and process.poll() is None
+    ):
         time.sleep(0.002)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)

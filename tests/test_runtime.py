@@ -1,4 +1,6 @@
-"""What is set once for a process: compilation cache, memory, cores as devices, profile; and the flags that say so."""
+"""What is set once for a process: compilation cache, memory, cores as devices,
+profile; and the flags that say so.
+"""
 
 import json
 import os
@@ -15,15 +17,30 @@ from helpers import REPOSITORY, SMALL, run_main
 from kd_jax import runtime
 from kd_jax.errors import UserError
 
-SET = ('XLA_FLAGS', 'JAX_COMPILATION_CACHE_DIR', 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', 'JAX_NUM_CPU_DEVICES')
+SET = (
+    'XLA_FLAGS',
+    'JAX_COMPILATION_CACHE_DIR',
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS',
+    'JAX_NUM_CPU_DEVICES',
+)
 
 
 def python(*arguments, **extra):
     """stdout of a process without what the tests and the user set for JAX."""
-    environment = {name: value for name, value in os.environ.items() if name not in (*SET, runtime.CACHE_VARIABLE)}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in (*SET, runtime.CACHE_VARIABLE)
+    }
     command = [sys.executable, *map(str, arguments)]
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, cwd=REPOSITORY, env=environment | extra, check=False
+        command,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=REPOSITORY,
+        env=environment | extra,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -60,10 +77,20 @@ def test_each_kind_of_processor_has_a_cache_of_its_own(monkeypatch):
             patch.setattr(platform, 'machine', lambda: machine)
             return runtime.cache_directory().name
 
-    old, new = 'cpu MHz\t\t: {}\nflags\t\t: fpu avx\n', 'cpu MHz\t\t: {}\nflags\t\t: fpu avx avx512f\n'
+    old, new = (
+        'cpu MHz\t\t: {}\nflags\t\t: fpu avx\n',
+        'cpu MHz\t\t: {}\nflags\t\t: fpu avx avx512f\n',
+    )
     assert name(old.format(2000)) == name(old.format(3000)) == name(old.format(1) * 4)
     arm = 'Features\t: fp asimd\n'
-    kinds = [(old, 'x86_64'), (new, 'x86_64'), (None, 'x86_64'), (None, 'arm64'), (arm, 'aarch64'), (arm + 'sve', 'aarch64')]
+    kinds = [
+        (old, 'x86_64'),
+        (new, 'x86_64'),
+        (None, 'x86_64'),
+        (None, 'arm64'),
+        (arm, 'aarch64'),
+        (arm + 'sve', 'aarch64'),
+    ]
     names = [name(*kind) for kind in kinds]
     assert len(set(names)) == 5  # Arm's second core is the same machine's
     assert [n.rsplit('-', 1)[0] for n in names] == [machine for _, machine in kinds]
@@ -87,7 +114,9 @@ print(json.dumps([None if asked == before else asked, len(jax.devices()), len(me
 
 
 def prepared(cores=3, libc='glibc', arguments=None, **extra):
-    """After `runtime.prepare`: (CPU devices that it asked for, devices, settings of the allocator, cache, its threshold)."""
+    """After `runtime.prepare`: (CPU devices that it asked for, devices, settings of the
+    allocator, cache, its threshold).
+    """
     return json.loads(python('-c', PREPARED, json.dumps([cores, libc, arguments or {}]), **extra))
 
 
@@ -108,14 +137,19 @@ COUNT = '--xla_force_host_platform_device_count=2'
     ],
     ids=str,
 )
-def test_cores_become_devices_and_memory_is_kept_unless_the_user_says_otherwise(tmp_path, how, expected):
+def test_cores_become_devices_and_memory_is_kept_unless_the_user_says_otherwise(
+    tmp_path, how, expected
+):
     *found, cache, threshold = prepared(**how, **{runtime.CACHE_VARIABLE: str(tmp_path)})
     assert tuple(found) == expected
     assert (Path(cache).parent, threshold) == (tmp_path, 0.1)
 
 
 def test_a_cache_that_jax_was_given_stays(tmp_path):
-    own = {'JAX_COMPILATION_CACHE_DIR': str(tmp_path / 'own'), runtime.CACHE_VARIABLE: str(tmp_path / 'other')}
+    own = {
+        'JAX_COMPILATION_CACHE_DIR': str(tmp_path / 'own'),
+        runtime.CACHE_VARIABLE: str(tmp_path / 'other'),
+    }
     *_, cache, threshold = prepared(**own, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='7')
     assert (cache, threshold) == (str(tmp_path / 'own'), 7)
     assert prepared(**{runtime.CACHE_VARIABLE: 'off'})[3] is None
@@ -135,7 +169,10 @@ COUNTED = """
 import atexit, runpy
 from jax import monitoring
 hits = []
-monitoring.register_event_listener(lambda event, **_: hits.append(1) if event.endswith('compilation_cache/cache_hits') else 0)
+def count(event, **_):
+    if event.endswith('compilation_cache/cache_hits'):
+        hits.append(1)
+monitoring.register_event_listener(count)
 atexit.register(lambda: print('hits', len(hits)))
 runpy.run_module('kd_jax.main', run_name='__main__', alter_sys=True)
 """
@@ -144,7 +181,9 @@ TINY = (*SMALL, '--only=alone', '--config.runs.alone.epochs=1.')  # 16 steps
 
 @pytest.fixture(scope='module')
 def studies(tmp_path_factory):
-    """The same study three times, with one cache: {name: (hits, programs in the cache afterwards, run directory)}."""
+    """The same study three times, with one cache: {name: (hits, programs in the cache
+    afterwards, run directory)}.
+    """
     directory, found = tmp_path_factory.mktemp('studies'), {}
     for name, flags in {'first': (), 'second': (), 'profiled': ('--config.profile=(2,6)',)}.items():
         command = ('-c', COUNTED, *TINY, *flags, f'--workdir={directory / name}')
@@ -205,10 +244,28 @@ def test_a_second_profiler_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ('flag', 'message'),
     [
-        ('profile=(6,2)', 'profile is (6, 2); it must be two step numbers, such as --config.profile="(10,20)", or "()"'),
-        ('profile=(1,2,3)', 'profile is (1, 2, 3); it must be two step numbers, such as --config.profile="(10,20)", or "()"'),
-        ('steps_per_dispatch=-1', 'steps_per_dispatch is -1; it must be 0 (the usual number) or more'),
-        ('devices=99', 'devices is 99; it must be 0 (all) or at most 2, which is how many there are'),
+        (
+            'profile=(6,2)',
+            (
+                'profile is (6, 2); it must be two step numbers, such as '
+                '--config.profile="(10,20)", or "()"'
+            ),
+        ),
+        (
+            'profile=(1,2,3)',
+            (
+                'profile is (1, 2, 3); it must be two step numbers, such as '
+                '--config.profile="(10,20)", or "()"'
+            ),
+        ),
+        (
+            'steps_per_dispatch=-1',
+            'steps_per_dispatch is -1; it must be 0 (the usual number) or more',
+        ),
+        (
+            'devices=99',
+            'devices is 99; it must be 0 (all) or at most 2, which is how many there are',
+        ),
         ('precision=fp8', "unknown value of precision 'fp8'; known: bfloat16, float32, tf32"),
     ],
     ids=lambda value: value.split()[0],
@@ -221,7 +278,9 @@ def test_bad_values_are_refused_in_one_sentence(tmp_path, flag, message):
 
 @pytest.mark.skipif(not Path('/proc/self/maps').exists(), reason='Linux counts maps')
 def test_programs_that_nobody_uses_are_forgotten():
-    """XLA crashes when a process has as many maps of memory as Linux allows; each program takes some."""
+    """XLA crashes when a process has as many maps of memory as Linux
+    allows; each program takes some.
+    """
 
     def count():
         return len(Path('/proc/self/maps').read_bytes().splitlines())

@@ -1,4 +1,6 @@
-"""Searches: what is tried, what is learnt of it, and what remains when they are interrupted or shared."""
+"""Searches: what is tried, what is learnt of it, and what remains when
+they are interrupted or shared.
+"""
 
 import importlib.util
 import json
@@ -25,19 +27,30 @@ def data(tmp_path_factory):
 
 
 def study_of(data, **changes):
-    changes = {'teachers': ('teacher',), 'epochs': 3.0, 'eval_every': 1.0, 'seeds': (0, 1)} | changes
-    return config_of(data, teacher=(None, {'epochs': 3.0}), student=(common.distillation(), changes))
+    changes = {
+        'teachers': ('teacher',),
+        'epochs': 3.0,
+        'eval_every': 1.0,
+        'seeds': (0, 1),
+    } | changes
+    return config_of(
+        data, teacher=(None, {'epochs': 3.0}), student=(common.distillation(), changes)
+    )
 
 
 def search_of(data, workdir, space=SPACE, together=4, changes=None, **options):
-    return search.Search(study_of(data, **(changes or {})), workdir, 'student', space, together=together, **options)
+    return search.Search(
+        study_of(data, **(changes or {})), workdir, 'student', space, together=together, **options
+    )
 
 
 def never():
     return False
 
 
-def test_a_search_ends_with_the_best_of_its_trials_and_reads_the_test_split_for_it_alone(data, tmp_path, monkeypatch):
+def test_a_search_ends_with_the_best_of_its_trials_and_reads_the_test_split_for_it_alone(
+    data, tmp_path, monkeypatch
+):
     read, original = [], evaluate.evaluate_run
 
     def evaluated(path, split):
@@ -59,13 +72,17 @@ def test_a_search_ends_with_the_best_of_its_trials_and_reads_the_test_split_for_
     assert len(results) == 16 and all(result['test'] is None for result in results)
     for result in results:  # its own numbers are in its own config
         params = next(trial['params'] for trial in found['trials'] if trial['run'] == result['run'])
-        config = json.loads((tmp_path / result['run'] / f'seed{result["seed"]}/config.json').read_text())['config']
+        config = json.loads(
+            (tmp_path / result['run'] / f'seed{result["seed"]}/config.json').read_text()
+        )['config']
         assert config['objective']['kl']['tau'] == params['objective.kl.tau']
         assert (config['order_seed'], config['model']['width']) == (0, params['model.width'])
     assert json.loads((tmp_path / 'search.json').read_text()) == found
     table = (tmp_path / 'search.md').read_text().splitlines()
     assert (
-        len(table) == 2 + 8 + 2 and table[0] == '| trial | objective.kl.tau | optim.learning_rate | model.width | val top-1 % |'
+        len(table) == 2 + 8 + 2
+        and table[0]
+        == '| trial | objective.kl.tau | optim.learning_rate | model.width | val top-1 % |'
     )
     assert (tmp_path / 'search.png').read_bytes().startswith(b'\x89PNG')
 
@@ -79,11 +96,16 @@ def test_the_best_config_runs_and_gives_the_same(data, tmp_path):
     assert config.runs.student.objective.kl.tau == found['params']['objective.kl.tau']
     results = train(config, tmp_path / 'again')
     assert set(results) == {('student', 0), ('student', 1)}  # the teacher is the search's
-    assert [results['student', seed]['val']['top1'] for seed in (0, 1)] == pytest.approx(found['val'], abs=0.05)
+    assert [results['student', seed]['val']['top1'] for seed in (0, 1)] == pytest.approx(
+        found['val'], abs=0.05
+    )
     with config.unlocked():
         config.precision, config.data.val_seed = 'bfloat16', 7
     assert (config.runs.student.precision, config.runs.student.data.val_seed) == ('bfloat16', 7)
-    one, other = final_params(tmp_path / 'again', 'student', 0), final_params(tmp_path / 'search', found['run'], 0)
+    one, other = (
+        final_params(tmp_path / 'again', 'student', 0),
+        final_params(tmp_path / 'search', found['run'], 0),
+    )
     assert max(abs(one[name] - other[name]).max() for name in one) <= 1e-3
 
 
@@ -96,7 +118,13 @@ def test_bad_trials_are_ended_early_and_diverged_ones_fail(data, tmp_path):
     for name in pruned:
         assert not list(tmp_path.glob(f'{name}/seed*/result.json'))
 
-    found = search_of(data, tmp_path / 'wild', 'optim.learning_rate=0.01,1e30', changes={'optim.name': 'sgd'}, prune=False)
+    found = search_of(
+        data,
+        tmp_path / 'wild',
+        'optim.learning_rate=0.01,1e30',
+        changes={'optim.name': 'sgd'},
+        prune=False,
+    )
     assert found.go(6, never)['counts']['FAIL'] >= 1
 
 
@@ -110,7 +138,9 @@ def test_a_search_that_is_stopped_goes_on_with_the_same_trials(data, tmp_path):
     assert found['counts'] == {'COMPLETE': 6, 'PRUNED': 0, 'FAIL': 0}
     assert begun <= {trial['run'] for trial in found['trials']}
     more = search_of(data, tmp_path, prune=False).go(8, never)
-    assert more['counts']['COMPLETE'] == 8 and {t['run'] for t in found['trials']} < {t['run'] for t in more['trials']}
+    assert more['counts']['COMPLETE'] == 8 and {t['run'] for t in found['trials']} < {
+        t['run'] for t in more['trials']
+    }
 
 
 def test_two_workers_share_a_search(data, tmp_path):
@@ -130,7 +160,10 @@ def test_two_workers_share_a_search(data, tmp_path):
         ('', '--space is empty'),
         (
             'objective.kl.tua=1..2',
-            "unknown field of runs.student in --space 'objective.kl.tua'; did you mean 'objective.kl.tau'",
+            (
+                "unknown field of runs.student in --space 'objective.kl.tua'; "
+                "did you mean 'objective.kl.tau'"
+            ),
         ),
         ('objective.kl=1..2', 'which is a group; name one of its fields: .*tau'),
         ('objective.kl.tau', 'write each field once'),
@@ -151,7 +184,9 @@ def test_a_space_that_makes_no_sense_is_one_sentence(data, tmp_path, space, word
 
 
 def test_other_mistakes_are_one_sentence(data, tmp_path):
-    with pytest.raises(UserError, match='--run=pupil is no run of the study; it has student, teacher'):
+    with pytest.raises(
+        UserError, match='--run=pupil is no run of the study; it has student, teacher'
+    ):
         search.Search(study_of(data), tmp_path, 'pupil', SPACE, together=2)
     with pytest.raises(UserError, match='--together is 0'):
         search_of(data, tmp_path, together=0)
@@ -169,24 +204,51 @@ def test_other_mistakes_are_one_sentence(data, tmp_path):
 def test_the_command_is_stopped_and_goes_on(tmp_path):
     """SIGTERM in a process of its own; the same command ends the search."""
     command = [
-        sys.executable, '-m', 'kd_jax.search', '--config=configs/digits.py', f'--workdir={tmp_path}', '--trials=4',
-        '--together=4',
-        '--space=objective.kl.tau=1..16 log', '--config.seeds=(0,)', '--config.runs.teacher.model.name=cnn',
-        '--config.runs.teacher.epochs=1.', '--config.runs.student.epochs=40.', '--config.runs.student.eval_every=1.',
+        sys.executable, '-m', 'kd_jax.search', '--config=configs/digits.py',
+        f'--workdir={tmp_path}', '--trials=4', '--together=4',
+        '--space=objective.kl.tau=1..16 log', '--config.seeds=(0,)',
+        '--config.runs.teacher.model.name=cnn', '--config.runs.teacher.epochs=1.',
+        '--config.runs.student.epochs=40.', '--config.runs.student.eval_every=1.',
         '--config.tensorboard=False', '--noprune',
     ]  # fmt: skip
     process = subprocess.Popen(
-        command, cwd=REPOSITORY, env=environment(2), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        cwd=REPOSITORY,
+        env=environment(2),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     end = time.time() + 200
-    while time.time() < end and not list(tmp_path.glob('trial*/seed0/checkpoints/[0-9]*')) and process.poll() is None:
+    while (
+        time.time() < end
+        and not list(tmp_path.glob('trial*/seed0/checkpoints/[0-9]*'))
+        and process.poll() is None
+    ):
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=200)[0]
     assert process.returncode == 143 and 'the same command continues' in said, said[-2000:]
-    done = subprocess.run(command, cwd=REPOSITORY, env=environment(2), capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        command,
+        cwd=REPOSITORY,
+        env=environment(2),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
-    assert 'resumed at step' in done.stdout and '4 trials complete, 0 pruned, 0 failed' in done.stdout
-    wrong = subprocess.run([*command[:-1], '--space=x=1,2'], cwd=REPOSITORY, env=environment(1), capture_output=True, text=True,
-                           timeout=200, check=False)  # fmt: skip
+    assert (
+        'resumed at step' in done.stdout and '4 trials complete, 0 pruned, 0 failed' in done.stdout
+    )
+    wrong = subprocess.run(
+        [*command[:-1], '--space=x=1,2'],
+        cwd=REPOSITORY,
+        env=environment(1),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
     assert wrong.returncode == 2 and len(wrong.stderr.strip().splitlines()) == 1

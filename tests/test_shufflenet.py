@@ -1,4 +1,6 @@
-"""ShuffleNet: the papers' figures, features, float64 numpy forward passes, overrides, refusals, PyTorch's names."""
+"""ShuffleNet: the papers' figures, features, float64 numpy forward passes,
+overrides, refusals, PyTorch's names.
+"""
 
 import re
 from functools import partial
@@ -9,7 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from model_reference import Reference, rectified
-from test_models import feature_shapes, image_of, macs_of, predict, random_variables, shapes_of, size
+from test_models import (
+    feature_shapes,
+    image_of,
+    macs_of,
+    predict,
+    random_variables,
+    shapes_of,
+    size,
+)
 from zoo import EXPECTED, SHUFFLENETS
 
 from kd_jax.errors import UserError
@@ -47,7 +57,11 @@ def test_feature_shapes_at_the_reference_size(name):
     stem, *sides = (56, 28, 14, 7) if name.startswith('imagenet') else (32, 16, 8, 4)
     image = 224 if name.startswith('imagenet') else 32
     stages = {f'stage{i + 1}': (sides[i], sides[i], widths[i]) for i in range(3)}
-    assert feature_shapes(build(name, 10), 2, image, image, 3) == {'stem': (stem, stem, 24), **stages, 'pooled': (last,)}
+    assert feature_shapes(build(name, 10), 2, image, image, 3) == {
+        'stem': (stem, stem, 24),
+        **stages,
+        'pooled': (last,),
+    }
 
 
 def test_odd_and_tiny_images():
@@ -68,17 +82,30 @@ def test_counts_of_version_2_follow_from_arithmetic():
         side = 56 if imagenet else 32
         for stage, outputs in enumerate(widths):
             half = outputs // 2
-            convs += [(3, 1, inputs, side // 2), (1, inputs, half, side // 2), (1, inputs, half, side)]
+            convs += [
+                (3, 1, inputs, side // 2),
+                (1, inputs, half, side // 2),
+                (1, inputs, half, side),
+            ]
             side //= 2
             convs += [(3, 1, half, side), (1, half, half, side)]
             count = 4 if name.endswith('x0_2') else COUNTS[stage]
-            convs += (count - 1) * [(1, half, half, side), (3, 1, half, side), (1, half, half, side)]
+            convs += (count - 1) * [
+                (1, half, half, side),
+                (3, 1, half, side),
+                (1, half, half, side),
+            ]
             inputs = outputs
         convs.append((1, inputs, last, side))
         dense, channels = last * facts.classes, sum(out for _, _, out, _ in convs)
         params = sum(k * k * i * o for k, i, o, _ in convs) + 2 * channels + dense + facts.classes
         macs = sum(k * k * i * o * s * s for k, i, o, s in convs) + dense
-        assert (params, 2 * channels, macs, last) == (facts.params, facts.statistics, facts.macs, facts.width), name
+        assert (params, 2 * channels, macs, last) == (
+            facts.params,
+            facts.statistics,
+            facts.macs,
+            facts.width,
+        ), name
 
 
 def version_1(groups, base, small):
@@ -113,12 +140,21 @@ def test_counts_of_version_1_follow_from_arithmetic(name):
 
 
 @pytest.mark.parametrize(
-    ('groups', 'base', 'millions'), [(1, 144, 143), (2, 200, 140), (3, 240, 137), (4, 272, 133), (8, 384, 137)]
+    ('groups', 'base', 'millions'),
+    [(1, 144, 143), (2, 200, 140), (3, 240, 137), (4, 272, 133), (8, 384, 137)],
 )
 def test_version_1_costs_what_its_papers_first_table_says(groups, base, millions):
-    model, image = build('imagenet_shufflenet_v1', 1000, groups=groups, fast=False), (1, 224, 224, 3)
+    model, image = (
+        build('imagenet_shufflenet_v1', 1000, groups=groups, fast=False),
+        (1, 224, 224, 3),
+    )
     variables = shapes_of(model, image)
-    macs = macs_of(jax.make_jaxpr(partial(model.apply, train=False))(variables, jnp.zeros(image)).jaxpr) - 4 * base * 1000
+    macs = (
+        macs_of(
+            jax.make_jaxpr(partial(model.apply, train=False))(variables, jnp.zeros(image)).jaxpr
+        )
+        - 4 * base * 1000
+    )
     assert round(macs / 1e6) == millions  # the paper leaves the dense layer out
     params, statistics, expected = version_1(groups, base, small=False)
     assert macs == expected and size(variables['batch_stats']) == statistics
@@ -126,7 +162,9 @@ def test_version_1_costs_what_its_papers_first_table_says(groups, base, millions
 
 
 class Shuffled(Reference):
-    """Forward passes of both versions in float64; channels are shuffled by their numbers, one at a time."""
+    """Forward passes of both versions in float64; channels are shuffled by
+    their numbers, one at a time.
+    """
 
     def shuffled(self, x, groups):
         n = x.shape[-1] // groups
@@ -137,11 +175,14 @@ class Shuffled(Reference):
         """The nine shifted copies of x under a 3x3 window of stride 2 in zeros of width 1."""
         height, width = (-(-n // 2) for n in x.shape[1:3])
         x = np.pad(x, ((0, 0), (1, 2), (1, 2), (0, 0)))
-        return [x[:, i : i + 2 * height : 2, j : j + 2 * width : 2] for i in range(3) for j in range(3)]
+        return [
+            x[:, i : i + 2 * height : 2, j : j + 2 * width : 2] for i in range(3) for j in range(3)
+        ]
 
     def begin(self, x, small):
         x = self.unit('stem', x, 1 if small else 2)
-        return x if small else np.max(self.windows(x), axis=0)  # after ReLU zeros stand for minus infinity
+        # after ReLU zeros stand for minus infinity
+        return x if small else np.max(self.windows(x), axis=0)
 
     def each_unit(self):
         found = {re.match(r'params/(stage(\d+)_block(\d+))/', path) for path in self.values}
@@ -159,7 +200,11 @@ class Shuffled(Reference):
             y = self.shuffled(self.unit(f'{name}/conv1', x, groups=here), here)
             y = self.unit(f'{name}/conv2', y, stride, groups=y.shape[-1], relu=small)
             y = self.unit(f'{name}/conv3', y, groups=groups, relu=False)
-            y = y + x if stride == 1 else np.concatenate([y, np.mean(self.windows(x), axis=0)], axis=-1)
+            y = (
+                y + x
+                if stride == 1
+                else np.concatenate([y, np.mean(self.windows(x), axis=0)], axis=-1)
+            )
             features |= rectified(stage, y)
             x = features[f'stage{stage}']
         return self.ended(features, x)
@@ -174,7 +219,9 @@ class Shuffled(Reference):
             else:
                 kept, y = np.split(x, 2, axis=-1)
             y = self.unit(f'{name}/conv1', y)
-            y = self.unit(f'{name}/conv2', y, 2 if number == 1 else 1, groups=y.shape[-1], relu=False)
+            y = self.unit(
+                f'{name}/conv2', y, 2 if number == 1 else 1, groups=y.shape[-1], relu=False
+            )
             y = self.unit(f'{name}/conv3', y)
             features[f'stage{stage}'] = x = self.shuffled(np.concatenate([kept, y], axis=-1), 2)
         return self.ended(features, self.unit('top', x))
@@ -182,8 +229,16 @@ class Shuffled(Reference):
 
 SHORT = {'num_classes': 5, 'stage_sizes': (2, 1, 2)}
 FORWARD = {
-    'v1': (ShuffleNetV1(width=0.125, **SHORT), (2, 35, 50, 3), partial(Shuffled.v1, groups=3, small=False)),
-    'v1 small': (ShuffleNetV1(width=0.125, small=True, **SHORT), (2, 9, 8, 3), partial(Shuffled.v1, groups=3, small=True)),
+    'v1': (
+        ShuffleNetV1(width=0.125, **SHORT),
+        (2, 35, 50, 3),
+        partial(Shuffled.v1, groups=3, small=False),
+    ),
+    'v1 small': (
+        ShuffleNetV1(width=0.125, small=True, **SHORT),
+        (2, 9, 8, 3),
+        partial(Shuffled.v1, groups=3, small=True),
+    ),
     'v1 of 8 groups': (
         ShuffleNetV1(width=0.125, groups=8, **SHORT),
         (2, 37, 33, 1),
@@ -211,8 +266,14 @@ def test_logits_and_features_equal_a_float64_forward_pass(model, image, referenc
 
 
 def kernels_of(model, *image):
-    params = flax.traverse_util.flatten_dict(shapes_of(model, image or (1, 32, 32, 3))['params'], sep='/')
-    return {path.removesuffix('/kernel'): leaf.shape for path, leaf in params.items() if path.endswith('/kernel')}
+    params = flax.traverse_util.flatten_dict(
+        shapes_of(model, image or (1, 32, 32, 3))['params'], sep='/'
+    )
+    return {
+        path.removesuffix('/kernel'): leaf.shape
+        for path, leaf in params.items()
+        if path.endswith('/kernel')
+    }
 
 
 def test_width_scales_every_layer_and_rounds_up_to_whole_groups():
@@ -229,33 +290,49 @@ def test_width_scales_every_layer_and_rounds_up_to_whole_groups():
     assert kernels['head'] == (96, 10)
 
 
-@pytest.mark.parametrize(('name', 'width'), [(name, width) for name in SHUFFLENETS for width in (0.25, 0.33, 1.7)])
+@pytest.mark.parametrize(
+    ('name', 'width'), [(name, width) for name in SHUFFLENETS for width in (0.25, 0.33, 1.7)]
+)
 def test_no_width_leaves_channels_that_groups_do_not_divide(name, width):
     ours = EXPECTED[name].params
     narrow = size(shapes_of(build(name, EXPECTED[name].classes, width=width))['params'])
     assert (narrow < ours) == (width < 1) and narrow != ours
 
 
-@pytest.mark.parametrize(('depth', 'blocks'), [(0.1, (1, 1, 1)), (0.5, (2, 4, 2)), (1.3, (6, 11, 6))])
+@pytest.mark.parametrize(
+    ('depth', 'blocks'), [(0.1, (1, 1, 1)), (0.5, (2, 4, 2)), (1.3, (6, 11, 6))]
+)
 @pytest.mark.parametrize('name', ['imagenet_shufflenet_v2_x0_5', 'cifar_shufflenet_v1'])
 def test_depth_scales_the_units_of_each_stage(name, depth, blocks):
-    found = {re.match(r'stage\d_block\d+', path)[0] for path in kernels_of(build(name, 10, depth=depth)) if 'stage' in path}
-    assert found == {f'stage{i}_block{j}' for i, count in enumerate(blocks, start=1) for j in range(1, count + 1)}
+    found = {
+        re.match(r'stage\d_block\d+', path)[0]
+        for path in kernels_of(build(name, 10, depth=depth))
+        if 'stage' in path
+    }
+    assert found == {
+        f'stage{i}_block{j}' for i, count in enumerate(blocks, start=1) for j in range(1, count + 1)
+    }
 
 
 @pytest.mark.parametrize(
-    ('name', 'depthwise'), [('imagenet_shufflenet_v1', 16), ('cifar_shufflenet_v1', 16), ('cifar_shufflenet_v2', 16 + 3)]
+    ('name', 'depthwise'),
+    [('imagenet_shufflenet_v1', 16), ('cifar_shufflenet_v1', 16), ('cifar_shufflenet_v2', 16 + 3)],
 )
 def test_kernel_replaces_the_depthwise_3x3_and_nothing_else(name, depthwise):
     before, after = (kernels_of(build(name, 10, kernel=kernel)) for kernel in (3, 5))
     changed = {path for path in before if before[path] != after[path]}
     assert len(changed) == depthwise
-    assert {before[path][:3] for path in changed} == {(3, 3, 1)} and {after[path][:3] for path in changed} == {(5, 5, 1)}
-    assert feature_shapes(build(name, 10, kernel=5), 1, 40, 33, 3) == feature_shapes(build(name, 10), 1, 40, 33, 3)
+    assert {before[path][:3] for path in changed} == {(3, 3, 1)} and {
+        after[path][:3] for path in changed
+    } == {(5, 5, 1)}
+    assert feature_shapes(build(name, 10, kernel=5), 1, 40, 33, 3) == feature_shapes(
+        build(name, 10), 1, 40, 33, 3
+    )
 
 
 @pytest.mark.parametrize(
-    ('name', 'widths'), [('imagenet_shufflenet_v1', (240, 480, 960)), ('cifar_shufflenet_v2', (116, 232, 464))]
+    ('name', 'widths'),
+    [('imagenet_shufflenet_v1', (240, 480, 960)), ('cifar_shufflenet_v2', (116, 232, 464))],
 )
 def test_every_unit_gets_its_adapter(name, widths):
     added = sum(count * (2 * 4 * c + 4 + c) for count, c in zip(COUNTS, widths, strict=True))
@@ -268,12 +345,21 @@ def test_every_unit_gets_its_adapter(name, widths):
     [
         (
             build('cifar_shufflenet_v1', 10, groups=8, width=0.0209),
-            'width 0.0209 with 8 groups leaves stage 1 no more channels than it receives; use a greater width or fewer groups',
+            (
+                'width 0.0209 with 8 groups leaves stage 1 no more channels than it receives; '
+                'use a greater width or fewer groups'
+            ),
         ),
-        (build('cifar_shufflenet_v1', 10, width=0.02), 'width 0.02 leaves none of a layer of 24 channels; use 0.0417 or more'),
+        (
+            build('cifar_shufflenet_v1', 10, width=0.02),
+            'width 0.02 leaves none of a layer of 24 channels; use 0.0417 or more',
+        ),
         (
             build('imagenet_shufflenet_v2_x1_0', 10, widths=(116, 232)),
-            'stage_sizes (4, 8, 4) are 3 stages, but widths (116, 232) are 2; give one number a stage in both',
+            (
+                'stage_sizes (4, 8, 4) are 3 stages, but widths (116, 232) are 2; '
+                'give one number a stage in both'
+            ),
         ),
     ],
 )
@@ -285,7 +371,11 @@ def test_impossible_overrides_are_refused_in_one_sentence(model, sentence):
 
 def test_a_number_of_groups_that_the_paper_does_not_have_is_refused():
     with pytest.raises(
-        UserError, match=r"^groups 5 of model 'imagenet_shufflenet_v1' is not possible; it must be one of 1, 2, 3, 4, 8$"
+        UserError,
+        match=(
+            r"^groups 5 of model 'imagenet_shufflenet_v1' is not possible; "
+            r'it must be one of 1, 2, 3, 4, 8$'
+        ),
     ):
         build('imagenet_shufflenet_v1', 10, groups=5)
 
@@ -299,20 +389,36 @@ def torch_names(rule, model):
 
 
 def test_the_rules_give_the_published_module_names():
-    units = [(stage, index) for stage, count in enumerate(COUNTS, start=1) for index in range(count)]
+    units = [
+        (stage, index) for stage, count in enumerate(COUNTS, start=1) for index in range(count)
+    ]
     found = {'conv1.0', 'conv1.1', 'conv5.0', 'conv5.1', 'fc'}
-    found |= {f'stage{stage + 1}.{index}.branch2.{i}' for stage, index in units for i in (0, 1, 3, 4, 5, 6)}
+    found |= {
+        f'stage{stage + 1}.{index}.branch2.{i}'
+        for stage, index in units
+        for i in (0, 1, 3, 4, 5, 6)
+    }
     found |= {f'stage{stage}.0.branch1.{i}' for stage in (2, 3, 4) for i in range(4)}
     assert torch_names(names.torchvision, build('imagenet_shufflenet_v2_x0_5', 10)) == found
     pairs = [(kind, i) for kind in ('conv', 'bn') for i in (1, 2, 3)]
-    found = {f'layer{stage}.{index}.{kind}{i}' for stage, index in units for kind, i in pairs} | {'conv1', 'bn1', 'linear'}
+    found = {f'layer{stage}.{index}.{kind}{i}' for stage, index in units for kind, i in pairs} | {
+        'conv1',
+        'bn1',
+        'linear',
+    }
     assert torch_names(names.repdistiller_v1, build('cifar_shufflenet_v1', 10)) == found
-    found |= {f'layer{stage}.0.{kind}{i}' for stage in (1, 2, 3) for kind in ('conv', 'bn') for i in (4, 5)} | {'conv2', 'bn2'}
+    found |= {
+        f'layer{stage}.0.{kind}{i}'
+        for stage in (1, 2, 3)
+        for kind in ('conv', 'bn')
+        for i in (4, 5)
+    } | {'conv2', 'bn2'}
     assert torch_names(names.repdistiller_v2, build('cifar_shufflenet_v2', 10)) == found
 
 
 def test_layers_are_not_confused():
-    assert names.torchvision('stage1_block1/shortcut1/conv', ()) == 'stage2.0.branch1.0'  # depthwise
+    # depthwise
+    assert names.torchvision('stage1_block1/shortcut1/conv', ()) == 'stage2.0.branch1.0'
     assert names.torchvision('stage1_block1/shortcut2/norm', ()) == 'stage2.0.branch1.3'
     assert names.torchvision('stage2_block8/conv2/conv', ()) == 'stage3.7.branch2.3'
     assert names.torchvision('stage2_block8/conv3/norm', ()) == 'stage3.7.branch2.6'
@@ -333,6 +439,9 @@ def test_layers_are_not_confused():
     ],
 )
 def test_a_module_without_a_counterpart_is_named(rule, module, source):
-    sentence = f'module {module!r} has no counterpart in the ShuffleNets of {source}; leave it as initialised'
+    sentence = (
+        f'module {module!r} has no counterpart in the ShuffleNets of '
+        f'{source}; leave it as initialised'
+    )
     with pytest.raises(UserError, match=f'^{re.escape(sentence)}$'):
         rule(module, ())

@@ -21,4 +21,7 @@ def test_shares_in_percent_are_rounded_once():
     rng = np.random.default_rng(0)
     for _ in range(200):  # accuracies on 2000 images
         values = [float(k) / 2000 for k in rng.integers(1000, 2000, 2)]
-        assert percent(values) == f'{100 * statistics.mean(values):.2f} ± {100 * statistics.stdev(values):.2f}'
+        assert (
+            percent(values)
+            == f'{100 * statistics.mean(values):.2f} ± {100 * statistics.stdev(values):.2f}'
+        )

@@ -1,4 +1,6 @@
-"""The train and evaluation step: the same numbers on one and on several devices, under jit and under pmap."""
+"""The train and evaluation step: the same numbers on one and on several
+devices, under jit and under pmap.
+"""
 
 import flax
 import jax
@@ -20,17 +22,23 @@ VIEWS = {'crop': 1, 'flip': True, 'rotate': 10.0, 'cutout': 2}
 TAUGHT = {'teachers': ('teacher',), 'model.dropout': 0.1}
 
 
-def trained(splits, mode='jit on 1', *, steps=10, model='resnet8', augment=VIEWS, objective=None, **changes):
+def trained(
+    splits, mode='jit on 1', *, steps=10, model='resnet8', augment=VIEWS, objective=None, **changes
+):
     """(executor, its state, metrics of each step) of a small student and a random teacher."""
     objective = config.distillation(0.7, 4.0) if objective is None else objective
-    executor, _ = start(run_of(TAUGHT | changes, objective, augment, model), splits, *MODES[mode], steps=1)
+    executor, _ = start(
+        run_of(TAUGHT | changes, objective, augment, model), splits, *MODES[mode], steps=1
+    )
     history = train(executor, (1,) * steps)
     return executor, jax.device_get(executor.states()[0]), history and history[0]
 
 
 @pytest.mark.parametrize('mixup', [0.0, 1.0], ids=['plain', 'mixup'])
 def test_one_device_and_four_give_the_same(mixup):
-    """Parameters, batch statistics, every step's metrics and a ragged evaluation (22 examples) agree to 1e-5."""
+    """Parameters, batch statistics, every step's metrics and a ragged evaluation
+    (22 examples) agree to 1e-5.
+    """
     splits = random_splits(unlabelled=20)
     results = {}
     for mode in MODES:
@@ -59,7 +67,9 @@ def test_loss_is_the_weighted_sum_over_the_examples_each_loss_can_judge():
     splits = random_splits(unlabelled=30)
     _, _, sums = trained(splits, steps=1, model='cnn')
     assert sums['loss'] == pytest.approx(0.3 * sums['cross_entropy'] + 0.7 * sums['kl'], rel=1e-6)
-    known = splits.train.label[batches.TrainOrder(np.arange(60), 60, BATCH, seed=0).at(0)['index']] >= 0
+    known = (
+        splits.train.label[batches.TrainOrder(np.arange(60), 60, BATCH, seed=0).at(0)['index']] >= 0
+    )
     assert 0 < known.sum() < BATCH  # the case is a mixed batch
     _, _, sums = trained(random_splits(unlabelled=60), steps=1, model='cnn')
     assert sums['cross_entropy'] == 0.0
@@ -69,9 +79,17 @@ def test_loss_is_the_weighted_sum_over_the_examples_each_loss_can_judge():
 
 @pytest.mark.parametrize('mode', MODES)
 def test_accumulating_in_parts_is_one_step_on_the_whole_batch(mode):
-    """Without BatchNorm and dropout the parts' gradients add up to the batch's, also with unlabelled examples."""
+    """Without BatchNorm and dropout the parts' gradients add up to the batch's,
+    also with unlabelled examples.
+    """
     whole, parts = (
-        trained(random_splits(unlabelled=20), mode, steps=4, model='cnn', **{'model.dropout': 0.0, 'optim.accumulate': count})
+        trained(
+            random_splits(unlabelled=20),
+            mode,
+            steps=4,
+            model='cnn',
+            **{'model.dropout': 0.0, 'optim.accumulate': count},
+        )
         for count in (1, 2)
     )
     assert largest_difference(whole[1].params, parts[1].params) <= 1e-6
@@ -80,10 +98,14 @@ def test_accumulating_in_parts_is_one_step_on_the_whole_batch(mode):
 
 def test_frozen_layers_keep_parameters_and_running_statistics():
     frozen = ('stem', 'stage1')
-    executor, last, _ = trained(random_splits(), steps=5, **{'optim.freeze': frozen, 'optim.weight_decay': 5e-4})
+    executor, last, _ = trained(
+        random_splits(), steps=5, **{'optim.freeze': frozen, 'optim.weight_decay': 5e-4}
+    )
     first = build.initial_state(executor.jobs[0])
     before, after = (
-        flax.traverse_util.flatten_dict({'params': state.params['student'], **state.model_state['student']}, sep='/')
+        flax.traverse_util.flatten_dict(
+            {'params': state.params['student'], **state.model_state['student']}, sep='/'
+        )
         for state in (first, last)
     )
     moved = {name for name in before if not np.array_equal(before[name], after[name])}
@@ -111,7 +133,9 @@ def test_another_temperature_or_learning_rate_is_the_same_program():
         }
         executor, _ = start(run_of(TAUGHT | changes), steps=1)
         batch = executor.placement.batches(executor._order, 0, 1, executor._teachers)
-        programs.add(executor.steps.lower(*executor.states(), *executor.arguments(1), batch).as_text())
+        programs.add(
+            executor.steps.lower(*executor.states(), *executor.arguments(1), batch).as_text()
+        )
     assert len(programs) == 1
 
 
@@ -136,7 +160,11 @@ def test_normalisation_is_each_networks_own():
 @pytest.mark.parametrize('mode', ['jit', 'pmap'])
 def test_a_batch_that_devices_cannot_share_is_refused(mode):
     with pytest.raises(
-        UserError, match=r'batch of 30 .* 4 devices; take a multiple of 4, such as --config.runs.s.batch_size=32'
+        UserError,
+        match=(
+            r'batch of 30 .* 4 devices; take a multiple of 4, such '
+            r'as --config.runs.s.batch_size=32'
+        ),
     ):
         Parallel(mode, 4).check_batch_size(30, 'runs.s.batch_size')
 
@@ -153,7 +181,9 @@ def test_evaluation_counts_every_example_once_for_every_batch_size():
     par = Parallel('jit', 1)
     net = Network(models.build('cnn', 3), splits.info.mean, splits.info.std)
     variables = drawn(net, splits.info, 1)
-    logits = np.float64(net.model.apply(variables, net.normalize(jnp.float32(splits.val.image)), train=False).logits)
+    logits = np.float64(
+        net.model.apply(variables, net.normalize(jnp.float32(splits.val.image)), train=False).logits
+    )
     expected = (logits.argmax(-1) == splits.val.label).mean()
     fn = par.compile(make_eval_step(net), 'float32', arguments=3)
     arrays = evaluation.on_devices(par, splits.val)
@@ -169,7 +199,9 @@ def test_evaluation_counts_every_example_once_for_every_batch_size():
 
 @pytest.mark.parametrize('mode', ['jit', 'pmap'])
 def test_several_cpu_devices_finish_a_call_that_the_next_one_does_not_wait_for(mode):
-    """Otherwise a device may begin so many calls that no thread is left for the others to get to where they meet."""
+    """Otherwise a device may begin so many calls that no thread is left for the
+    others to get to where they meet.
+    """
     par = Parallel(mode, 4)
 
     def step(matrix, batch):

@@ -1,4 +1,6 @@
-"""The shape of the code: imports go downward, tables are complete, files and functions stay small, config fields are used."""
+"""The shape of the code: imports go downward, tables are complete, files and functions stay
+small, config fields are used.
+"""
 
 import ast
 import re
@@ -10,7 +12,11 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / 'kd_jax'
 SOURCES = sorted(PACKAGE.rglob('*.py'))
-ALL = [*SOURCES, *sorted((ROOT / 'configs').glob('*.py')), *sorted((ROOT / 'benchmarks').glob('*.py'))]
+ALL = [
+    *SOURCES,
+    *sorted((ROOT / 'configs').glob('*.py')),
+    *sorted((ROOT / 'benchmarks').glob('*.py')),
+]
 
 # A module imports what stands above it here or on its own line, in no circle.
 LAYERS = (
@@ -27,9 +33,20 @@ LAYERS = (
     ('main', 'evaluate', 'search', 'soft_targets', 'zoo'),
 )
 LAYER = {module: number for number, modules in enumerate(LAYERS) for module in modules}
-LIGHT = ('errors', 'fields', 'models', 'objectives', 'metrics', 'optim')  # need these packages alone
+# need these packages alone
+LIGHT = ('errors', 'fields', 'models', 'objectives', 'metrics', 'optim')
 LIGHT_MAY_IMPORT = {'kd_jax', 'jax', 'flax', 'optax', 'numpy'}
-HEAVY = {'tensorflow', 'tensorflow_datasets', 'torch', 'onnx', 'matplotlib', 'wandb', 'sklearn', 'tensorboardX', 'optuna'}
+HEAVY = {
+    'tensorflow',
+    'tensorflow_datasets',
+    'torch',
+    'onnx',
+    'matplotlib',
+    'wandb',
+    'sklearn',
+    'tensorboardX',
+    'optuna',
+}
 
 MOST_LINES, MOST_IN_A_FUNCTION, MOST_KEYWORDS, MOST_MEMBERS = 400, 60, 8, 12
 # What is longer or has more, and why.
@@ -108,7 +125,9 @@ def test_pixels_and_labels_have_one_door():
     """Only kd_jax.data knows that a source is made of arrays."""
     for path in SOURCES:
         if module_of(path) != 'data':
-            assert not re.search(r'\b(train|val|test|source\(\w+\))\.(image|label)\b', path.read_text()), path
+            assert not re.search(
+                r'\b(train|val|test|source\(\w+\))\.(image|label)\b', path.read_text()
+            ), path
 
 
 @files(ALL)
@@ -154,7 +173,9 @@ def test_calls_have_few_keywords():
 
 
 def members_of(node):
-    """(attributes, methods) of a class: those that its body or its methods set on themselves, and its own functions."""
+    """(attributes, methods) of a class: those that its body or its methods set on
+    themselves, and its own functions.
+    """
     methods = [item for item in node.body if isinstance(item, ast.FunctionDef)]
     attributes = {item.target.id for item in node.body if isinstance(item, ast.AnnAssign)}
     for item in ast.walk(node):
@@ -182,7 +203,12 @@ def test_every_field_of_a_config_has_a_comment_and_is_read_somewhere():
     names = {name for record in records for name in fields.own(record)}
     assert len(names) > 55
     for name in names:
-        lines = [line for text in texts.values() for line in text.splitlines() if re.match(rf'    {name}: ', line)]
+        lines = [
+            line
+            for text in texts.values()
+            for line in text.splitlines()
+            if re.match(rf'    {name}: ', line)
+        ]
         before = [text for text in texts.values() if re.search(rf'    # .*\n    {name}: ', text)]
         assert before or any('  # ' in line for line in lines), f'{name} has no comment'
         uses = sum(len(re.findall(rf'\b{name}\b', text)) for text in texts.values())

@@ -26,7 +26,14 @@ REPOSITORY = Path(__file__).parent.parent
 
 
 def load(path, name='cifar10', **changes):
-    fields = {'val_share': 0.2, 'val_seed': 0, 'labels_per_class': 0, 'labels_seed': 0, 'mean': (), 'std': ()}
+    fields = {
+        'val_share': 0.2,
+        'val_seed': 0,
+        'labels_per_class': 0,
+        'labels_seed': 0,
+        'mean': (),
+        'std': (),
+    }
     return data.load(SimpleNamespace(source='tfds', path=str(path), name=name, **fields | changes))
 
 
@@ -85,10 +92,14 @@ def examples(count, size=32, first=0):
     return [{'image': tfds_sets.png(image[k, :size]), 'label': int(label[k])} for k in range(count)]
 
 
-FEATURES = {'image': tfds_features.Image(shape=(32, 32, 3)), 'label': tfds_features.ClassLabel(num_classes=10)}
+FEATURES = {
+    'image': tfds_features.Image(shape=(32, 32, 3)),
+    'label': tfds_features.ClassLabel(num_classes=10),
+}
 
 
-# ---------------------------------------------------------------------------------------------------------- reading
+# --------------------------------------------------------------------------------------------------
+# reading
 
 
 def test_every_pixel_and_label_arrives(cifar):
@@ -98,7 +109,11 @@ def test_every_pixel_and_label_arrives(cifar):
     for split, parts in (('train', (splits.train, splits.val)), ('test', (splits.test,))):
         image, label = held[split]
         expected = sorted((one.tobytes(), int(k)) for one, k in zip(image, label, strict=True))
-        found = [(one.tobytes(), int(k)) for part in parts for one, k in zip(part.image, part.label, strict=True)]
+        found = [
+            (one.tobytes(), int(k))
+            for part in parts
+            for one, k in zip(part.image, part.label, strict=True)
+        ]
         assert sorted(found) == expected
     assert splits.train.image.shape[1:] == (32, 32, 3) and splits.train.image.dtype == np.uint8
 
@@ -128,11 +143,14 @@ def test_the_order_is_the_same_every_time(cifar):
 
 def test_neither_tensorflow_nor_jax_is_needed_and_nothing_is_printed(cifar):
     code = (
-        'import sys; from types import SimpleNamespace as N; from kd_jax import data; data.load(N(source="tfds", '
-        f'name="cifar10", path={str(cifar[0])!r}, val_share=.1, val_seed=0, labels_per_class=0, labels_seed=0, mean=(), '
-        'std=())); assert not {"tensorflow", "jax"} & set(sys.modules)'
+        'import sys; from types import SimpleNamespace as N; from kd_jax import data; '
+        f'data.load(N(source="tfds", name="cifar10", path={str(cifar[0])!r}, val_share=.1, '
+        'val_seed=0, labels_per_class=0, labels_seed=0, mean=(), std=())); '
+        'assert not {"tensorflow", "jax"} & set(sys.modules)'
     )
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=REPOSITORY, check=False)
+    done = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, cwd=REPOSITORY, check=False
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, '', '')
 
 
@@ -141,11 +159,18 @@ def test_other_messages_of_absl_still_pass(caplog):
         logging.getLogger('absl').warning('the disk is full')
         logging.getLogger('absl').warning('OpenCV is not installed. We recommend')
     logging.getLogger('absl').warning('OpenCV is not installed, again')
-    assert [record.getMessage() for record in caplog.records] == ['the disk is full', 'OpenCV is not installed, again']
+    assert [record.getMessage() for record in caplog.records] == [
+        'the disk is full',
+        'OpenCV is not installed, again',
+    ]
 
 
 def test_a_validation_split_of_the_set_is_used(tmp_path):
-    given = {'train': examples(40), 'validation': examples(10, first=1), 'test': examples(20, first=2)}
+    given = {
+        'train': examples(40),
+        'validation': examples(10, first=1),
+        'test': examples(20, first=2),
+    }
     tfds_sets.prepare(tmp_path, FEATURES, given)
     splits = load(tmp_path, 'custom', val_share=0.0)
     assert [len(part.label) for part in (splits.train, splits.val, splits.test)] == [40, 10, 20]
@@ -155,14 +180,19 @@ def test_a_validation_split_of_the_set_is_used(tmp_path):
 
 
 def test_validation_is_the_test_split_of_a_set_without_one(tmp_path):
-    tfds_sets.prepare(tmp_path, FEATURES, {'train': examples(40), 'validation': examples(10, first=1)})
+    tfds_sets.prepare(
+        tmp_path, FEATURES, {'train': examples(40), 'validation': examples(10, first=1)}
+    )
     splits = load(tmp_path, 'custom', val_share=0.25)
     assert [len(part.label) for part in (splits.train, splits.val, splits.test)] == [30, 10, 10]
 
 
 def test_the_one_image_and_the_one_label_may_have_other_names(tmp_path):
     features = {'photo': FEATURES['image'], 'kind': FEATURES['label']}
-    given = {split: [{'photo': one['image'], 'kind': one['label']} for one in examples(20)] for split in ('train', 'test')}
+    given = {
+        split: [{'photo': one['image'], 'kind': one['label']} for one in examples(20)]
+        for split in ('train', 'test')
+    }
     tfds_sets.prepare(tmp_path, features, given)
     assert load(tmp_path, 'custom').train.image.shape == (16, 32, 32, 3)
 
@@ -185,17 +215,24 @@ def test_a_config_is_part_of_the_name(cifar, tmp_path):
     assert tfds._prepared('odd/hard', str(tmp_path)).endswith('/odd/hard/1.0.0')
 
 
-# --------------------------------------------------------------------------------------------------- what is refused
+# --------------------------------------------------------------------------------------------------
+# what is refused
 
 
-@pytest.mark.parametrize('name', ['', 'a b', '../cifar10', 'huggingface:mnist', 'cifar10:latest', 'a/b/c'])
+@pytest.mark.parametrize(
+    'name', ['', 'a b', '../cifar10', 'huggingface:mnist', 'cifar10:latest', 'a/b/c']
+)
 def test_a_name_that_tfds_cannot_have_is_refused(name, tmp_path):
     assert f'data.name is {name!r}' in sentence(tmp_path, name)
 
 
 def test_an_unknown_name_brings_the_close_ones(tmp_path, offline):
     text = sentence(tmp_path, 'cifr10')
-    assert "unknown TFDS data set 'cifr10'" in text and "did you mean 'cifar10'" in text and str(tmp_path) in text
+    assert (
+        "unknown TFDS data set 'cifr10'" in text
+        and "did you mean 'cifar10'" in text
+        and str(tmp_path) in text
+    )
 
 
 def test_a_set_that_is_not_here_says_what_is_missing_and_how_to_place_it(tmp_path, offline):
@@ -226,13 +263,23 @@ def test_a_failure_within_tfds_becomes_one_sentence(tmp_path, offline, tensorflo
     monkeypatch.setattr(tfds.socket, 'create_connection', lambda *args: io.BytesIO())
     monkeypatch.setattr(tensorflow_datasets.core.DatasetBuilder, 'download_and_prepare', fail)
     text = sentence(tmp_path)
-    assert 'RuntimeError: first line second line. xxx' in text and len(text) < 800 and 'kd_jax.data.tfds cifar10' in text
+    assert (
+        'RuntimeError: first line second line. xxx' in text
+        and len(text) < 800
+        and 'kd_jax.data.tfds cifar10' in text
+    )
 
 
-def test_preparing_asks_tfds_for_array_record_in_the_directory_given(tmp_path, offline, tensorflow, monkeypatch):
+def test_preparing_asks_tfds_for_array_record_in_the_directory_given(
+    tmp_path, offline, tensorflow, monkeypatch
+):
     asked = []
     monkeypatch.setattr(tfds.socket, 'create_connection', lambda *args: io.BytesIO())
-    monkeypatch.setattr(tensorflow_datasets.core.DatasetBuilder, 'download_and_prepare', lambda self, **kw: asked.append(self))
+    monkeypatch.setattr(
+        tensorflow_datasets.core.DatasetBuilder,
+        'download_and_prepare',
+        lambda self, **kw: asked.append(self),
+    )
     assert tfds.prepare('cifar10', str(tmp_path)) == str(tmp_path / 'cifar10/3.0.2')
     assert [builder.info.file_format.value for builder in asked] == ['array_record']
 
@@ -242,12 +289,16 @@ def test_a_set_in_tfrecord_format_says_how_to_get_array_record(copy):
     path = version / 'dataset_info.json'
     path.write_text(path.read_text().replace('"array_record"', '"tfrecord"'))
     text = sentence(folder)
-    assert 'tfrecord' in text and 'must be array_record' in text and 'kd_jax.data.tfds cifar10' in text
+    assert (
+        'tfrecord' in text and 'must be array_record' in text and 'kd_jax.data.tfds cifar10' in text
+    )
 
 
 def test_images_of_different_sizes_are_refused(tmp_path):
     features = {'image': tfds_features.Image(shape=(None, None, 3)), 'label': FEATURES['label']}
-    tfds_sets.prepare(tmp_path / 'a', features, {'train': [*examples(10), *examples(5, 30)], 'test': examples(5)})
+    tfds_sets.prepare(
+        tmp_path / 'a', features, {'train': [*examples(10), *examples(5, 30)], 'test': examples(5)}
+    )
     text = sentence(tmp_path / 'a', 'custom')
     assert 'different sizes' in text and '(30, 32, 3)' in text and 'resize' in text
     tfds_sets.prepare(tmp_path / 'b', features, {'train': examples(10), 'test': examples(5, 30)})
@@ -267,9 +318,18 @@ def test_a_set_beyond_memory_is_refused(cifar, monkeypatch):
 @pytest.mark.parametrize(
     'features, words',
     [
-        ({'image': FEATURES['image'], 'label': tfds_features.Scalar(np.int64)}, ['one ClassLabel', "'label'", 'Scalar']),
-        ({'image': tfds_features.Tensor(shape=(2,), dtype=np.int64), 'label': FEATURES['label']}, ['one Image', 'Tensor']),
-        ({'a': FEATURES['image'], 'b': FEATURES['image'], 'label': FEATURES['label']}, ['one Image', 'a (Image), b (Image)']),
+        (
+            {'image': FEATURES['image'], 'label': tfds_features.Scalar(np.int64)},
+            ['one ClassLabel', "'label'", 'Scalar'],
+        ),
+        (
+            {'image': tfds_features.Tensor(shape=(2,), dtype=np.int64), 'label': FEATURES['label']},
+            ['one Image', 'Tensor'],
+        ),
+        (
+            {'a': FEATURES['image'], 'b': FEATURES['image'], 'label': FEATURES['label']},
+            ['one Image', 'a (Image), b (Image)'],
+        ),
     ],
 )
 def test_a_set_without_one_image_and_one_class_label_is_refused(tmp_path, features, words):
@@ -334,13 +394,16 @@ def test_a_description_cannot_make_tfds_import_a_module(copy, key, monkeypatch):
     assert not (folder / 'ran').exists()
 
 
-# -------------------------------------------------------------------------------------------------------- the command
+# --------------------------------------------------------------------------------------------------
+# the command
 
 
 def test_the_command_prints_where_a_prepared_set_is(cifar):
     command = [sys.executable, '-m', 'kd_jax.data.tfds', 'cifar10', f'--data_dir={cifar[0]}']
     environment = os.environ | {'PYTHONWARNINGS': 'default'}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, env=environment, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=REPOSITORY, env=environment, check=False
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, f'{cifar[0]}/cifar10/3.0.2\n', '')
 
 

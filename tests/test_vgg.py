@@ -20,11 +20,19 @@ from kd_jax.models import build
 from kd_jax.pretrained import vgg as names
 
 CHANNELS = (64, 128, 256, 512, 512)
-STAGES = {8: (1, 1, 1, 1, 1), 11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
+STAGES = {
+    8: (1, 1, 1, 1, 1),
+    11: (1, 1, 2, 2, 2),
+    13: (2, 2, 2, 2, 2),
+    16: (2, 2, 3, 3, 3),
+    19: (2, 2, 4, 4, 4),
+}
 
 
 def facts_of(name):
-    """Counts from the structure: the number in the name counts the convolutions and the paper's three dense layers."""
+    """Counts from the structure: the number in the name counts the convolutions and
+    the paper's three dense layers.
+    """
     large = name.startswith('imagenet')
     convolutions = STAGES[int(re.search(r'\d+', name)[0])]
     sides = (224, 112, 56, 28, 14) if large else (32, 16, 8, 4, 4)
@@ -51,27 +59,49 @@ def test_the_expected_counts_follow_from_arithmetic(name):
 
 def feature_shapes(name, image):
     model = build(name, 10)
-    features = jax.eval_shape(partial(model.apply, train=False), shapes_of(model, image), jnp.zeros(image)).features
-    return [features[key].shape[1:] for key in ('stem', 'stage1', 'stage2', 'stage3', 'stage4', 'stage5', 'pooled')]
+    features = jax.eval_shape(
+        partial(model.apply, train=False), shapes_of(model, image), jnp.zeros(image)
+    ).features
+    return [
+        features[key].shape[1:]
+        for key in ('stem', 'stage1', 'stage2', 'stage3', 'stage4', 'stage5', 'pooled')
+    ]
 
 
 def test_the_feature_shapes_at_the_native_sizes():
-    at_224 = [*[(224, 224, 64)] * 2, (112, 112, 128), (56, 56, 256), (28, 28, 512), (14, 14, 512), (4096,)]
+    at_224 = [
+        *[(224, 224, 64)] * 2,
+        (112, 112, 128),
+        (56, 56, 256),
+        (28, 28, 512),
+        (14, 14, 512),
+        (4096,),
+    ]
     assert feature_shapes('imagenet_vgg16', (1, 224, 224, 3)) == at_224
     at_32 = [*[(32, 32, 64)] * 2, (16, 16, 128), (8, 8, 256), *[(4, 4, 512)] * 2, (512,)]
     assert feature_shapes('cifar_vgg8', (1, 32, 32, 3)) == at_32
 
 
 def test_the_small_networks_pool_a_fourth_time_in_images_64_high_and_in_no_others():
-    last = [feature_shapes('cifar_vgg13', (1, *side, 3))[4:6] for side in ((64, 64), (64, 32), (32, 64), (65, 65))]
-    assert [(a[:2], b[:2]) for a, b in last] == [((8, 8), (4, 4)), ((8, 4), (4, 2)), ((4, 8), (4, 8)), ((8, 8), (8, 8))]
+    last = [
+        feature_shapes('cifar_vgg13', (1, *side, 3))[4:6]
+        for side in ((64, 64), (64, 32), (32, 64), (65, 65))
+    ]
+    assert [(a[:2], b[:2]) for a, b in last] == [
+        ((8, 8), (4, 4)),
+        ((8, 4), (4, 2)),
+        ((4, 8), (4, 8)),
+        ((8, 8), (8, 8)),
+    ]
 
 
 class VGGReference(Reference):
     def convolution(self, name, x):
         y = conv_reference(x, self.param(f'{name}/conv/kernel')) + self.param(f'{name}/conv/bias')
         if f'batch_stats/{name}/norm/mean' in self.values:
-            y = (y - self.statistic(f'{name}/norm/mean')) / np.sqrt(self.statistic(f'{name}/norm/var') + 1e-5)
+            y = (y - self.statistic(f'{name}/norm/mean')) / np.sqrt(
+                self.statistic(f'{name}/norm/var') + 1e-5
+            )
             y = y * self.param(f'{name}/norm/scale') + self.param(f'{name}/norm/bias')
         return y
 
@@ -83,7 +113,11 @@ class VGGReference(Reference):
                 x = features[f'stage{stage}']
             if stage <= pools:
                 b, h, w, c = x.shape
-                x = x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c).max(axis=(2, 4))
+                x = (
+                    x[:, : h // 2 * 2, : w // 2 * 2]
+                    .reshape(b, h // 2, 2, w // 2, 2, c)
+                    .max(axis=(2, 4))
+                )
         return features | {'stem': features['stage1']}, x
 
     def large(self, x, counts):
@@ -127,33 +161,55 @@ def test_logits_and_features_equal_a_float64_forward_pass(name, image, reference
 
 
 def test_width_scales_every_layer_depth_the_convolutions_and_kernel_their_size():
-    params = shapes_of(build('imagenet_vgg11', 10, width=0.4, depth=1.5, kernel=5), (1, 32, 32, 3))['params']
+    params = shapes_of(build('imagenet_vgg11', 10, width=0.4, depth=1.5, kernel=5), (1, 32, 32, 3))[
+        'params'
+    ]
     counts = [sum(key.startswith(f'stage{stage}_') for key in params) for stage in range(1, 6)]
     assert counts == [2, 2, 3, 3, 3]  # 1.5, 1.5, 3, 3, 3 rounded up
-    kernels = [params[f'stage{stage}_block{count}']['conv']['kernel'].shape for stage, count in enumerate(counts, start=1)]
+    kernels = [
+        params[f'stage{stage}_block{count}']['conv']['kernel'].shape
+        for stage, count in enumerate(counts, start=1)
+    ]
     assert kernels == [(5, 5, n, n) for n in (26, 51, 102, 205, 205)]  # 25.6, 51.2, 102.4, 204.8
     assert params['top_dense1']['kernel'].shape == (7 * 7 * 205, 1638)  # 1638.4
-    assert params['top_dense2']['kernel'].shape == (1638, 1638) and params['head']['kernel'].shape == (1638, 10)
+    assert params['top_dense2']['kernel'].shape == (1638, 1638) and params['head'][
+        'kernel'
+    ].shape == (1638, 10)
     small = shapes_of(build('cifar_vgg19', 10, width=0.5, depth=0.5))['params']
-    assert [sum(key.startswith(f'stage{stage}_') for key in small) for stage in range(1, 6)] == [1, 1, 2, 2, 2]
+    assert [sum(key.startswith(f'stage{stage}_') for key in small) for stage in range(1, 6)] == [
+        1,
+        1,
+        2,
+        2,
+        2,
+    ]
     assert small['head']['kernel'].shape == (256, 10)
 
 
 def test_a_larger_kernel_keeps_the_maps():
     model, image = build('cifar_vgg8', 10, kernel=5), jnp.zeros((1, 32, 32, 3))
-    features = jax.eval_shape(partial(model.apply, train=False), shapes_of(model, image.shape), image).features
+    features = jax.eval_shape(
+        partial(model.apply, train=False), shapes_of(model, image.shape), image
+    ).features
     assert [features[f'stage{i}'].shape[1] for i in range(1, 6)] == [32, 16, 8, 4, 4]
 
 
 @pytest.mark.parametrize(
     ('name', 'side', 'words'),
     [
-        ('imagenet_vgg11', (31, 40), 'VGG needs images of at least 32 x 32 pixels, these have 31 x 40'),
+        (
+            'imagenet_vgg11',
+            (31, 40),
+            'VGG needs images of at least 32 x 32 pixels, these have 31 x 40',
+        ),
         ('cifar_vgg8', (8, 7), 'this VGG needs images of at least 8 x 8 pixels, these have 8 x 7'),
         (
             'cifar_vgg8',
             (64, 15),
-            'this VGG, for images 64 pixels high, needs images of at least 16 x 16 pixels, these have 64 x 15',
+            (
+                'this VGG, for images 64 pixels high, needs images of at least 16 '
+                'x 16 pixels, these have 64 x 15'
+            ),
         ),
     ],
 )
@@ -164,7 +220,9 @@ def test_an_image_that_is_too_small_is_refused(name, side, words):
 
 
 def test_a_width_that_leaves_no_channel_is_refused():
-    with pytest.raises(UserError, match=r'^width 0\.005 leaves none of a layer of 64 channels; use 0\.0156 or more'):
+    with pytest.raises(
+        UserError, match=r'^width 0\.005 leaves none of a layer of 64 channels; use 0\.0156 or more'
+    ):
         shapes_of(build('cifar_vgg8', 10, width=0.005))
 
 
@@ -176,20 +234,28 @@ def test_dropout_acts_before_the_second_dense_layer_too_and_only_in_training():
     expected = predict(plain, variables, image)
     np.testing.assert_array_equal(predict(model, variables, image).logits, expected.logits)
 
-    train = quickly(lambda key: model.apply(variables, image, train=True, rngs={'dropout': key}).features)
+    train = quickly(
+        lambda key: model.apply(variables, image, train=True, rngs={'dropout': key}).features
+    )
     drawn = [train(jax.random.key(seed)) for seed in range(2)]
     for features in drawn:
         np.testing.assert_allclose(features['stage5'], expected.features['stage5'], atol=1e-4)
     first, second, without = (np.asarray(f['pooled']) for f in (*drawn, expected.features))
     scale = np.abs(without).max()
-    assert np.abs(first - second).max() > 0.1 * scale and np.abs(first - without).max() > 0.1 * scale
+    assert (
+        np.abs(first - second).max() > 0.1 * scale and np.abs(first - without).max() > 0.1 * scale
+    )
 
 
 def named(name, rule):
     """{path of our module: PyTorch's prefix} of a model."""
     shapes = shapes_of(build(name, 10), (1, 32, 32, 3))['params']
     paths = dict.fromkeys('/'.join(path[:-1]) for path in flax.traverse_util.flatten_dict(shapes))
-    blocks = [f'stage{i}_block{j}' for i, n in enumerate(STAGES[int(re.search(r'\d+', name)[0])], 1) for j in range(1, n + 1)]
+    blocks = [
+        f'stage{i}_block{j}'
+        for i, n in enumerate(STAGES[int(re.search(r'\d+', name)[0])], 1)
+        for j in range(1, n + 1)
+    ]
     return {path: rule(path, blocks) for path in paths}
 
 
@@ -201,14 +267,24 @@ def test_the_names_of_torchvision():
     assert prefixes['stage3_block2/conv'] == 'features.12' and prefixes['head'] == 'classifier.6'
     convolutions = [0, 4, 8, 11, 15, 18, 22, 25]
     prefixes = named('imagenet_vgg11_bn', names.torchvision_bn)
-    assert set(prefixes.values()) == {f'features.{n + k}' for n in convolutions for k in (0, 1)} | dense
-    assert prefixes['stage3_block2/norm'] == 'features.12' and prefixes['top_dense2'] == 'classifier.3'
+    assert (
+        set(prefixes.values())
+        == {f'features.{n + k}' for n in convolutions for k in (0, 1)} | dense
+    )
+    assert (
+        prefixes['stage3_block2/norm'] == 'features.12' and prefixes['top_dense2'] == 'classifier.3'
+    )
 
 
 def test_the_names_of_repdistiller():
     prefixes = named('cifar_vgg13', names.repdistiller)
-    assert set(prefixes.values()) == {f'block{i}.{j}' for i in range(5) for j in (0, 1, 3, 4)} | {'classifier'}
-    assert prefixes['stage2_block2/conv'] == 'block1.3' and prefixes['stage5_block1/norm'] == 'block4.1'
+    assert set(prefixes.values()) == {f'block{i}.{j}' for i in range(5) for j in (0, 1, 3, 4)} | {
+        'classifier'
+    }
+    assert (
+        prefixes['stage2_block2/conv'] == 'block1.3'
+        and prefixes['stage5_block1/norm'] == 'block4.1'
+    )
 
 
 @pytest.mark.parametrize(
@@ -225,5 +301,7 @@ def test_a_module_that_the_published_code_does_not_have_is_refused(rule, module)
 
 
 def test_both_forms_of_a_depth_differ_by_their_batch_norms():
-    plain, norm = (shapes_of(build(f'imagenet_vgg19{form}', 10), (1, 32, 32, 3)) for form in ('', '_bn'))
+    plain, norm = (
+        shapes_of(build(f'imagenet_vgg19{form}', 10), (1, 32, 32, 3)) for form in ('', '_bn')
+    )
     assert size(norm['params']) - size(plain['params']) == size(norm['batch_stats']) == 2 * 5504

@@ -13,7 +13,14 @@ from fsspec.implementations.memory import MemoryFileSystem
 from kd_jax import report, workdir
 from kd_jax.errors import UserError
 from kd_jax.monitor import Monitor
-from kd_jax.workdir import RunDirectory, differences, find_run, make_directory, read_json, write_json
+from kd_jax.workdir import (
+    RunDirectory,
+    differences,
+    find_run,
+    make_directory,
+    read_json,
+    write_json,
+)
 
 
 def make_run(path, config=None):
@@ -36,7 +43,10 @@ def test_another_config_is_refused_and_the_directory_untouched(tmp_path):
     run = RunDirectory(make_run(tmp_path / 'r', {'tau': [1, 2]}))
     before = (run.path / 'config.json').read_bytes()
     run.check_same({'tau': (1, 2)})
-    with pytest.raises(UserError, match=r'another config \(tau: \[1, 2\] there, \[4\] here\); choose another --workdir'):
+    with pytest.raises(
+        UserError,
+        match=r'another config \(tau: \[1, 2\] there, \[4\] here\); choose another --workdir',
+    ):
         run.check_same({'tau': (4,)})
     assert (run.path / 'config.json').read_bytes() == before
 
@@ -106,13 +116,19 @@ def test_a_run_may_be_in_a_bucket(monkeypatch):
     run = RunDirectory('gs://bucket/study/a/seed0')
     run.start({'config': {'tau': 4}})
     for step in (1, 2):  # the second goes on with the file
-        with Monitor('a', run.path, total_steps=2, steps_per_epoch=1.0, batch_size=1, tensorboard=False) as monitor:
+        with Monitor(
+            'a', run.path, total_steps=2, steps_per_epoch=1.0, batch_size=1, tensorboard=False
+        ) as monitor:
             monitor.write(step, 'train', {'loss': 0.5})
     assert [line['step'] for line in report.read_metrics(run.path)] == [1, 2]
     run.forget_after(1)
     assert [line['step'] for line in report.read_metrics(run.path)] == [1]
     run.finish({'test': None})
-    assert find_run('gs://bucket/study/a', 5).path == run.path and run.finished() and run.result() == {'test': None}
+    assert (
+        find_run('gs://bucket/study/a', 5).path == run.path
+        and run.finished()
+        and run.result() == {'test': None}
+    )
     assert str(run.path) == 'gs://bucket/study/a/seed0'
     files = ('config.json', 'metrics.jsonl', 'result.json')
     assert sorted(memory.store) == [f'/bucket/study/a/seed0/{name}' for name in files]
@@ -140,7 +156,11 @@ def test_a_path_means_a_seed_or_the_same_seed_of_a_run(tmp_path):
     assert find_run(run, 2).path == run / 'seed2'
     assert find_run(run, 5).path == run / 'seed0'
     with pytest.raises(
-        UserError, match=r'is a study, not a run; name one of its runs, such as .*/study/teacher \(it has teacher\)'
+        UserError,
+        match=(
+            r'is a study, not a run; name one of its runs, such as '
+            r'.*/study/teacher \(it has teacher\)'
+        ),
     ):
         find_run(tmp_path / 'study', 0)
     with pytest.raises(UserError, match='neither a run of this study nor the workdir of a run'):
@@ -149,5 +169,7 @@ def test_a_path_means_a_seed_or_the_same_seed_of_a_run(tmp_path):
 
 def test_a_directory_that_cannot_be_made_is_one_sentence(tmp_path):
     (tmp_path / 'file').write_text('')
-    with pytest.raises(UserError, match='cannot write to .*/file/x: Not a directory; choose another --workdir'):
+    with pytest.raises(
+        UserError, match='cannot write to .*/file/x: Not a directory; choose another --workdir'
+    ):
         make_directory(tmp_path / 'file' / 'x')

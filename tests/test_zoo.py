@@ -32,17 +32,24 @@ def test_the_readme_has_the_table_with_the_published_counts(tmp_path, capsys):
     main([])
     assert capsys.readouterr().out.strip() == block.strip()
 
-    head, line, *rows = [[cell.strip() for cell in row.strip('|').split('|')] for row in block.strip().split('\n')]
+    head, line, *rows = [
+        [cell.strip() for cell in row.strip('|').split('|')] for row in block.strip().split('\n')
+    ]
     assert head == ['name', 'form', 'parameters', 'MACs (M)', 'weights import from']
     assert line == ['---', '---', '---:', '---:', '---']
     assert [row[0].strip('`') for row in rows] == list(MODELS)
     assert len(rows) == len(EXPECTED)
-    found = {source: set() for source in ('torchvision', 'RepDistiller', 'mdistiller', 'pytorch-cifar-models')}
+    found = {
+        source: set()
+        for source in ('torchvision', 'RepDistiller', 'mdistiller', 'pytorch-cifar-models')
+    }
     for name, form, params, mega, sources in rows:
         name = name.strip('`')
         facts = EXPECTED[name]
         assert entry(name)[1:5] == (facts.size, facts.classes, facts.params, facts.macs), name
-        assert form == (f'ImageNet, {facts.size} px' if facts.classes == 1000 else 'small images, 32 px')
+        assert form == (
+            f'ImageNet, {facts.size} px' if facts.classes == 1000 else 'small images, 32 px'
+        )
         assert int(params.replace(',', '')) == facts.params
         assert abs(float(mega.replace(',', '')) - facts.macs / 1e6) <= 0.05 + 1e-9, name
         for source in sources.split(', ') if sources != '—' else ():
@@ -63,7 +70,9 @@ def test_every_rule_has_a_source():
 def test_multiply_accumulates_count_padding_groups_and_nested_functions():
     def forward(x, kernel, weights):
         layout = ('NHWC', 'OIHW', 'NHWC')
-        x = jax.lax.conv_general_dilated(x, kernel, (2, 2), [(1, 1)] * 2, dimension_numbers=layout, feature_group_count=2)
+        x = jax.lax.conv_general_dilated(
+            x, kernel, (2, 2), [(1, 1)] * 2, dimension_numbers=layout, feature_group_count=2
+        )
         return jax.nn.relu(x.reshape(1, -1)) @ weights
 
     arrays = [jnp.zeros(shape) for shape in ((1, 8, 8, 4), (6, 2, 3, 3), (96, 5))]
@@ -89,7 +98,10 @@ def test_a_file_without_the_markers_is_left_alone(text, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(['--write', str(path)])
     assert stopped.value.code == 2
-    told = f'error: {path} has no place for the table; put one line {BEGIN} and below it one line {END} into it\n'
+    told = (
+        f'error: {path} has no place for the table; put one line {BEGIN} and '
+        f'below it one line {END} into it\n'
+    )
     assert capsys.readouterr().err == told
     assert path.read_text() == text
 
@@ -102,7 +114,10 @@ def test_a_file_that_cannot_be_read_is_named(content, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(['--write', str(path)])
     assert stopped.value.code == 2
-    assert re.fullmatch(rf'error: cannot read {re.escape(str(path))} \(.+\); give a Markdown file\n', capsys.readouterr().err)
+    assert re.fullmatch(
+        rf'error: cannot read {re.escape(str(path))} \(.+\); give a Markdown file\n',
+        capsys.readouterr().err,
+    )
 
 
 def test_names_with_several_forms_are_no_models_and_their_forms_are():
@@ -114,8 +129,13 @@ def test_names_with_several_forms_are_no_models_and_their_forms_are():
         if name.startswith('imagenet_'):  # the bare name is torchvision's, or the paper's
             assert name in FORMS[name.removeprefix('imagenet_')]
     assert FORMS['shufflenet_v1'] == ('imagenet_shufflenet_v1', 'cifar_shufflenet_v1')
-    assert FORMS['shufflenet_v2_x0_5'] == ('imagenet_shufflenet_v2_x0_5', 'cifar_shufflenet_v2_x0_5')
-    assert set(FORMS['shufflenet_v2']) == {name for name in MODELS if re.match('(imagenet|cifar)_shufflenet_v2', name)}
+    assert FORMS['shufflenet_v2_x0_5'] == (
+        'imagenet_shufflenet_v2_x0_5',
+        'cifar_shufflenet_v2_x0_5',
+    )
+    assert set(FORMS['shufflenet_v2']) == {
+        name for name in MODELS if re.match('(imagenet|cifar)_shufflenet_v2', name)
+    }
     assert len(FORMS['shufflenet_v2']) == 10
 
 
@@ -124,10 +144,19 @@ def test_names_with_several_forms_are_no_models_and_their_forms_are():
     [
         ('vgg11_bn', "'vgg11_bn' is called 'imagenet_vgg11_bn' here"),
         ('vgg8', "'vgg8' is called 'cifar_vgg8' here"),
-        ('vgg11', "'vgg11' has several forms: imagenet_vgg11, imagenet_vgg11_bn, cifar_vgg11; name one of them"),
+        (
+            'vgg11',
+            (
+                "'vgg11' has several forms: imagenet_vgg11, "
+                'imagenet_vgg11_bn, cifar_vgg11; name one of them'
+            ),
+        ),
         (
             'shufflenet_v2_x1_0',
-            "'shufflenet_v2_x1_0' has several forms: imagenet_shufflenet_v2_x1_0, cifar_shufflenet_v2; name one of them",
+            (
+                "'shufflenet_v2_x1_0' has several forms: imagenet_shufflenet_v2_x1_0, "
+                'cifar_shufflenet_v2; name one of them'
+            ),
         ),
     ],
 )

@@ -1,4 +1,6 @@
-"""What is expected of every model: published counts, by family; `tests/test_models.py` checks that none is missing."""
+"""What is expected of every model: published counts, by family; `tests/test_models.py`
+checks that none is missing.
+"""
 
 from typing import NamedTuple
 
@@ -6,7 +8,8 @@ from typing import NamedTuple
 class Facts(NamedTuple):
     """Counts of a model with `classes` outputs for images of `size` x `size` x 3.
 
-    macs: multiply-accumulates of convolutions and dense layers, padding included, of one image's forward pass.
+    macs: multiply-accumulates of convolutions and dense layers, padding included,
+      of one image's forward pass.
     width: of what the classifier sees.
     """
 
@@ -19,8 +22,8 @@ class Facts(NamedTuple):
     size: int = 32
 
 
-# resnet20, resnet56, resnet32x4, cifar_mobilenet_v2_x0.5: as the code behind the published tables has them. The others
-# follow from the same structure (see the arithmetic in test_models.py).
+# resnet20, resnet56, resnet32x4, cifar_mobilenet_v2_x0.5: as the code behind the published tables
+# has them. The others follow from the same structure (see the arithmetic in test_models.py).
 CIFAR = {
     'cnn': Facts(556_708, 0, 6_140_416, 2, 128),
     'resnet8': Facts(83_892, 672, 12_507_392, 3, 64),
@@ -36,7 +39,8 @@ CIFAR = {
     'cifar_mobilenet_v2_x0.5': Facts(812_836, 18_368, 6_523_648, 7, 1280),
 }
 
-# Counted on torchvision's models, and for small images on the structures behind the published tables, in PyTorch.
+# Counted on torchvision's models, and for small images on the structures behind the
+# published tables, in PyTorch.
 RESNETS = {
     'resnet18': Facts(11_689_512, 9_600, 1_814_073_344, 4, 512, 1000, 224),
     'resnet34': Facts(21_797_672, 17_024, 3_663_761_408, 4, 512, 1000, 224),
@@ -79,7 +83,8 @@ SHUFFLENETS = {
     'cifar_shufflenet_v2_x2_0': Facts(5_521_860, 33_416, 181_239_936, 3, 2048),
 }
 
-# Counted on torchvision's models, and for small images on the structure behind the published tables, in PyTorch.
+# Counted on torchvision's models, and for small images on the structure behind the
+# published tables, in PyTorch.
 VGGS = {
     'imagenet_vgg11': Facts(132_863_336, 0, 7_609_090_048, 5, 4096, 1000, 224),
     'imagenet_vgg13': Facts(133_047_848, 0, 11_308_466_176, 5, 4096, 1000, 224),
@@ -104,11 +109,13 @@ INCEPTIONS = {
 
 EXPECTED = {**CIFAR, **RESNETS, **MOBILENETS, **SHUFFLENETS, **VGGS, **INCEPTIONS}
 
-# Exceptions of what the tests use: the smallest image (otherwise 8 pixels, 32 for ImageNet's models) and width (0.125).
+# Exceptions of what the tests use: the smallest image (otherwise 8 pixels, 32 for
+# ImageNet's models) and width (0.125).
 SMALLEST = {'inception_v3': 75}
 NARROWEST = {'resnext50_32x4d': 0.25}
 
-# Larger members of families of which a smaller one is always trained; these belong to the slow suite.
+# Larger members of families of which a smaller one is always trained;
+# these belong to the slow suite.
 SIBLINGS = {
     *(
         'resnet14',
@@ -135,7 +142,12 @@ SIBLINGS = {
         'cifar_mobilenet_v2',
         'mobilenet_v3_large',
     ),
-    *(f'imagenet_vgg{n}{bn}' for n in (11, 13, 16, 19) for bn in ('', '_bn') if (n, bn) != (11, '_bn')),
+    *(
+        f'imagenet_vgg{n}{bn}'
+        for n in (11, 13, 16, 19)
+        for bn in ('', '_bn')
+        if (n, bn) != (11, '_bn')
+    ),
     *(f'cifar_vgg{n}' for n in (11, 13, 16, 19)),
     *(f'imagenet_shufflenet_v2_x{size}' for size in ('1_0', '1_5', '2_0')),
     *(f'cifar_shufflenet_v2_x{size}' for size in ('0_2', '0_3', '0_5', '1_5', '2_0')),

@@ -1,4 +1,6 @@
-"""Augmentation of one image as pure functions of a key; `vmap` them over the batch, inside the step."""
+"""Augmentation of one image as pure functions of a key; `vmap` them
+over the batch, inside the step.
+"""
 
 import dataclasses
 import math
@@ -19,24 +21,30 @@ class Settings:
 
     crop: int = number(0, at_least=0, words=OFF)  # pixels of zero padding before a random crop
     flip: bool = flag(False)  # horizontal
-    rotate: float = number(0.0, at_least=0, at_most=180, words='from 0 (off) to 180 degrees')  # degrees, uniform in +- this
+    # degrees, uniform in +- this
+    rotate: float = number(0.0, at_least=0, at_most=180, words='from 0 (off) to 180 degrees')
     cutout: int = number(0, at_least=0, words=OFF)  # side in pixels of the square that is blanked
-    mixup: float = number(0.0, at_least=0, words=OFF)  # Beta(mixup, mixup) share of a second image; 0 = off
+    # Beta(mixup, mixup) share of a second image; 0 = off
+    mixup: float = number(0.0, at_least=0, words=OFF)
 
 
-def augment(key, image, *, crop: int = 0, flip: bool = False, rotate: float = 0.0, cutout: int = 0, fill=0.0):
+def augment(
+    key, image, *, crop: int = 0, flip: bool = False, rotate: float = 0.0, cutout: int = 0, fill=0.0
+):
     """A random view of `image`; every part that is 0 or False is absent from the program.
 
-    Each part draws from its own sub-key, so that switching one on does not change what another draws.
+    Each part draws from its own sub-key, so that switching one on does
+    not change what another draws.
 
     Args:
       key: a key of `jax.random`, one an image.
       image: float32 `[H, W, C]`, in 0..255.
-      crop: pad with so many zero pixels on every side, cut a window of the image's size at a uniform place.
+      crop: pad with so many zero pixels on every side, cut a window of the
+        image's size at a uniform place.
       flip: mirror left-right with probability 1/2.
       rotate: turn by a uniform angle in ±`rotate` degrees, bilinear, zeros outside.
-      cutout: side in pixels of a square at a uniform centre, clipped at the borders, replaced by `fill`
-        (DeVries & Taylor 2017, arXiv:1708.04552).
+      cutout: side in pixels of a square at a uniform centre, clipped at the borders, replaced by
+        `fill` (DeVries & Taylor 2017, arXiv:1708.04552).
       fill: `[C]` or a number, in 0..255. The paper fills with the mean of the data.
 
     Returns:
@@ -44,7 +52,9 @@ def augment(key, image, *, crop: int = 0, flip: bool = False, rotate: float = 0.
     """
     image = window(image, draw_window(key, crop=crop, flip=flip), crop=crop, flip=flip)
     if rotate:
-        image = rotate_image(image, jax.random.uniform(jax.random.fold_in(key, 2), minval=-rotate, maxval=rotate))
+        image = rotate_image(
+            image, jax.random.uniform(jax.random.fold_in(key, 2), minval=-rotate, maxval=rotate)
+        )
     if cutout:
         image = _cutout(jax.random.fold_in(key, 3), image, cutout, fill)
     return image
@@ -56,7 +66,9 @@ def windows(*, crop: int, flip: bool) -> int:
 
 
 def draw_window(key, *, crop: int, flip: bool):
-    """The number of the crop and flip that `augment` makes with `key`: int32 scalar in 0 ... `windows(...) - 1`."""
+    """The number of the crop and flip that `augment` makes with `key`: int32 scalar
+    in 0 ... `windows(...) - 1`.
+    """
     number = jnp.int32(0)
     if crop:
         top, left = jax.random.randint(jax.random.fold_in(key, 0), (2,), 0, 2 * crop + 1)
@@ -72,12 +84,16 @@ def window(image, number, *, crop: int, flip: bool):
         number, mirrored = number // 2, number % 2
     if crop:
         padded = jnp.pad(image, ((crop, crop), (crop, crop), (0, 0)))
-        image = jax.lax.dynamic_slice(padded, (number // (2 * crop + 1), number % (2 * crop + 1), 0), image.shape)
+        image = jax.lax.dynamic_slice(
+            padded, (number // (2 * crop + 1), number % (2 * crop + 1), 0), image.shape
+        )
     return jnp.where(mirrored == 1, image[:, ::-1], image) if flip else image
 
 
 def rotate_image(image, degrees):
-    """`image` `[H, W, C]` turned counter-clockwise about its centre: bilinear, zeros outside, the same shape."""
+    """`image` `[H, W, C]` turned counter-clockwise about its centre: bilinear,
+    zeros outside, the same shape.
+    """
     height, width, _ = image.shape
     angle = degrees * (math.pi / 180)
     cos, sin = jnp.cos(angle), jnp.sin(angle)
@@ -91,8 +107,9 @@ def rotate_image(image, degrees):
 def mixup_share(key, alpha: float):
     """The own share of a mixed batch, in 0.5..1: max(a, 1 - a) with a ~ Beta(alpha, alpha).
 
-    Mixup is Zhang et al. 2018 (arXiv:1710.09412), one share a batch. The maximum is big_vision's: the mixture of a
-    batch with a permutation of itself has the same distribution, and the image's own label stays the larger one.
+    Mixup is Zhang et al. 2018 (arXiv:1710.09412), one share a batch. The maximum is big_vision's:
+    the mixture of a batch with a permutation of itself has the same distribution, and the image's
+    own label stays the larger one.
     """
     share = jax.random.beta(key, alpha, alpha)
     return jnp.maximum(share, 1.0 - share)

@@ -10,10 +10,12 @@ from kd_jax.models.common import Classifier, ConvBN, max_pool, odd, run_stage, s
 
 
 class CNN(Classifier, kw_only=True):
-    """conv32 - pool - conv64 - pool - dense128 - classifier; `width` scales all three, convolutions have biases.
+    """conv32 - pool - conv64 - pool - dense128 - classifier; `width` scales all
+    three, convolutions have biases.
 
-    A stage's feature is its convolution after ReLU, before pooling. There is no stem apart from the first stage:
-    `stem` is `stage1`. The number of parameters depends on the image size, which must be at least 4 x 4.
+    A stage's feature is its convolution after ReLU, before pooling. There is no stem apart from
+    the first stage: `stem` is `stage1`. The number of parameters depends on the image size,
+    which must be at least 4 x 4.
     """
 
     kernel: int = odd(3)
@@ -22,7 +24,9 @@ class CNN(Classifier, kw_only=True):
         features = {}
         for stage, channels in enumerate((32, 64), start=1):
             make = partial(ConvBN, act=None, norm=False, setting=setting, name=f'stage{stage}')
-            features |= run_stage(stage, [make(scaled(channels, self.width), self.kernel)], x, train=train)
+            features |= run_stage(
+                stage, [make(scaled(channels, self.width), self.kernel)], x, train=train
+            )
             x = max_pool(features[f'stage{stage}'], 2, 2)
         features['stem'] = features['stage1']
         dense = layers.Dense(scaled(128, self.width), dtype=self.dtype, name='dense')

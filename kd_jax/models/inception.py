@@ -21,20 +21,28 @@ from kd_jax.models.layers import Setting
 
 
 class Mixed(nn.Module):
-    """Base of the five modules: branches side by side, whose outputs `[B, H', W', C_i]` are concatenated."""
+    """Base of the five modules: branches side by side, whose outputs
+    `[B, H', W', C_i]` are concatenated.
+    """
 
     width: float = 1.0
     setting: Setting = Setting()
 
     def unit(self, x, name, channels, kernel=1, stride=1, *, train):
-        """ConvBN with `channels` times the width; the strided ones, which halve the map, are not padded."""
+        """ConvBN with `channels` times the width; the strided ones, which
+        halve the map, are not padded.
+        """
         padding = 0 if stride == 2 else None
         channels = scaled(channels, self.width)
-        return ConvBN(channels, kernel, stride, padding=padding, setting=self.setting, name=name)(x, train=train)
+        return ConvBN(channels, kernel, stride, padding=padding, setting=self.setting, name=name)(
+            x, train=train
+        )
 
 
 class MixedA(Mixed):
-    """1x1; 5x5; two 3x3; pooled 1x1 (figure 5 of the paper, but with a 5x5 convolution in one branch)."""
+    """1x1; 5x5; two 3x3; pooled 1x1 (figure 5 of the paper, but with a
+    5x5 convolution in one branch).
+    """
 
     pool: int = 64  # channels of the pooled branch
 
@@ -51,7 +59,9 @@ class MixedA(Mixed):
 
 
 class MixedB(Mixed):
-    """Halves the map: strided 3x3; two 3x3, the second strided; max pool (figure 10 of the paper)."""
+    """Halves the map: strided 3x3; two 3x3, the second strided; max
+    pool (figure 10 of the paper).
+    """
 
     @nn.compact
     def __call__(self, x, *, train: bool):
@@ -119,16 +129,23 @@ class MixedE(Mixed):
 
 STAGES = (
     ((MixedA, {'pool': 32}), (MixedA, {}), (MixedA, {})),
-    ((MixedB, {}), (MixedC, {}), (MixedC, {'hidden': 160}), (MixedC, {'hidden': 160}), (MixedC, {'hidden': 192})),
+    (
+        (MixedB, {}),
+        (MixedC, {}),
+        (MixedC, {'hidden': 160}),
+        (MixedC, {'hidden': 160}),
+        (MixedC, {'hidden': 192}),
+    ),
     ((MixedD, {}), (MixedE, {}), (MixedE, {})),
 )
 
 
 class InceptionAux(nn.Module):
-    """The auxiliary head on stage 2: 5x5 average pool of stride 3, 1x1 to 128, unpadded 5x5 to 768, pooled, dense.
+    """The auxiliary head on stage 2: 5x5 average pool of stride 3, 1x1 to 128,
+    unpadded 5x5 to 768, pooled, dense.
 
-    The 5x5 convolution needs a map of 17x17, an image of 299x299. Smaller maps, at which torchvision's training fails,
-    are averaged to the 5x5 that the convolution sees there.
+    The 5x5 convolution needs a map of 17x17, an image of 299x299. Smaller maps, at which
+    torchvision's training fails, are averaged to the 5x5 that the convolution sees there.
     """
 
     num_classes: int
@@ -139,20 +156,25 @@ class InceptionAux(nn.Module):
     def __call__(self, x, *, train: bool) -> Exit:
         x = adaptive_avg_pool(x, (5, 5)) if min(x.shape[1:3]) < 17 else avg_pool(x, 5, 3)
         x = ConvBN(scaled(128, self.width), 1, setting=self.setting, name='conv0')(x, train=train)
-        x = ConvBN(scaled(768, self.width), 5, padding=0, setting=self.setting, name='conv1')(x, train=train)
+        x = ConvBN(scaled(768, self.width), 5, padding=0, setting=self.setting, name='conv1')(
+            x, train=train
+        )
         pooled = global_pool(x)
         return Exit(layers.Dense(self.num_classes, name='dense')(pooled), pooled)
 
 
 class InceptionV3(Classifier, kw_only=True):
-    """Inception-v3 (Szegedy et al. 2015, arXiv:1512.00567) as torchvision has it, for 299x299 images; 75x75 at least.
+    """Inception-v3 (Szegedy et al. 2015, arXiv:1512.00567) as torchvision has it, for
+    299x299 images; 75x75 at least.
 
-    Features: `stem`, after the second max pool (35x35x192); `stage1`, `stage2`, `stage3`, the modules at 35x35, 17x17
-    and 8x8 (288, 768 and 2048 channels), where the module that halves the map is the first of its stage. It differs
-    from the paper's table 1: after the first max pool come 1x1, 3x3 and a second max pool instead of three 3x3
-    convolutions, the second of them strided, and one branch of stage 1 keeps a 5x5 convolution. With `aux` the auxiliary
-    head `aux` on stage 2 is computed in evaluation too (torchvision: in training only). Convolutions start from He's
-    normal distribution (torchvision: a truncated one of standard deviation 0.1). `width` scales all channels.
+    Features: `stem`, after the second max pool (35x35x192); `stage1`, `stage2`, `stage3`, the
+    modules at 35x35, 17x17 and 8x8 (288, 768 and 2048 channels), where the module that halves the
+    map is the first of its stage. It differs from the paper's table 1: after the first max pool
+    come 1x1, 3x3 and a second max pool instead of three 3x3 convolutions, the second of them
+    strided, and one branch of stage 1 keeps a 5x5 convolution. With `aux` the auxiliary head
+    `aux` on stage 2 is computed in evaluation too (torchvision: in training only). Convolutions
+    start from He's normal distribution (torchvision: a truncated one of standard deviation 0.1).
+    `width` scales all channels.
     """
 
     aux: bool = flag(True)
@@ -164,7 +186,9 @@ class InceptionV3(Classifier, kw_only=True):
 
         def stem(x, number, channels, kernel, stride=1, padding=0):
             channels = scaled(channels, self.width)
-            unit = ConvBN(channels, kernel, stride, padding=padding, setting=setting, name=f'stem{number}')
+            unit = ConvBN(
+                channels, kernel, stride, padding=padding, setting=setting, name=f'stem{number}'
+            )
             return unit(x, train=train)
 
         x = stem(x, 1, 32, 3, stride=2)
@@ -175,7 +199,9 @@ class InceptionV3(Classifier, kw_only=True):
         features = {'stem': x}
         for stage, blocks in enumerate(STAGES, start=1):
             for number, (make, fields) in enumerate(blocks, start=1):
-                module = make(width=self.width, setting=setting, name=f'stage{stage}_block{number}', **fields)
+                module = make(
+                    width=self.width, setting=setting, name=f'stage{stage}_block{number}', **fields
+                )
                 x = block(module, x, train=train)
             features[f'stage{stage}'] = x
         return features | {'pooled': global_pool(x)}

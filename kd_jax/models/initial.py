@@ -1,7 +1,9 @@
-"""Initial values drawn on the host: no random operation is traced or compiled, which saves seconds a model.
+"""Initial values drawn on the host: no random operation is traced or compiled,
+which saves seconds a model.
 
-Every layer says how its parameters start (`Normal`, `Uniform`, `Constant`) through `param`; `draw` collects that while it
-traces shapes only, and draws with NumPy. `module.init` works as usual, with other random numbers.
+Every layer says how its parameters start (`Normal`, `Uniform`, `Constant`) through `param`;
+`draw` collects that while it traces shapes only, and draws with NumPy. `module.init` works as
+usual, with other random numbers.
 """
 
 import contextlib
@@ -57,7 +59,9 @@ KNOWN = {'scale': Constant(1.0), 'bias': Constant(0.0), 'mean': Constant(0.0), '
 _recorded: ContextVar[dict[tuple[str, ...], Any] | None] = ContextVar('recorded', default=None)
 
 
-def param(module: nn.Module, name: str, start: Normal | Uniform | Constant, shape: Sequence[int]) -> jax.Array:
+def param(
+    module: nn.Module, name: str, start: Normal | Uniform | Constant, shape: Sequence[int]
+) -> jax.Array:
     """`module.param(name, ...)` that starts as `start` says."""
     record = _recorded.get()
     if record is not None:
@@ -75,9 +79,11 @@ def _recording():
 
 
 class Plan:
-    """How a module's variables start. `init(key)` is its `init` with its other arguments, or its `init_with_output`.
+    """How a module's variables start. `init(key)` is its `init` with its other
+    arguments, or its `init_with_output`.
 
-    Tracing it once is enough for all seeds. shapes: of the variables; output: of the output, with `init_with_output`.
+    Tracing it once is enough for all seeds. shapes: of the variables; output: of the
+    output, with `init_with_output`.
     """
 
     def __init__(self, init: Callable[[jax.Array], Any]):
@@ -90,7 +96,8 @@ class Plan:
         self._starts = {path: record.get(path[1:], KNOWN.get(path[-1])) for path in flat}
 
     def draw(self, seed: Sequence[int]) -> dict[str, Any]:
-        """The variables as NumPy arrays; a parameter's values depend on `seed` and on its path alone.
+        """The variables as NumPy arrays; a parameter's values depend on
+        `seed` and on its path alone.
 
         A module with parameters that were not made by `param` is initialised by `init` itself.
         """

@@ -1,4 +1,6 @@
-"""Normalisation by the statistics of a batch, plain and with a gradient of its own that reads the activations less often."""
+"""Normalisation by the statistics of a batch, plain and with a gradient of its own that
+reads the activations less often.
+"""
 
 from functools import partial
 
@@ -22,7 +24,9 @@ def _moments(x, axis_name):
 
 
 def plain(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, axis_name: str | None):
-    """BatchNorm (Ioffe and Szegedy 2015, arXiv:1502.03167) of `x [B, H, W, C]`: (y float32, mean `[C]`, variance `[C]`)."""
+    """BatchNorm (Ioffe and Szegedy 2015, arXiv:1502.03167) of `x [B, H, W, C]`: (y float32,
+    mean `[C]`, variance `[C]`).
+    """
     mean, var = _moments(x, axis_name)
     y = affine(x, mean, scale * lax.rsqrt(var + epsilon), bias)
     return y, lax.stop_gradient(mean), lax.stop_gradient(var)
@@ -30,7 +34,9 @@ def plain(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, axis_
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def fast(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, axis_name: str | None):
-    """`plain` with the gradient as two sums over the batch: one and a half times as fast, the same to rounding."""
+    """`plain` with the gradient as two sums over the batch: one and a half times
+    as fast, the same to rounding.
+    """
     return plain(x, scale, bias, epsilon, axis_name)
 
 
@@ -46,8 +52,11 @@ def _backward(epsilon, axis_name, saved, cotangents):
     centred = x.astype(jnp.float32) - mean.reshape(1, 1, 1, -1)
     sums = dy.sum((0, 1, 2)), (dy * centred).sum((0, 1, 2))
     dbias, dscale = sums[0], sums[1] * inverse
-    total, slope = lax.pmean(sums, axis_name) if axis_name else sums  # each device holds a part of the batch
-    total, slope, factor = (v.reshape(1, 1, 1, -1) for v in (total / count, inverse**2 * slope / count, scale * inverse))
+    # each device holds a part of the batch
+    total, slope = lax.pmean(sums, axis_name) if axis_name else sums
+    total, slope, factor = (
+        v.reshape(1, 1, 1, -1) for v in (total / count, inverse**2 * slope / count, scale * inverse)
+    )
     dx = factor * (dy - total - centred * slope)
     return dx.astype(x.dtype), dscale, dbias
 

@@ -1,7 +1,9 @@
-"""How features of two networks are brought together: which belong to which, at what size, through which regressor.
+"""How features of two networks are brought together: which belong to which, at what
+size, through which regressor.
 
-One mechanism for all methods: stages are paired from the deepest up, the larger map is average-pooled to the smaller one,
-and the student's channels go through a learned 1x1 convolution with BatchNorm where a method needs the teacher's width.
+One mechanism for all methods: stages are paired from the deepest up, the larger map is
+average-pooled to the smaller one, and the student's channels go through a learned 1x1 convolution
+with BatchNorm where a method needs the teacher's width.
 """
 
 from collections.abc import Mapping
@@ -21,7 +23,9 @@ Pair = tuple[str, str]
 
 
 def ladder(features: Mapping[str, jax.Array]) -> list[str]:
-    """The last stage of each resolution, from the shallowest to the deepest: names of `features`."""
+    """The last stage of each resolution, from the shallowest to the
+    deepest: names of `features`.
+    """
     stages = [name for name in features if name.startswith('stage') and name[5:].isdecimal()]
     last = {}
     for name in sorted(stages, key=lambda name: int(name[5:])):
@@ -30,9 +34,13 @@ def ladder(features: Mapping[str, jax.Array]) -> list[str]:
 
 
 def pairs(
-    student: Output, teacher: Output, student_names: tuple[str, ...] = (), teacher_names: tuple[str, ...] = ()
+    student: Output,
+    teacher: Output,
+    student_names: tuple[str, ...] = (),
+    teacher_names: tuple[str, ...] = (),
 ) -> list[Pair]:
-    """(student's feature, teacher's feature) that belong together: the ladders of both, aligned at the deepest.
+    """(student's feature, teacher's feature) that belong together: the ladders of
+    both, aligned at the deepest.
 
     Names that are given, of one or of both, take the place of a ladder.
 
@@ -40,7 +48,10 @@ def pairs(
       UserError: for names that do not exist, or not as many for the one as for the other.
     """
     sides = []
-    for who, output, given in (('student', student, student_names), ('teacher', teacher, teacher_names)):
+    for who, output, given in (
+        ('student', student, student_names),
+        ('teacher', teacher, teacher_names),
+    ):
         for name in given:
             if name not in output.features:
                 raise unknown(f'feature of the {who}', name, output.features)
@@ -49,8 +60,8 @@ def pairs(
     for given, side, other in ((student_names, *sides), (teacher_names, *reversed(sides))):
         if len(given) > count:
             raise UserError(
-                f'the features {tuple(side)} need as many of the other network, which has {tuple(other)}; name '
-                'as many in student_features as in teacher_features'
+                f'the features {tuple(side)} need as many of the other network, which has '
+                f'{tuple(other)}; name as many in student_features as in teacher_features'
             )
     return list(zip(sides[0][-count:], sides[1][-count:], strict=True))
 
@@ -88,11 +99,16 @@ class FeatureLoss(Loss):
     @nn.nowrap
     def maps(self, student: Output, teacher: Output) -> list[tuple[jax.Array, jax.Array]]:
         """The features of each pair, `[B, H, W, C]` float32, each in its own size."""
-        return [(self.map(student, name), self.map(teacher, other)) for name, other in self.pairs(student, teacher)]
+        return [
+            (self.map(student, name), self.map(teacher, other))
+            for name, other in self.pairs(student, teacher)
+        ]
 
     @nn.nowrap
     def map(self, output: Output, name: str) -> jax.Array:
-        return as_map(output.features[name] if self.rectified else before_activation(output.features, name))
+        return as_map(
+            output.features[name] if self.rectified else before_activation(output.features, name)
+        )
 
     @nn.nowrap
     def setting(self) -> Setting:
@@ -102,4 +118,6 @@ class FeatureLoss(Loss):
     @nn.nowrap
     def regressed(self, x: jax.Array, features: int, number: int) -> jax.Array:
         """`x` through the regressor of pair `number`: `[B, H, W, C] -> [B, H, W, features]`."""
-        return ConvBN(features, 1, act=None, setting=self.setting(), name=f'regressor_{number}')(x, train=True)
+        return ConvBN(features, 1, act=None, setting=self.setting(), name=f'regressor_{number}')(
+            x, train=True
+        )

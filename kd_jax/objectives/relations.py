@@ -1,7 +1,7 @@
 """Objectives on the relations between the examples of a batch: SP, CC, RKD and PKT.
 
-Functions take the features `[B, ...]` of this device's examples, look at those of all devices of `axis_name`, and give
-one value an example, `[B]`; no gradient reaches the teacher.
+Functions take the features `[B, ...]` of this device's examples, look at those of all devices of
+`axis_name`, and give one value an example, `[B]`; no gradient reaches the teacher.
 """
 
 from typing import ClassVar
@@ -22,9 +22,11 @@ def _flat(x):
 
 
 def sp(student: jax.Array, teacher: jax.Array, axis_name: str | None = None) -> jax.Array:
-    """`sum_j (G_T - G_S)_ij^2 / B` for example i, G the products of features of two examples, its rows of unit length.
+    """`sum_j (G_T - G_S)_ij^2 / B` for example i, G the products of features of two
+    examples, its rows of unit length.
 
-    Similarity preserving, Tung and Mori 2019 (arXiv:1907.09682), eq. 4: the mean is `|G_T - G_S|^2 / B^2`.
+    Similarity preserving, Tung and Mori 2019 (arXiv:1907.09682), eq. 4: the
+    mean is `|G_T - G_S|^2 / B^2`.
     """
 
     def similarities(x):
@@ -44,7 +46,8 @@ class SP(FeatureLoss):
 
 
 def cc(student: jax.Array, teacher: jax.Array, axis_name: str | None = None) -> jax.Array:
-    """`sum_d |s - t|_i |s - t|_(i+1)` for embeddings `[B, D]` and the next example of the batch, times B / (B - 1).
+    """`sum_d |s - t|_i |s - t|_(i+1)` for embeddings `[B, D]` and the next example of
+    the batch, times B / (B - 1).
 
     The last example has none. It depends on the order of the batch, which is a random one.
     """
@@ -53,13 +56,17 @@ def cc(student: jax.Array, teacher: jax.Array, axis_name: str | None = None) -> 
     count = len(everyone)
     place = first_of_mine(delta, axis_name) + jnp.arange(len(delta))
     following = everyone[jnp.minimum(place + 1, count - 1)]
-    return jnp.where(place + 1 < count, jnp.sum(delta * following, axis=-1) * count / max(count - 1, 1), 0.0)
+    return jnp.where(
+        place + 1 < count, jnp.sum(delta * following, axis=-1) * count / max(count - 1, 1), 0.0
+    )
 
 
 class CC(Loss):
-    """Correlation congruence, Peng et al. 2019 (arXiv:1904.01802): `cc` of `dim` linear embeddings of the pooled features.
+    """Correlation congruence, Peng et al. 2019 (arXiv:1904.01802): `cc` of `dim` linear
+    embeddings of the pooled features.
 
-    As the authors gave it to the tables, which weigh it 0.02. The paper itself compares kernels of all pairs of examples.
+    As the authors gave it to the tables, which weigh it 0.02. The paper itself compares
+    kernels of all pairs of examples.
     """
 
     dim: int = number(128, at_least=1)
@@ -73,7 +80,9 @@ class CC(Loss):
 
 
 def _products(x, axis_name):
-    """Products `[N, N]` of the features of all devices' examples, which are centred: relations do not change."""
+    """Products `[N, N]` of the features of all devices' examples, which are
+    centred: relations do not change.
+    """
     everyone = gather(_flat(x), axis_name)
     centred = everyone - everyone.mean(0, keepdims=True)
     return centred @ centred.T
@@ -90,38 +99,55 @@ def _mine(x, like, axis_name):
 
 
 def rkd_distance(student: jax.Array, teacher: jax.Array, axis_name: str | None = None) -> jax.Array:
-    """Huber loss of the distances to all examples, in units of their mean: Park et al. 2019 (arXiv:1904.05068), eq. 7."""
+    """Huber loss of the distances to all examples, in units of their mean:
+    Park et al. 2019 (arXiv:1904.05068), eq. 7.
+    """
 
     def distances(x):
         squares = _squares(_products(x, axis_name))
         distance = jnp.where(jnp.eye(len(squares), dtype=bool), 0.0, jnp.sqrt(squares))
-        return _mine(distance / jnp.maximum(jnp.sum(distance) / max(distance.size - len(distance), 1), 1e-12), x, axis_name)
+        return _mine(
+            distance
+            / jnp.maximum(jnp.sum(distance) / max(distance.size - len(distance), 1), 1e-12),
+            x,
+            axis_name,
+        )
 
-    return jnp.mean(huber_loss(distances(student), distances(jax.lax.stop_gradient(teacher))), axis=-1)
+    return jnp.mean(
+        huber_loss(distances(student), distances(jax.lax.stop_gradient(teacher))), axis=-1
+    )
 
 
 def rkd_angle(student: jax.Array, teacher: jax.Array, axis_name: str | None = None) -> jax.Array:
-    """Huber loss of the cosines of all angles at an example: Park et al. 2019 (arXiv:1904.05068), eq. 10.
+    """Huber loss of the cosines of all angles at an example:
+    Park et al. 2019 (arXiv:1904.05068), eq. 10.
 
-    From products of examples, which is fast; two examples less than a thousandth of their size apart have no angle.
+    From products of examples, which is fast; two examples less than a thousandth of
+    their size apart have no angle.
     """
 
     def cosines(x):
         products = _products(x, axis_name)
         squares = _squares(products)
         # Between such examples there is rounding only.
-        inverse = jnp.where(squares > 1e-6 * jnp.max(jnp.diagonal(products)), jax.lax.rsqrt(squares), 0.0)
+        inverse = jnp.where(
+            squares > 1e-6 * jnp.max(jnp.diagonal(products)), jax.lax.rsqrt(squares), 0.0
+        )
         rows, inverse = _mine(products, x, axis_name), _mine(inverse, x, axis_name)
         diagonal = _mine(jnp.diagonal(products), x, axis_name)
         # (x_j - x_i) (x_k - x_i) by products of examples
         inner = products[None] - rows[:, :, None] - rows[:, None] + diagonal[:, None, None]
         return inner * inverse[:, :, None] * inverse[:, None]
 
-    return jnp.mean(huber_loss(cosines(student), cosines(jax.lax.stop_gradient(teacher))), axis=(1, 2))
+    return jnp.mean(
+        huber_loss(cosines(student), cosines(jax.lax.stop_gradient(teacher))), axis=(1, 2)
+    )
 
 
 class RKD(Loss):
-    """Relational distillation: `distance rkd_distance + angle rkd_angle` of the pooled features; the tables weigh it 1."""
+    """Relational distillation: `distance rkd_distance + angle rkd_angle` of the pooled
+    features; the tables weigh it 1.
+    """
 
     distance: float = number(25.0, at_least=0)
     angle: float = number(50.0, at_least=0)
@@ -134,9 +160,11 @@ class RKD(Loss):
 
 
 def pkt(student: jax.Array, teacher: jax.Array, axis_name: str | None = None) -> jax.Array:
-    """Mean over j of `p_T log(p_T / p_S)`, p an example's similarities (1 + cosine) / 2 to all examples, 1 in total.
+    """Mean over j of `p_T log(p_T / p_S)`, p an example's similarities (1 + cosine) / 2
+    to all examples, 1 in total.
 
-    Probabilistic knowledge transfer, Passalis and Tefas 2018 (arXiv:1803.10837), eq. 9, with the authors' 1e-7.
+    Probabilistic knowledge transfer, Passalis and Tefas 2018 (arXiv:1803.10837),
+    eq. 9, with the authors' 1e-7.
     """
     epsilon = 1e-7
 

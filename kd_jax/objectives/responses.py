@@ -37,19 +37,27 @@ class CrossEntropy(Loss):
 
     def __call__(self, student, teacher, batch):
         return over_labels(
-            batch, lambda labels: cross_entropy(student.logits, labels, self.label_smoothing, self.class_weights)
+            batch,
+            lambda labels: cross_entropy(
+                student.logits, labels, self.label_smoothing, self.class_weights
+            ),
         )
 
     def check(self, path, num_classes):
-        if self.class_weights and num_classes is not None and len(self.class_weights) != num_classes:
+        if (
+            self.class_weights
+            and num_classes is not None
+            and len(self.class_weights) != num_classes
+        ):
             raise UserError(
-                f'{path}.class_weights has {len(self.class_weights)} numbers but the data has {num_classes} classes; '
-                f'give one number a class, or () for equal weights'
+                f'{path}.class_weights has {len(self.class_weights)} numbers but the data has '
+                f'{num_classes} classes; give one number a class, or () for equal weights'
             )
 
 
 class LogitLoss(Loss):
-    """A loss on the logits of student and teacher, with `standardize` on standardised ones (Sun et al. 2024).
+    """A loss on the logits of student and teacher, with `standardize` on
+    standardised ones (Sun et al. 2024).
 
     The paper takes a lower temperature (2) and a higher weight (9) than without.
     """
@@ -69,9 +77,14 @@ class LogitLoss(Loss):
 
 
 def refuse_two_classes(what: str, num_classes: int | None, why: str, without: str) -> None:
-    """Raises `UserError` if there are two classes, of which `what` learns nothing; `without` is the field that is off."""
+    """Raises `UserError` if there are two classes, of which `what` learns nothing;
+    `without` is the field that is off.
+    """
     if num_classes == 2:
-        raise UserError(f'{what} has nothing to learn from with 2 classes: {why}; set {without}, or use plain kl')
+        raise UserError(
+            f'{what} has nothing to learn from with 2 classes: {why}; '
+            f'set {without}, or use plain kl'
+        )
 
 
 class KL(LogitLoss):
@@ -100,7 +113,9 @@ class LogitMSE(LogitLoss):
 
 
 class ThreeTerm(LogitLoss):
-    """`three_term`; unlabelled examples keep their teacher terms (and count in the mean over the batch)."""
+    """`three_term`; unlabelled examples keep their teacher terms (and count
+    in the mean over the batch).
+    """
 
     lam: float = number(1.0, at_least=0, sweep=True)
     beta: float = number(1.0, at_least=0, sweep=True)
@@ -109,11 +124,15 @@ class ThreeTerm(LogitLoss):
 
     def __call__(self, student, teacher, batch):
         of_labels = over_labels(batch, lambda labels: cross_entropy(student.logits, labels))
-        return of_labels + three_term_of_teacher(*self.logits(student, teacher), self.lam, self.beta, self.tau, self.printed)
+        return of_labels + three_term_of_teacher(
+            *self.logits(student, teacher), self.lam, self.beta, self.tau, self.printed
+        )
 
 
 class DKD(LogitLoss):
-    """`dkd`; under mixup for both labels. The paper ramps it up during the first 20 of 240 epochs."""
+    """`dkd`; under mixup for both labels. The paper ramps it up
+    during the first 20 of 240 epochs.
+    """
 
     alpha: float = number(1.0, at_least=0, sweep=True)
     beta: float = number(8.0, at_least=0, sweep=True)
@@ -123,12 +142,19 @@ class DKD(LogitLoss):
 
     def __call__(self, student, teacher, batch):
         logits = self.logits(student, teacher)
-        return over_labels(batch, lambda labels: dkd(*logits, labels, self.alpha, self.beta, self.tau))
+        return over_labels(
+            batch, lambda labels: dkd(*logits, labels, self.alpha, self.beta, self.tau)
+        )
 
     def check(self, path, num_classes):
         super().check(path, num_classes)
         if self.beta:
-            refuse_two_classes(f'{path}.beta={self.beta}', num_classes, 'beside the target there is one class only', 'beta=0')
+            refuse_two_classes(
+                f'{path}.beta={self.beta}',
+                num_classes,
+                'beside the target there is one class only',
+                'beta=0',
+            )
 
 
 class NKD(LogitLoss):
@@ -147,7 +173,10 @@ class NKD(LogitLoss):
         super().check(path, num_classes)
         if self.gamma:
             refuse_two_classes(
-                f'{path}.gamma={self.gamma}', num_classes, 'beside the target there is one class only', 'gamma=0'
+                f'{path}.gamma={self.gamma}',
+                num_classes,
+                'beside the target there is one class only',
+                'gamma=0',
             )
 
 
@@ -167,7 +196,10 @@ class DIST(LogitLoss):
         super().check(path, num_classes)
         if self.beta:
             refuse_two_classes(
-                f'{path}.beta={self.beta}', num_classes, 'correlations of two probabilities are always 1 or -1', 'beta=0'
+                f'{path}.beta={self.beta}',
+                num_classes,
+                'correlations of two probabilities are always 1 or -1',
+                'beta=0',
             )
 
 
@@ -183,9 +215,12 @@ class VirtualTeacher(Loss):
     def check(self, path, num_classes):
         if num_classes and self.correct <= 1 / num_classes:
             raise UserError(
-                f'{path}.correct is {self.correct}; with {num_classes} classes the virtual teacher is right about the label '
-                f'only if it is more than {1 / num_classes:.3g}, such as 0.99'
+                f'{path}.correct is {self.correct}; with {num_classes} classes the virtual '
+                'teacher is right about the label only if it is more than '
+                f'{1 / num_classes:.3g}, such as 0.99'
             )
 
     def __call__(self, student, teacher, batch):
-        return over_labels(batch, lambda labels: virtual_teacher(student.logits, labels, self.correct, self.tau))
+        return over_labels(
+            batch, lambda labels: virtual_teacher(student.logits, labels, self.correct, self.tau)
+        )

@@ -1,6 +1,8 @@
-"""The names that torchvision gives to the modules of Inception-v3 and GoogLeNet: `(module, blocks) -> prefix`.
+"""The names that torchvision gives to the modules of Inception-v3 and GoogLeNet:
+`(module, blocks) -> prefix`.
 
-`module` is one of our module paths, `stage1_block1/one/conv`; `blocks` are the model's `stage<i>_block<j>`, in order.
+`module` is one of our module paths, `stage1_block1/one/conv`; `blocks` are the model's
+`stage<i>_block<j>`, in order.
 """
 
 import re
@@ -47,11 +49,16 @@ def torchvision_googlenet(module: str, blocks: Sequence[str]) -> str:
 
 
 def _unit(module, name_of, network):
-    """A convolution with BatchNorm: `name_of` names it, its two layers have the same names everywhere."""
+    """A convolution with BatchNorm: `name_of` names it, its two layers
+    have the same names everywhere.
+    """
     unit = UNIT.fullmatch(module)
     name = name_of(unit[1]) if unit else None
     if name is None:
-        raise UserError(f'module {module!r} has no counterpart in the {network} of torchvision; leave it as initialised')
+        raise UserError(
+            f'module {module!r} has no counterpart in the {network} of '
+            'torchvision; leave it as initialised'
+        )
     return f'{name}.{"bn" if unit[2] == "norm" else "conv"}'
 
 
@@ -63,7 +70,8 @@ def _inception_v3(unit):
     block = BLOCK.fullmatch(unit)
     if block is None or block[3] not in BRANCHES:
         return None
-    letters = '_bcd' if block[1] == '1' else '_abcde'  # in torchvision's count Mixed_5a is the max pool in front
+    # in torchvision's count Mixed_5a is the max pool in front
+    letters = '_bcd' if block[1] == '1' else '_abcde'
     name = f'Mixed_{int(block[1]) + 4}{letters[int(block[2])]}.{BRANCHES[block[3]]}'
     return f'{name}_{block[4]}' if block[4] else name
 
@@ -76,4 +84,5 @@ def _googlenet(unit):
     block = BLOCK.fullmatch(unit)
     if block is None or block[3] + block[4] not in GOOGLENET_BRANCHES:
         return None
-    return f'inception{int(block[1]) + 2}{"_abcde"[int(block[2])]}.{GOOGLENET_BRANCHES[block[3] + block[4]]}'
+    branch = GOOGLENET_BRANCHES[block[3] + block[4]]
+    return f'inception{int(block[1]) + 2}{"_abcde"[int(block[2])]}.{branch}'
