@@ -1,6 +1,7 @@
 """Loading: exact bytes, splits that share nothing, few labels."""
 
 import gzip
+import importlib.util
 import re
 import struct
 from collections import Counter
@@ -8,7 +9,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import sklearn.datasets
 import tfds_sets
 
 from kd_jax import data
@@ -150,7 +150,9 @@ def test_digits_are_the_1797_of_scikit_learn():
         and splits.info.num_classes == 10
         and splits.info.class_names == tuple('0123456789')
     )
-    found = sklearn.datasets.load_digits()
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
     # 0..16 of 16, as bytes
     level = [0, 16, 32, 48, 64, 80, 96, 112, 128, 143, 159, 175, 191, 207, 223, 239, 255]
     expected = np.array(level, np.uint8)[found.images.astype(int)]
@@ -172,9 +174,20 @@ def test_the_test_digits_are_fixed():
     order = np.random.default_rng(0).permutation(1797)
     # would change with numpy's permutation
     np.testing.assert_array_equal(order[:5], [360, 1773, 1482, 600, 850])
-    np.testing.assert_array_equal(
-        first.test.label, sklearn.datasets.load_digits().target[order[-597:]]
-    )
+    from sklearn.datasets import load_digits
+
+    np.testing.assert_array_equal(first.test.label, load_digits().target[order[-597:]])
+
+
+def test_digits_come_from_scikit_learn_itself_where_its_file_is_elsewhere(monkeypatch):
+    pixels, label = arrays._read_digits()
+    elsewhere = SimpleNamespace(origin='/nowhere/sklearn/__init__.py')
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: elsewhere)
+    for ours, theirs in zip((pixels, label), arrays._read_digits(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+    with pytest.raises(UserError, match='needs scikit-learn; pip install scikit-learn'):
+        arrays._read_digits()
 
 
 @pytest.mark.parametrize('compress', [False, True])

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, f1_score, log_loss, top_k_accuracy_score
 
 from kd_jax import metrics
 
@@ -55,6 +54,8 @@ def ece_by_loop(p, label, bins=15):
 
 @pytest.mark.parametrize('classes', [2, 3, 10, 100])
 def test_results_equal_scikit_learn_and_numpy_on_the_examples_that_count(classes):
+    from sklearn.metrics import accuracy_score, f1_score, log_loss, top_k_accuracy_score
+
     logits, label = examples(301, classes, seed=classes)
     mask = (np.random.default_rng(1).random(301) < 0.8).astype(np.float32)
     result = metrics.finalize(measure(logits, label, mask))
@@ -185,6 +186,8 @@ def test_calibration_error_by_hand():
 
 
 def test_f1_averages_the_classes_that_occur():
+    from sklearn.metrics import f1_score
+
     # Labels 0, 0, 1 predicted 0, 1, 3: F1 = 2/3, 0, -, 0 -> mean over the three classes that occur.
     logits = np.eye(5)[[0, 1, 3]]
     assert metrics.finalize(measure(logits, [0, 0, 1]))['f1_macro'] == pytest.approx(

@@ -3,6 +3,7 @@ MNIST-format directories, `.npz` files.
 """
 
 import gzip
+import importlib.util
 import math
 import zipfile
 import zlib
@@ -41,21 +42,31 @@ def digits(config) -> Raw:
     """scikit-learn's 1797 handwritten digits of 8x8 pixels; the last 597 of a fixed
     permutation are the test split.
     """
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError:
-        raise UserError(
-            "data source 'digits' needs scikit-learn; pip install scikit-learn"
-        ) from None
-    digits = load_digits()
-    order = np.random.default_rng(0).permutation(len(digits.target))
-    image = np.rint(digits.images[order] * 255 / 16).astype(np.uint8)[..., None]  # from 0..16
-    label = digits.target[order]
+    pixels, label = _read_digits()
+    order = np.random.default_rng(0).permutation(len(label))
+    image = np.rint(pixels[order] * 255 / 16).astype(np.uint8)[..., None]  # from 0..16
+    label = label[order]
     split = len(label) - _DIGITS_TEST
     names = tuple(str(k) for k in range(10))
     return Raw(
         'digits', (image[:split], label[:split]), None, (image[split:], label[split:]), names
     )
+
+
+def _read_digits():
+    """`(pixels [1797, 8, 8] from 0 to 16, label [1797])`, as `sklearn.datasets.load_digits` has
+    them; from its file where that stands, since importing scikit-learn takes seconds.
+    """
+    found = importlib.util.find_spec('sklearn')
+    if found is None or found.origin is None:
+        raise UserError("data source 'digits' needs scikit-learn; pip install scikit-learn")
+    file = Path(found.origin).parent / 'datasets' / 'data' / 'digits.csv.gz'
+    if file.is_file():
+        table = np.loadtxt(file, delimiter=',')
+        return table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(int)
+    from sklearn.datasets import load_digits
+
+    return load_digits().images, load_digits().target
 
 
 def idx(config) -> Raw:
