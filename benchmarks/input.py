@@ -9,7 +9,7 @@ training steps of a small student without a teacher, with their pipelines; PyTor
 its batches from memory for free.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -72,9 +72,9 @@ def device(images: np.ndarray, labels: np.ndarray, batch: int) -> Callable[[], f
     from kd_jax.data import ArraySource, batches
     from kd_jax.data.columns import read
     from kd_jax.data.views import Views
+    from kd_jax.dispatch import scan_steps
     from kd_jax.networks import Network
     from kd_jax.parallel import Parallel
-    from kd_jax.step import scan_steps
 
     runtime.prepare()
     parallel = Parallel().for_batch(batch)
@@ -142,6 +142,72 @@ def contender(spec: dict[str, Any], kind: str) -> Callable[[], race.Contender]:
     return lambda: race.Contender('input', spec | {'kind': kind}, environment)
 
 
+def tell_pipelines(laps: Mapping[str, race.Lap], batch: int, passes: int) -> dict[str, Any]:
+    """Prints the table of the pipelines alone; returns their figures."""
+    figures = {}
+    rows = [('pipeline', 'ms a batch', 'images/s', 'times as fast', 'quartiles')]
+    for name, lap in laps.items():
+        middle, low, high = race.ratio(laps['loader'], lap)
+        seconds = lap.median / passes
+        rows.append(
+            (
+                name,
+                f'{1e3 * seconds:.2f}',
+                f'{batch / seconds:,.0f}',
+                f'{middle:.2f}',
+                race.between(low, high),
+            )
+        )
+        figures[name] = {
+            'seconds_a_batch': [s / passes for s in lap.seconds],
+            'ratio': [middle, low, high],
+            **lap.info,
+        }
+    print(race.table(rows))
+    return figures
+
+
+def tell_steps(
+    laps: Mapping[str, race.Lap], pipelines: Mapping[str, race.Lap], batch: int, passes: int
+) -> dict[str, Any]:
+    """Prints the table of the training steps; returns their figures."""
+    figures = {}
+    rows = [
+        (
+            'training step',
+            'ms',
+            'images/s',
+            'times as fast',
+            'quartiles',
+            'its pipeline alone ms',
+            'share of the step',
+        )
+    ]
+    for name, lap in laps.items():
+        middle, low, high = race.ratio(laps['loader'], lap)
+        # eager's batches are there already
+        pipeline = pipelines[name].median / passes if name in pipelines else 0.0
+        rows.append(
+            (
+                name,
+                f'{1e3 * lap.median:.2f}',
+                f'{batch / lap.median:,.0f}',
+                f'{middle:.2f}',
+                race.between(low, high),
+                f'{1e3 * pipeline:.2f}' if pipeline else '–',
+                f'{100 * pipeline / lap.median:.0f} %' if pipeline else '–',
+            )
+        )
+        figures[name] = {
+            'seconds': lap.seconds,
+            'ratio': [middle, low, high],
+            'pipeline_share': pipeline / lap.median,
+            **lap.info,
+        }
+    print(race.table(rows))
+    return figures
+
+
 def main() -> None:
     parser = race.parser('Data pipelines side by side, alone and in a training step.')
     parser.add_argument('--images', type=int, default=10000)
@@ -174,66 +240,14 @@ def main() -> None:
         units=arguments.steps,
     )
     passes = arguments.images // arguments.batch
-    figures = {'spec': spec, 'student': arguments.student, 'pipelines': {}, 'steps': {}}
-
-    rows = [('pipeline', 'ms a batch', 'images/s', 'times as fast', 'quartiles')]
-    for name, lap in alone.items():
-        middle, low, high = race.ratio(alone['loader'], lap)
-        seconds = lap.median / passes
-        rows.append(
-            (
-                name,
-                f'{1e3 * seconds:.2f}',
-                f'{arguments.batch / seconds:,.0f}',
-                f'{middle:.2f}',
-                race.between(low, high),
-            )
-        )
-        figures['pipelines'][name] = {
-            'seconds_a_batch': [s / passes for s in lap.seconds],
-            'ratio': [middle, low, high],
-            **lap.info,
-        }
     print(
         f'{arguments.images} images of {arguments.size} px, batch {arguments.batch}; '
         f'medians of {arguments.rounds} rounds'
     )
-    print(race.table(rows))
-
-    rows = [
-        (
-            'training step',
-            'ms',
-            'images/s',
-            'times as fast',
-            'quartiles',
-            'its pipeline alone ms',
-            'share of the step',
-        )
-    ]
-    for name, lap in training.items():
-        middle, low, high = race.ratio(training['loader'], lap)
-        # eager's batches are there already
-        pipeline = alone[name].median / passes if name in alone else 0.0
-        rows.append(
-            (
-                name,
-                f'{1e3 * lap.median:.2f}',
-                f'{arguments.batch / lap.median:,.0f}',
-                f'{middle:.2f}',
-                race.between(low, high),
-                f'{1e3 * pipeline:.2f}' if pipeline else '–',
-                f'{100 * pipeline / lap.median:.0f} %' if pipeline else '–',
-            )
-        )
-        figures['steps'][name] = {
-            'seconds': lap.seconds,
-            'ratio': [middle, low, high],
-            'pipeline_share': pipeline / lap.median,
-            **lap.info,
-        }
+    figures = {'spec': spec, 'student': arguments.student}
+    figures['pipelines'] = tell_pipelines(alone, arguments.batch, passes)
     print(f'\n{arguments.student} alone, batch {arguments.batch}, {arguments.size} px, float32')
-    print(race.table(rows))
+    figures['steps'] = tell_steps(training, alone, arguments.batch, passes)
     race.conclude(figures, arguments.json)
 
 

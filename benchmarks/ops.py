@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -225,6 +225,44 @@ def ratio(laps: dict[str, race.Lap], name: str) -> tuple[float, float, float]:
     return (base.median / lap.median,) * 3
 
 
+def tell(races: Mapping[tuple[int, int], dict[str, race.Lap]]) -> list[dict[str, Any]]:
+    """Prints the table of the layers; returns their figures."""
+    rows = [
+        (
+            'layer',
+            'pass',
+            *(f'{name} ms' for name in OURS + PEERS),
+            'kd_jax',
+            'quartiles',
+            'lax',
+            'NCHW',
+        )
+    ]
+    figures = []
+    for (layer, number), laps in races.items():
+        ratios = {name: ratio(laps, name) for name in laps}
+        middle, low, high = ratios['kd_jax']
+        rows.append(
+            (
+                LAYERS[layer].name,
+                PASSES[number],
+                *(f'{1e3 * laps[name].median:.2f}' for name in OURS + PEERS),
+                f'{middle:.2f}',
+                race.between(low, high),
+                f'{ratios["lax"][0]:.2f}',
+                f'{ratios["NCHW"][0]:.2f}',
+            )
+        )
+        contenders = {
+            name: {'seconds': lap.seconds, 'ratio': ratios[name]} for name, lap in laps.items()
+        }
+        figures.append(
+            {'layer': LAYERS[layer].name, 'pass': PASSES[number], 'contenders': contenders}
+        )
+    print(race.table(rows))
+    return figures
+
+
 def main() -> None:
     parser = race.parser('Layers side by side.')
     parser.add_argument('--batch', type=int, default=64)
@@ -248,45 +286,13 @@ def main() -> None:
     layers = [number for number, layer in enumerate(LAYERS) if layer.kind in kinds]
     races = measure(spec, layers, arguments.rounds, arguments.turn)
 
-    rows = [
-        (
-            'layer',
-            'pass',
-            *(f'{name} ms' for name in OURS + PEERS),
-            'kd_jax',
-            'quartiles',
-            'lax',
-            'NCHW',
-        )
-    ]
-    figures = {'spec': spec, 'base': PEERS[0], 'layers': []}
-    for (layer, number), laps in races.items():
-        ratios = {name: ratio(laps, name) for name in laps}
-        middle, low, high = ratios['kd_jax']
-        rows.append(
-            (
-                LAYERS[layer].name,
-                PASSES[number],
-                *(f'{1e3 * laps[name].median:.2f}' for name in OURS + PEERS),
-                f'{middle:.2f}',
-                race.between(low, high),
-                f'{ratios["lax"][0]:.2f}',
-                f'{ratios["NCHW"][0]:.2f}',
-            )
-        )
-        contenders = {
-            name: {'seconds': lap.seconds, 'ratio': ratios[name]} for name, lap in laps.items()
-        }
-        figures['layers'].append(
-            {'layer': LAYERS[layer].name, 'pass': PASSES[number], 'contenders': contenders}
-        )
     cores = next(iter(races[layers[0], 0].values())).info['cores']
     print(
         f'batch {arguments.batch}, float32, {cores} core{"s" if cores > 1 else ""} '
         f'each; medians of {arguments.rounds} rounds; the last four columns: how '
         f'many times as fast as {PEERS[0]}'
     )
-    print(race.table(rows))
+    figures = {'spec': spec, 'base': PEERS[0], 'layers': tell(races)}
     race.conclude(figures, arguments.json)
 
 

@@ -11,7 +11,7 @@ allocator or neither: --allocator (the default) sets glibc's for the peers too.
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -91,6 +91,48 @@ def parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def tell(laps: Mapping[str, race.Lap], counted: Mapping[str, float], batch: int) -> dict[str, Any]:
+    """Prints the table of the contenders; returns their figures."""
+    rows = [
+        (
+            '',
+            'ms a step',
+            'images/s',
+            'times as fast',
+            'quartiles',
+            'first step s',
+            'peak MB',
+            'share of peak',
+        )
+    ]
+    first = laps[next(iter(laps))]
+    figures = {}
+    for name, lap in laps.items():
+        middle, low, high = race.ratio(first, lap)
+        share = counted['flops'] / lap.median / counted['peak']
+        rows.append(
+            (
+                name,
+                f'{1e3 * lap.median:.1f}',
+                f'{batch / lap.median:,.0f}',
+                f'{middle:.2f}',
+                race.between(low, high),
+                f'{lap.info["start_s"]:.1f}',
+                f'{lap.peak_mb:,.0f}',
+                f'{100 * share:.0f} %',
+            )
+        )
+        figures[name] = {
+            'seconds': lap.seconds,
+            'ratio': [middle, low, high],
+            'peak_mb': lap.peak_mb,
+            'share_of_peak': share,
+            **lap.info,
+        }
+    print(race.table(rows))
+    return figures
+
+
 def main() -> None:
     asked = parser('Training steps side by side.')
     asked.add_argument('--teacher', default='live', choices=('live', 'none'))
@@ -129,49 +171,13 @@ def main() -> None:
     ].info
     contenders = {name: contender(spec, name, arguments.allocator) for name in (*peers, *ours)}
     laps = race.race(contenders, rounds=arguments.rounds, units=arguments.steps)
-    rows = [
-        (
-            '',
-            'ms a step',
-            'images/s',
-            'times as fast',
-            'quartiles',
-            'first step s',
-            'peak MB',
-            'share of peak',
-        )
-    ]
-    first = laps[next(iter(laps))]
-    figures = {'spec': spec, **counted, 'contenders': {}}
-    for name, lap in laps.items():
-        middle, low, high = race.ratio(first, lap)
-        share = counted['flops'] / lap.median / counted['peak']
-        rows.append(
-            (
-                name,
-                f'{1e3 * lap.median:.1f}',
-                f'{arguments.batch / lap.median:,.0f}',
-                f'{middle:.2f}',
-                race.between(low, high),
-                f'{lap.info["start_s"]:.1f}',
-                f'{lap.peak_mb:,.0f}',
-                f'{100 * share:.0f} %',
-            )
-        )
-        figures['contenders'][name] = {
-            'seconds': lap.seconds,
-            'ratio': [middle, low, high],
-            'peak_mb': lap.peak_mb,
-            'share_of_peak': share,
-            **lap.info,
-        }
     print(
         f'{"student alone" if not spec["teacher"] else teacher + " ->"} {student}, '
         f'batch {arguments.batch}, {arguments.size} px, {arguments.precision}; '
         f'{counted["flops"] / 1e9:.1f} GFLOP a step; '
         f'largest product {counted["peak"] / 1e9:.0f} GFLOP/s; medians of {arguments.rounds} rounds'
     )
-    print(race.table(rows))
+    figures = {'spec': spec, **counted, 'contenders': tell(laps, counted, arguments.batch)}
     race.conclude(figures, arguments.json)
 
 

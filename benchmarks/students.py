@@ -14,7 +14,7 @@ with what it takes to start.
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -78,6 +78,42 @@ def contender(spec: dict[str, Any], kind: str) -> Callable[[], race.Contender]:
     return lambda: race.Contender('students', spec | {'kind': kind}, {'KD_JAX_CACHE': 'off'})
 
 
+def tell(
+    laps: Mapping[str, race.Lap], total: float, student_flops: float, peer: str
+) -> dict[str, Any]:
+    """Prints the table of the contenders; returns their figures."""
+    rows = [
+        ('', 'ms a step', 'ms a student', 'as cheap as live', 'quartiles', 'ceiling', 'share of it')
+    ]
+    figures = {}
+    for kind, lap in laps.items():
+        students = int(kind.split()[0]) if kind[0].isdigit() else 1
+        ratios = [students * r for r in race.ratio(laps['live'], lap)]
+        needed = student_flops + (
+            0 if kind.endswith('stored') else (total - student_flops) / students
+        )
+        ceiling = total / needed if kind not in (peer, 'extraction') else None
+        rows.append(
+            (
+                kind,
+                f'{1e3 * lap.median:.1f}',
+                f'{1e3 * lap.median / students:.1f}',
+                f'{ratios[0]:.2f}',
+                race.between(*ratios[1:]),
+                f'{ceiling:.2f}' if ceiling else '',
+                f'{100 * ratios[0] / ceiling:.0f} %' if ceiling else '',
+            )
+        )
+        figures[kind] = {
+            'seconds': lap.seconds,
+            'ratio': ratios,
+            'ceiling': ceiling,
+            **lap.info,
+        }
+    print(race.table(rows))
+    return figures
+
+
 def main() -> None:
     parser = step.parser('Students of one teacher.')
     parser.add_argument('--sweeps', default='4,8,12', help='how many students at once')
@@ -108,42 +144,14 @@ def main() -> None:
         rounds=arguments.rounds,
         units=arguments.steps,
     )
-
-    rows = [
-        ('', 'ms a step', 'ms a student', 'as cheap as live', 'quartiles', 'ceiling', 'share of it')
-    ]
-    figures = {'spec': spec, 'flops': total, 'student_flops': student_flops, 'contenders': {}}
-    for kind, lap in laps.items():
-        students = int(kind.split()[0]) if kind[0].isdigit() else 1
-        ratios = [students * r for r in race.ratio(laps['live'], lap)]
-        needed = student_flops + (
-            0 if kind.endswith('stored') else (total - student_flops) / students
-        )
-        ceiling = total / needed if kind not in (arguments.peer, 'extraction') else None
-        rows.append(
-            (
-                kind,
-                f'{1e3 * lap.median:.1f}',
-                f'{1e3 * lap.median / students:.1f}',
-                f'{ratios[0]:.2f}',
-                race.between(*ratios[1:]),
-                f'{ceiling:.2f}' if ceiling else '',
-                f'{100 * ratios[0] / ceiling:.0f} %' if ceiling else '',
-            )
-        )
-        figures['contenders'][kind] = {
-            'seconds': lap.seconds,
-            'ratio': ratios,
-            'ceiling': ceiling,
-            **lap.info,
-        }
     share = 100 * (1 - student_flops / total)
     print(
         f'{teacher} -> {student}, batch {arguments.batch}, {arguments.size} px, '
         f'{arguments.precision}; the teacher is {share:.0f} % of a step; '
         f'medians of {arguments.rounds} rounds'
     )
-    print(race.table(rows))
+    figures = {'spec': spec, 'flops': total, 'student_flops': student_flops}
+    figures['contenders'] = tell(laps, total, student_flops, arguments.peer)
     if arguments.peer and f'{RUNS} stored' in laps:
         figures['answer'] = answer(laps, arguments.peer, arguments.batch)
         print(race.table([('time to an answer', 'hours', 'times as fast'), *figures['answer']]))

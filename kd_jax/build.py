@@ -5,10 +5,8 @@ check that needs no training.
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -16,26 +14,23 @@ from kd_jax import extraction, objectives, optim, teacher_outputs, trained
 from kd_jax.data import Dataset
 from kd_jax.data.views import Views
 from kd_jax.errors import UserError, unknown
-from kd_jax.models import Output, initial
+from kd_jax.initialization import objective_plans, student_plans
+from kd_jax.models import initial
 from kd_jax.monitor import warn
-from kd_jax.networks import Network, variables_of
+from kd_jax.networks import Network
 from kd_jax.parallel import Parallel
 from kd_jax.spec import (
-    OBJECTIVE_OF,
     Hparams,
     Job,
     RunSpec,
     StepSpec,
     TeacherSpec,
     Timing,
-    TrainState,
 )
 from kd_jax.teacher_outputs import EMA, PEER, SELF_TEACHERS, SNAPSHOT
 from kd_jax.trained import Trained
 
 CPU_STEPS, STEPS = 4, 32  # in one dispatch
-# of the random numbers of initial values
-NUMBERS = {'student': 1, 'objective': 2, 'peer': 3, 'peer_objective': 4}
 
 
 def check_teachers(name: str, run: ConfigDict) -> None:
@@ -101,9 +96,9 @@ def run_spec(
     parallel.check_batch_size(run.batch_size, f'runs.{name}.batch_size', settings.accumulate)
     timing = _timing(run, len(dataset.train), parallel, steps_per_dispatch)
     step, targets = _step(name, run, dataset, teachers, settings, timing, parallel)
-    plans = _student_plans(step, dataset)
+    plans = student_plans(step, dataset)
     _check_heads(name, run, step.objective, plans)
-    plans |= _objective_plans(step, dataset, plans)
+    plans |= objective_plans(step, dataset, plans)
     shapes = {role: plan.shapes.get('params', {}) for role, plan in plans.items()}
     optimizer, schedule = optim.build(
         shapes, settings, total_steps=timing.total_steps, steps_per_epoch=timing.steps_per_epoch
@@ -280,57 +275,6 @@ def _pool(dataset: Dataset, objective: objectives.Objective) -> np.ndarray:
     )
 
 
-def _example(dataset: Dataset) -> dict[str, Any]:
-    """A batch of two examples, for shapes only."""
-    image, zeros = jnp.zeros((2, *dataset.info.image_shape), jnp.float32), jnp.zeros(2, jnp.int32)
-    return {
-        'image': image,
-        'label': zeros,
-        'index': zeros,
-        'mask': jnp.ones(2),
-        'train_label': dataset.train.labels,
-    }
-
-
-def _student_plans(step: StepSpec, dataset: Dataset) -> dict[str, initial.Plan]:
-    """How the students' variables start: role -> plan."""
-    image = _example(dataset)['image']
-    return {
-        role: initial.Plan(
-            lambda key, module=network.model: module.init_with_output(key, image, train=False)
-        )
-        for role, network in step.students.items()
-    }
-
-
-def _objective_plans(
-    step: StepSpec, dataset: Dataset, students: Mapping[str, initial.Plan]
-) -> dict[str, initial.Plan]:
-    """How the variables of the students' objectives start, as in `TrainState.params`."""
-    batch = _example(dataset)
-
-    def says(teacher: TeacherSpec, other: Output) -> Output:
-        if teacher.network is not None:
-            net = teacher.network
-
-            def start():
-                image = net.normalize(batch['image'])
-                return net.model.init_with_output(jax.random.key(0), image, train=False)
-
-            return jax.eval_shape(start)[0]
-        return Output(jnp.zeros((2, dataset.info.num_classes)), {}) if teacher.shared else other
-
-    def plan(role):
-        other = students['peer' if role == 'student' and 'peer' in students else 'student'].output
-        outputs = [students[role].output, *(says(teacher, other) for teacher in step.teachers)]
-        outputs = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), outputs)
-        return initial.Plan(
-            lambda key: step.objective.init(key, outputs[0], tuple(outputs[1:]), batch)
-        )
-
-    return {OBJECTIVE_OF[role]: plan(role) for role in students}
-
-
 def _check_features(
     name: str, run: ConfigDict, objective: objectives.Objective, targets: extraction.Kind | None
 ) -> None:
@@ -408,24 +352,6 @@ def planned(spec: RunSpec, run: ConfigDict) -> Trained:
     return Trained(
         spec.name, network, info, spec.config.precision, learning_rate_of(spec, run), None
     )
-
-
-def initial_state(job: Job) -> TrainState:
-    """The state before the first step, as host arrays."""
-    spec = job.run.step
-    model_state = {
-        role: plan.draw((job.seed, NUMBERS[role])) for role, plan in job.run.plans.items()
-    }
-    params = {role: variables.pop('params', {}) for role, variables in model_state.items()}
-    if job.start is not None:
-        variables = trained.start_from(
-            job.start, variables_of(params['student'], model_state['student']), warn
-        )
-        params['student'], model_state['student'] = variables.pop('params'), variables
-    now = {'params': params['student'], 'model_state': model_state['student']}
-    opt_state = jax.device_get(job.run.init_optimizer(params))
-    ema, snapshot = (now if wanted else None for wanted in (spec.ema_decay, spec.snapshot_steps))
-    return TrainState(np.zeros((), np.int32), params, model_state, opt_state, ema, snapshot)
 
 
 def job_of(

@@ -11,17 +11,12 @@ import numpy as np
 
 from kd_jax import evaluation
 from kd_jax.data import batches
+from kd_jax.dispatch import scan_steps
 from kd_jax.networks import variables_of
 from kd_jax.parallel import Parallel
 from kd_jax.placement import Placement
 from kd_jax.spec import Arrays, Job, RunSpec, TeacherData, TrainState
-from kd_jax.step import (
-    make_eval_step,
-    make_member_step,
-    make_prepare_step,
-    make_train_step,
-    scan_steps,
-)
+from kd_jax.step import make_eval_step, make_member_step, make_prepare_step, make_train_step
 
 
 class Dispatch(NamedTuple):

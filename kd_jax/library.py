@@ -5,6 +5,7 @@ imported teachers, files of weights.
 import json
 import os
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from etils import epath
 from ml_collections import ConfigDict
@@ -39,6 +40,18 @@ class Library:
         """Of a run of the study, or of an imported teacher."""
         return RunDirectory(self.workdir / name / f'seed{seed}')
 
+    def unfinished(self, name: str) -> list[int]:
+        """The seeds of a run that are still to train."""
+        seeds = self.plan.runs[name].seeds
+        return [seed for seed in seeds if not self.directory(name, seed).finished()]
+
+    def results(self) -> list[dict[str, Any]]:
+        """Of all runs and imported teachers that are finished."""
+        runs = [(name, 0) for name in self.imports]
+        runs += [(name, seed) for name, run in self.plan.runs.items() for seed in run.seeds]
+        directories = [self.directory(name, seed) for name, seed in runs]
+        return [directory.result() for directory in directories if directory.finished()]
+
     def find(self, reference: str, seed: int) -> RunDirectory:
         """The trained run that a student of `seed` means by `reference`."""
         if reference in self.imports:
@@ -50,15 +63,6 @@ class Library:
             return RunDirectory(self.workdir / reference)
         seeds = self.plan.runs[run].seeds
         return self.directory(run, seed if seed in seeds else seeds[0])
-
-    def store_of(self, reference: str, seed: int) -> epath.Path:
-        """Where a teacher's soft targets lie: beside it, or in this workdir if
-        nothing can be written there.
-        """
-        teacher = self.find(reference, seed)
-        if os.access(teacher.path, os.W_OK):
-            return teacher.path
-        return self.workdir / 'teachers' / '-'.join(teacher.path.parts[-3:])
 
     def lacks(self, run: ConfigDict, seed: int) -> str | None:
         """The run of this study that a seed needs and that is not finished, if there is one."""
@@ -115,3 +119,12 @@ class Library:
     def forget(self) -> None:
         """Large teachers are read again rather than kept."""
         self._models.clear()
+
+
+def store_beside(teacher: RunDirectory, workdir: epath.Path) -> epath.Path:
+    """Where a teacher's soft targets lie: beside it, or in the workdir if nothing can be
+    written there.
+    """
+    if os.access(teacher.path, os.W_OK):
+        return teacher.path
+    return workdir / 'teachers' / '-'.join(teacher.path.parts[-3:])

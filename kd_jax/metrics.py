@@ -57,12 +57,6 @@ def sums(
     # a label that is no class is an error that nll shows as NaN
     known = valid & ~broken & (label < logits.shape[1])
     right = known & (rank == 0)
-    confidence = jnp.exp(log_p.max(axis=1))
-    # bin m is (m / BINS, (m + 1) / BINS]
-    bins = jnp.clip(jnp.ceil(confidence * BINS) - 1, 0, BINS - 1)
-
-    in_bin = valid[:, None] & (bins[:, None] == jnp.arange(BINS)[None])  # [B, BINS]
-    undefined = valid & jnp.isnan(confidence)
     is_label = valid[:, None] & (label[:, None] == classes)  # [B, K]
     is_prediction = known[:, None] & (prediction[:, None] == classes)
     result = {
@@ -70,20 +64,29 @@ def sums(
         'top1': _total(right),
         'top5': _total(known & (rank < 5)),
         'nll': _total(valid, -jnp.take_along_axis(log_p, label[:, None], axis=1)[:, 0]),
-        'bin_count': _total(in_bin),
-        'bin_confidence': _total(in_bin | undefined[:, None], confidence[:, None]),
-        'bin_right': _total(in_bin & right[:, None]),
+        **_calibration(jnp.exp(log_p.max(axis=1)), valid, right),
         'true_positive': _total(is_label & is_prediction),
         'predicted': _total(is_prediction),
         'actual': _total(is_label),
     }
     for name, z in (heads or {}).items():
         result[f'top1_{name}'] = _total(valid & ~jnp.isnan(z).any(axis=1) & (rank_of(z) == 0))
-    return (
-        result
-        if teacher_logits is None
-        else result | _teacher_sums(logits, teacher_logits, present)
-    )
+    if teacher_logits is not None:
+        result |= _teacher_sums(logits, teacher_logits, present)
+    return result
+
+
+def _calibration(confidence: jax.Array, valid: jax.Array, right: jax.Array) -> Arrays:
+    """Of each confidence bin: examples, their confidence, and how many are right."""
+    # bin m is (m / BINS, (m + 1) / BINS]
+    bins = jnp.clip(jnp.ceil(confidence * BINS) - 1, 0, BINS - 1)
+    in_bin = valid[:, None] & (bins[:, None] == jnp.arange(BINS)[None])  # [B, BINS]
+    undefined = valid & jnp.isnan(confidence)
+    return {
+        'bin_count': _total(in_bin),
+        'bin_confidence': _total(in_bin | undefined[:, None], confidence[:, None]),
+        'bin_right': _total(in_bin & right[:, None]),
+    }
 
 
 def _teacher_sums(logits: jax.Array, teacher_logits: jax.Array, present: jax.Array) -> Arrays:

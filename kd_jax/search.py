@@ -11,7 +11,6 @@ disk, or --storage. The test split is read for the winner only.
 import ast
 import logging
 import pprint
-import re
 import signal
 import socket
 import statistics
@@ -19,7 +18,6 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import flax
 from absl import app, flags
 from etils import epath
 from ml_collections import ConfigDict
@@ -27,10 +25,12 @@ from ml_collections import ConfigDict
 from kd_jax import config as config_lib
 from kd_jax import evaluate, jobs, markdown, runtime
 from kd_jax.command import load_config, parse
-from kd_jax.errors import UserError, fail, told_to_the_user, unknown
+from kd_jax.errors import UserError, fail, told_to_the_user
 from kd_jax.main import default_workdir
 from kd_jax.monitor import say
-from kd_jax.spread import mean_std, percent
+from kd_jax.search_report import plot, word, words
+from kd_jax.search_space import optuna, read_space
+from kd_jax.spread import percent
 from kd_jax.study import Study
 from kd_jax.train import Stopped
 from kd_jax.workdir import RunDirectory, make_directory, to_json, write_json
@@ -57,83 +57,7 @@ _WORKER = flags.DEFINE_string(
     'worker', '', "A name for this process, if several share a search; '' = the machine's"
 )
 
-_NUMBER = r'[-+]?[0-9.]+(?:e[-+]?[0-9]+)?'
-_RANGE = re.compile(rf'({_NUMBER})\.\.({_NUMBER})(\s+log)?')
 SHOWN = 12  # trials in the table
-
-
-def optuna() -> Any:
-    """The module; `UserError` where it is not installed."""
-    try:
-        import optuna as module
-    except ImportError as error:
-        raise UserError('a search needs Optuna; pip install -r requirements-extras.txt') from error
-    module.logging.set_verbosity(module.logging.WARNING)
-    return module
-
-
-def read_space(text: str, name: str, run: ConfigDict) -> dict[str, Any]:
-    """Field -> Optuna distribution: `LOW..HIGH [log]`, or values to choose from.
-
-    Raises:
-      UserError: for a field that the run does not have, or what cannot be read.
-    """
-    distributions = optuna().distributions
-    example = "'objective.kl.tau=1..16 log; model.name=cnn,resnet8'"
-    space: dict[str, Any] = {}
-    for part in filter(None, (part.strip() for part in text.split(';'))):
-        field, equals, values = (piece.strip() for piece in part.partition('='))
-        if not equals or not values or field in space:
-            raise UserError(f'--space has {part!r}; write each field once, as {example}')
-        try:
-            default = jobs.value_of(run, field)
-        except (AttributeError, KeyError, TypeError):
-            known = flax.traverse_util.flatten_dict(run.to_dict(), sep='.')
-            raise unknown(f'field of runs.{name} in --space', field, known) from None
-        if isinstance(default, ConfigDict):
-            raise UserError(
-                f'--space names {field!r}, which is a group; name one of '
-                f'its fields: {", ".join(default)}'
-            )
-        between = _RANGE.fullmatch(values)
-        try:
-            if between:
-                low, high = float(between[1]), float(between[2])
-                positive = between[3] or field.endswith('.weight')
-                if not (low < high and (low > 0 or not positive)) or isinstance(
-                    default, (str, bool, int, tuple)
-                ):
-                    raise ValueError
-                space[field] = distributions.FloatDistribution(low, high, log=bool(between[3]))
-            else:
-                choices = [_typed(value.strip(), default) for value in values.split(',')]
-                if len(set(choices)) < len(choices):
-                    raise ValueError
-                space[field] = distributions.CategoricalDistribution(choices)
-        except ValueError:
-            raise UserError(
-                f'--space has {part!r}; write it as {example}: for numbers LOW..HIGH with LOW < '
-                'HIGH, above 0 for weights and with log, or different values'
-            ) from None
-    if not space:
-        raise UserError(f'--space is empty; name what is searched, such as {example}')
-    return space
-
-
-def _typed(text: str, default: Any) -> Any:
-    """A value in the type of the field's; where that has none (None), a number if it is one."""
-    if isinstance(default, bool):
-        return (
-            {'True': True, 'False': False}[text]
-            if text in ('True', 'False')
-            else float('not a truth')
-        )
-    if isinstance(default, (int, float, str)):
-        return type(default)(text)
-    try:
-        return int(text) if text.lstrip('-').isdigit() else float(text)
-    except ValueError:
-        return text
 
 
 class Search:
@@ -307,11 +231,11 @@ class Search:
                 values = [run.result()['val']['top1'] for run in runs]
                 trial.set_user_attr('val', values)
                 self.study.tell(trial, statistics.mean(values))
-                say(f'{name} · val top-1 {percent(values)} · {_words(trial.params)}')
+                say(f'{name} · val top-1 {percent(values)} · {words(trial.params)}')
             else:
                 ended = states.PRUNED if trial.number in pruned else states.FAIL
                 self.study.tell(trial, state=ended)
-                say(f'{name} · {ended.name.lower()} · {_words(trial.params)}')
+                say(f'{name} · {ended.name.lower()} · {words(trial.params)}')
 
     def finish(self) -> dict[str, Any]:
         """Measures the winner on the test split; writes its config, `search.json`,
@@ -349,7 +273,7 @@ class Search:
         self.best.write_text(self._best_config(best.params))
         head = ('trial', *self.space, 'val top-1 %')
         rows = [
-            (f'{t.number}', *(_word(t.params[f]) for f in self.space), percent(t.user_attrs['val']))
+            (f'{t.number}', *(word(t.params[f]) for f in self.space), percent(t.user_attrs['val']))
             for t in ranked[:SHOWN]
         ]
         table = markdown.table(head, rows, 'r' * len(head), rule='')
@@ -360,7 +284,7 @@ class Search:
         )
         (self.workdir / 'search.md').write_text(f'{table}\n\n{summary}\n')
         say(f'\n{table}\n\n{summary}\npython -m kd_jax.main --config={self.best} trains it again')
-        self._plot(complete)
+        plot(self.workdir / 'search.png', self.space, complete)
         return result
 
     @property
@@ -379,67 +303,13 @@ class Search:
         config.runs = ConfigDict({self.name: run})
         text = pprint.pformat(config.to_dict(), width=120, sort_dicts=False)
         return (
-            f'"""The best that a search found: runs.{self.name} with {_words(params)}.\n\n'
+            f'"""The best that a search found: runs.{self.name} with {words(params)}.\n\n'
             f'    python -m kd_jax.main --config={self.best}\n\n'
             'Its teachers are those of the search.\n"""\n\n'
             'from ml_collections import ConfigDict\n\nfrom configs import common\n\n'
             f'CONFIG = {text}\n\n\n'
             'def get_config():\n    return common.follow(ConfigDict(CONFIG))\n'
         )
-
-    def _plot(self, complete: Sequence[Any]) -> None:
-        """Validation accuracy over each number that was searched, in `search.png`."""
-        numbers = [
-            field
-            for field in self.space
-            if all(isinstance(t.params[field], float) for t in complete)
-        ]
-        try:
-            import matplotlib
-        except ImportError:
-            return
-        if not numbers:
-            return
-        matplotlib.use('Agg')
-        from matplotlib import pyplot
-
-        figure, axes = pyplot.subplots(
-            1,
-            len(numbers),
-            figsize=(4 * len(numbers), 3.2),
-            layout='constrained',
-            squeeze=False,
-            sharey=True,
-        )
-        for ax, field in zip(axes[0], numbers, strict=True):
-            accuracies = [
-                mean_std([100 * value for value in t.user_attrs['val']]) for t in complete
-            ]
-            values, spread = [a['mean'] for a in accuracies], [a['std'] or 0.0 for a in accuracies]
-            ax.errorbar([t.params[field] for t in complete], values, spread, fmt='o', capsize=2)
-            ax.set_xlabel(field)
-            if getattr(self.space[field], 'log', False):
-                ax.set_xscale('log')
-                low, high = ax.get_xlim()
-                ticks = [low * (high / low) ** (k / 4) for k in range(5)]
-                ax.set_xticks(ticks, [f'{tick:.2g}' for tick in ticks])
-                ax.set_xticks([], minor=True)
-        # A trial that went wrong would press all others into a line at the top.
-        best, middle = max(values), statistics.median(values)
-        floor = best - max(4 * (best - middle), 1.0)
-        below = sum(value < floor for value in values)
-        axes[0][0].set_ylim(bottom=floor if below else None, top=best + 0.15 * (best - floor))
-        axes[0][0].set_ylabel('validation top-1 %' + (f' ({below} below)' if below else ''))
-        figure.savefig(self.workdir / 'search.png', dpi=120)
-        pyplot.close(figure)
-
-
-def _word(value: Any) -> str:
-    return f'{value:.3g}' if isinstance(value, float) else str(value)
-
-
-def _words(params: Mapping[str, Any]) -> str:
-    return ', '.join(f'{field}={_word(value)}' for field, value in params.items())
 
 
 def main(argv: list[str]) -> None:

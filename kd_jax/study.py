@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from kd_jax import build, executors, extraction, jobs, parallel, report, runtime, trained
 from kd_jax import config as config_lib
 from kd_jax.errors import UserError
-from kd_jax.library import Library
+from kd_jax.library import Library, store_beside
 from kd_jax.monitor import import_wandb, say
 from kd_jax.spec import Job, RunSpec, TeacherData
 from kd_jax.train import Prune, Stopped, train
@@ -42,17 +42,8 @@ class Study:
             build.check_teachers(name, run)
         self.parallel = parallel.Parallel(config.parallel, config.devices or None, fast=config.fast)
         self.library = Library(self.plan, config, self.workdir, self.parallel)
-        # of what is to train: runs, and sweeps by their own names
-        self.specs: dict[str, RunSpec] = {}
+        self.specs: dict[str, RunSpec] = {}  # of what is to train: runs, and sweeps by their names
         self.failures: list[str] = []
-
-    def unfinished(self, name: str) -> list[int]:
-        """The seeds of a run that are still to train."""
-        return [
-            seed
-            for seed in self.plan.runs[name].seeds
-            if not self.library.directory(name, seed).finished()
-        ]
 
     def check(self) -> None:
         """Finds every mistake that can be found before the first step of the first run."""
@@ -63,18 +54,17 @@ class Study:
             for name in names:
                 run = self.plan.runs[name]
                 for seed in run.seeds:
-                    self.library.directory(name, seed).check_same(
-                        run.to_dict(), config_lib.upgraded
-                    )
-                for seed in reversed(self.unfinished(name)):
+                    directory = self.library.directory(name, seed)
+                    directory.check_same(run.to_dict(), config_lib.upgraded)
+                for seed in reversed(self.library.unfinished(name)):
                     self._check(group, name, seed)
 
     def _check(self, group: str, name: str, seed: int) -> None:
         run = self.plan.runs[name]
         if group != name and jax.process_count() > 1:
             raise UserError(
-                f'{group} is a sweep, which trains in one process; '
-                'make its members runs of their own'
+                f'{group} is a sweep, which trains in one process; make its members runs '
+                'of their own'
             )
         if group not in self.specs:
             devices = self.parallel.for_batch(run.batch_size, run.optim.accumulate)
@@ -98,34 +88,20 @@ class Study:
         return self.library.load(reference, seed)
 
     def run(self, should_stop: Callable[[], bool]) -> list[dict]:
-        """Trains what is not finished and returns all results;
-        writes results.json and report.md.
-        """
+        """Trains what is not finished, writes results.json and report.md, returns all results."""
         self.check()
         if parallel.is_main():
-            write_json(
-                self.workdir / 'study.json',
-                to_json(self.config.copy_and_resolve_references().to_dict()),
-            )
+            config = self.config.copy_and_resolve_references().to_dict()
+            write_json(self.workdir / 'study.json', to_json(config))
         self.library.finish_imports()
         for group in self.plan.groups(self.chosen):
             self.train(group, should_stop)
-        results = self.results()
+        results = self.library.results()
         if parallel.is_main():
             report.write(self.workdir, results, self.plan.runs)
         if self.failures:
             raise UserError(' '.join(self.failures))
         return results
-
-    def results(self) -> list[dict]:
-        """Of everything that is finished."""
-        directories = [self.library.directory(name, 0) for name in self.library.imports]
-        directories += [
-            self.library.directory(name, seed)
-            for name, run in self.plan.runs.items()
-            for seed in run.seeds
-        ]
-        return [directory.result() for directory in directories if directory.finished()]
 
     def train(
         self,
@@ -142,33 +118,25 @@ class Study:
             return
         sweep = group in self.plan.members
         devices = self.parallel.for_batch(spec.config.batch_size, spec.step.accumulate)
-        executor = (
-            executors.MemberParallel(spec, devices)
-            if sweep
-            else executors.DataParallel(spec, devices)
-        )
+        make = executors.MemberParallel if sweep else executors.DataParallel
+        executor = make(spec, devices)
         if parallel.is_main():
-            say(
-                f'{group} · {report.describe(spec, devices)}'
-                + (f'; {len(waiting)} students' if sweep else '')
-            )
+            count = f'; {len(waiting)} students' if sweep else ''
+            say(f'{group} · {report.describe(spec, devices)}{count}')
         for together in self._taught_alike(waiting) if sweep else [[job] for job in waiting]:
             if parallel.in_any_process(should_stop()):
                 raise Stopped
             executor.clear()  # what the jobs before had on the devices
             executor.teach(self._teachers(executor, together[0], should_stop))
-            options = {'tensorboard': self.config.tensorboard, 'wandb': self.config.wandb}
-            profile = tuple(self.config.profile)
-            failed = train(
+            for why in train(
                 executor,
                 together,
                 should_stop=should_stop,
-                options=options,
-                profile=profile,
+                options={'tensorboard': self.config.tensorboard, 'wandb': self.config.wandb},
+                profile=tuple(self.config.profile),
                 prune=prune,
                 test=test,
-            )
-            for why in failed:
+            ):
                 self._give_up(why, said=sweep)
         self.library.forget()
         del executor, spec
@@ -178,22 +146,18 @@ class Study:
         """What is to train of a run or of a sweep, and can be."""
         waiting = []
         for name in self.plan.groups(self.chosen)[group]:
-            run, unfinished = self.plan.runs[name], self.unfinished(name)
+            run, unfinished = self.plan.runs[name], self.library.unfinished(name)
             if parallel.is_main() and group == name:
-                for seed in run.seeds:
-                    if seed not in unfinished:
-                        say(f'{name} seed {seed} · finished earlier')
+                for seed in (seed for seed in run.seeds if seed not in unfinished):
+                    say(f'{name} seed {seed} · finished earlier')
             for seed in unfinished:
                 lacking = self.library.lacks(run, seed)
                 if lacking:
-                    self._give_up(
-                        f'{name} seed {seed} was not trained, for {lacking} did not get to its end'
-                    )
+                    why = f'for {lacking} did not get to its end'
+                    self._give_up(f'{name} seed {seed} was not trained, {why}')
                     continue
-                directory, start = (
-                    self.library.directory(name, seed).path,
-                    self.library.start(run, seed),
-                )
+                directory = self.library.directory(name, seed).path
+                start = self.library.start(run, seed)
                 waiting.append(build.job_of(self.specs[group], name, run, seed, directory, start))
         # nobody finishes a seed while another still looks what is finished
         parallel.barrier(f'{group} listed')
@@ -204,9 +168,8 @@ class Study:
         groups: dict[tuple[epath.Path, ...], list[Job]] = {}
         for job in waiting:
             names = jobs.outside(job.config.teachers)
-            groups.setdefault(
-                tuple(self.library.find(name, job.seed).path for name in names), []
-            ).append(job)
+            teachers = tuple(self.library.find(name, job.seed).path for name in names)
+            groups.setdefault(teachers, []).append(job)
         return list(groups.values())
 
     def _give_up(self, why: str, *, said: bool = False) -> None:
@@ -228,7 +191,8 @@ class Study:
         wanted = extraction.Extraction(
             models, spec.dataset, spec.targets, executor.parallel, spec.step.precision, title
         )
-        directories = [self.library.store_of(name, job.seed) for name in teachers]
+        there = [self.library.find(name, job.seed) for name in teachers]
+        directories = [store_beside(teacher, self.workdir) for teacher in there]
         rows = extraction.obtain(wanted, directories, should_stop)
         if rows is None:
             raise Stopped

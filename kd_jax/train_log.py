@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from kd_jax import build, evaluation, parallel
+from kd_jax import evaluation, parallel
 from kd_jax.checkpoint import Checkpoints, restored
 from kd_jax.errors import Diverged
 from kd_jax.executors import Dispatch
+from kd_jax.initialization import initial_state
 from kd_jax.models.common import param_count
 from kd_jax.monitor import Monitor, say, warn
 from kd_jax.spec import Job, TrainState
@@ -207,7 +208,7 @@ class JobLog:
             }
             self.directory.start(to_json(about | {'config': config}))
         parallel.barrier(f'{job.title} directory')
-        fresh = build.initial_state(job)
+        fresh = initial_state(job)
         with contextlib.ExitStack() as stack:
             self.checkpoints = stack.enter_context(Checkpoints(self.directory.checkpoints))
             self.state, meta = self.checkpoints.restore_latest(fresh, warn) or (fresh, {})

@@ -11,6 +11,7 @@ from helpers import random_splits
 
 from kd_jax import build, config, executors, extraction, jobs, trained
 from kd_jax.config import check_run
+from kd_jax.initialization import initial_state
 from kd_jax.models import initial
 from kd_jax.parallel import Parallel
 
@@ -76,7 +77,7 @@ def start(run, dataset=None, mode='jit', devices=1, *, steps=2, workdir=None, se
         for name, member in members.items()
         for seed in seeds
     ]
-    executor.load(todo, [build.initial_state(job) for job in todo])
+    executor.load(todo, [initial_state(job) for job in todo])
     return executor, todo
 
 

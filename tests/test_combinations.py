@@ -10,9 +10,9 @@ import pytest
 from helpers import random_splits
 from steps import MODES, largest_difference, run_of, start, train
 
-from kd_jax import build
 from kd_jax.checkpoint import Checkpoints
 from kd_jax.errors import UserError
+from kd_jax.initialization import initial_state
 
 # What each does to a run that learns from the teacher 'a': (changes of the run, of the
 # augmentation, teachers added).
@@ -96,7 +96,7 @@ def test_they_agree_on_all_devices_and_resume(names, tmp_path):
         histories[mode] = train(executor, (1, 1))
         states[mode] = jax.device_get(executor.states())
         if mode == 'jit on 1':
-            executor.load(todo, [build.initial_state(job) for job in todo])
+            executor.load(todo, [initial_state(job) for job in todo])
             train(executor, (1,))
             kept = jax.device_get(executor.states())
             executor.load(
@@ -112,7 +112,7 @@ def test_they_agree_on_all_devices_and_resume(names, tmp_path):
             )
     one = states['jit on 1']
     assert len(one) == (4 if 'sweep' in names else 1)
-    first = [build.initial_state(job).params for job in todo]
+    first = [initial_state(job).params for job in todo]
     assert largest_difference([state.params for state in one], first) > 1e-4
     assert all(int(state.step) == 2 for state in one)
     for mode in ('jit on 4', 'pmap on 4'):

@@ -21,6 +21,7 @@ from kd_jax.checkpoint import load_variables
 from kd_jax.data import batches
 from kd_jax.errors import UserError
 from kd_jax.executors import Dispatch, selected
+from kd_jax.initialization import initial_state
 from kd_jax.monitor import Monitor
 from kd_jax.parallel import Parallel
 from kd_jax.placement import Placement
@@ -58,7 +59,7 @@ def executor_of(parallel, steps_per_dispatch=0, **changes):
     spec = build.run_spec('alone', run, random_splits(), {}, parallel, steps_per_dispatch)
     executor = executors.DataParallel(spec, parallel)
     job = build.job_of(spec, 'alone', run, 0, Path())
-    executor.load([job], [build.initial_state(job)])
+    executor.load([job], [initial_state(job)])
     return executor
 
 
@@ -67,7 +68,7 @@ def dispatched(executor, counts):
     pads a dispatch is nonsense.
     """
     history, real = [], Placement.batches.__get__(executor.placement)
-    executor.load(executor.jobs, [build.initial_state(job) for job in executor.jobs])
+    executor.load(executor.jobs, [initial_state(job) for job in executor.jobs])
 
     def padded(order, step, count, teachers):
         batch = real(order, step, count, teachers)

@@ -15,12 +15,12 @@ from test_models import random_variables
 from test_study import config_of, final_params, train
 
 from configs import common
-from kd_jax import imported, pretrained, trained
+from kd_jax import imported, trained
 from kd_jax.errors import UserError
 from kd_jax.evaluate import evaluate_run
 from kd_jax.models import build
 from kd_jax.networks import Network
-from kd_jax.pretrained import resnet
+from kd_jax.pretrained import matching, resnet
 
 MEAN, STD = (0.3, 0.4, 0.5), (0.2, 0.25, 0.3)
 
@@ -35,7 +35,7 @@ def state_of(classes, seed=0, **overrides):
     }
     state = {}
     for path, x in shapes.items():
-        name = f'{resnet.repdistiller("/".join(path[1:-1]), ())}.{pretrained.LEAVES[path[-1]]}'
+        name = f'{resnet.repdistiller("/".join(path[1:-1]), ())}.{matching.LEAVES[path[-1]]}'
         state[name] = np.ascontiguousarray(x.transpose(3, 2, 0, 1) if x.ndim == 4 else x.T)
     return state, variables
 

@@ -12,7 +12,8 @@ import test_relations
 from helpers import random_splits
 from steps import MODES, largest_difference, run_of, start, train
 
-from kd_jax import build, config
+from kd_jax import config
+from kd_jax.initialization import initial_state
 from kd_jax.objectives import OBJECTIVES
 
 ORACLES = [
@@ -59,7 +60,8 @@ def test_one_device_and_four_give_the_same_after_three_steps(name, mode):
         executor, (job,) = start(run, splits, *MODES[key], steps=1)
         histories += train(executor, (1, 1, 1))
         states += jax.device_get(executor.states())
-    (state, other), (history, other_history), first = states, histories, build.initial_state(job)
+    (state, other), (history, other_history) = states, histories
+    first = initial_state(job)
     assert all(
         np.isfinite(x).all() for x in jax.tree.leaves((state.params, state.model_state, history))
     )

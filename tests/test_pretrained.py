@@ -21,6 +21,7 @@ from zoo import EXPECTED
 from kd_jax import models, pretrained, trained
 from kd_jax.errors import UserError
 from kd_jax.pretrained import __main__ as command
+from kd_jax.pretrained import matching
 from kd_jax.workdir import RunDirectory, find_run
 
 IMPORTED = sorted(name for name in models.MODELS if models.MODELS[name].func in pretrained.RULES)
@@ -76,16 +77,14 @@ def torch_like(name, classes=7, **overrides):
     """{PyTorch's name: zeros} of a model under its first rule that fits; broadcast,
     so that they cost no memory.
     """
-    shapes = pretrained._shapes(name, overrides)
+    shapes = matching.shapes_of(name, overrides)
     for rule in pretrained.RULES[models.MODELS[name].func]:
-        places = pretrained._names(shapes, rule)
+        places = matching.names_of(shapes, rule)
         if places:
             break
     tensors = {}
     for key, place in places.items():
-        shape = [
-            {pretrained.CLASSES: classes, pretrained.CHANNELS: 3}.get(n, n) for n in shapes[place]
-        ]
+        shape = [{matching.CLASSES: classes, matching.CHANNELS: 3}.get(n, n) for n in shapes[place]]
         shape = (
             [shape[i] for i in {2: (1, 0), 4: (3, 2, 0, 1)}[len(shape)]]
             if place[-1] == 'kernel'
@@ -318,13 +317,13 @@ def test_the_tensors_of_every_model_are_found_and_are_no_other_models(name):
     """
     tensors = torch_like(name)
     assert sum(x.size for x in tensors.values()) > 50_000
-    assert pretrained._fits(tensors, name)
-    fit = pretrained._best_fit(tensors, name, {})
-    assert fit.sizes == {pretrained.CLASSES: 7, pretrained.CHANNELS: 3}
+    assert matching.fits(tensors, name)
+    fit = matching.best_fit(tensors, name, {})
+    assert fit.sizes == {matching.CLASSES: 7, matching.CHANNELS: 3}
     assert len(set(fit.places.values())) == len(fit.places) == len(tensors)
     one = next(iter(tensors))
-    assert not pretrained._fits({key: x for key, x in tensors.items() if key != one}, name)
-    assert not pretrained._fits(tensors | {'another.weight': tensors[one]}, name)
+    assert not matching.fits({key: x for key, x in tensors.items() if key != one}, name)
+    assert not matching.fits(tensors | {'another.weight': tensors[one]}, name)
 
 
 def test_no_two_models_for_the_same_images_have_the_same_tensors():

@@ -11,9 +11,9 @@ from steps import train as train_steps
 from test_study import config_of, train
 
 from configs import common
-from kd_jax import build
 from kd_jax.checkpoint import Checkpoints
 from kd_jax.errors import UserError
+from kd_jax.initialization import initial_state
 from kd_jax.teacher_outputs import EMA, PEER, SELF_TEACHERS, SNAPSHOT, outside
 from kd_jax.train import Stopped
 
@@ -41,7 +41,7 @@ def alone(
 
 def states_at(executor, steps):
     """The states of an executor's job after so many steps each."""
-    executor.load(executor.jobs, [build.initial_state(job) for job in executor.jobs])
+    executor.load(executor.jobs, [initial_state(job) for job in executor.jobs])
     states, at = [], 0
     for step in steps:
         train_steps(executor, (1,) * (step - at), begin=at)
@@ -69,7 +69,7 @@ def test_one_device_and_four_give_the_same(kind, mode):
 
 def test_the_snapshot_is_what_the_student_was_and_teaches_from_then_on():
     executor, _, history = alone(SNAPSHOT, snapshot_steps=3, steps=6)
-    first = build.initial_state(executor.jobs[0])
+    first = initial_state(executor.jobs[0])
     second, third, fifth, sixth = states_at(executor, (2, 3, 5, 6))
     assert largest_difference(second.snapshot['params'], first.params['student']) == 0
     assert largest_difference(third.snapshot['params'], third.params['student']) == 0
@@ -125,7 +125,7 @@ def peers(exchanged=False, equal=False):
         random_splits(),
         steps=1,
     )
-    state = build.initial_state(job)
+    state = initial_state(job)
     params = dict(state.params)
     if exchanged:
         params |= {'student': params['peer'], 'peer': params['student']}
@@ -165,7 +165,7 @@ def test_freezing_is_the_students_own():
     executor, state, _ = alone(
         PEER, steps=1, model='resnet8', **{'optim.freeze': ('stem', 'stage')}
     )
-    first = build.initial_state(executor.jobs[0])
+    first = initial_state(executor.jobs[0])
     assert largest_difference(first.model_state['student'], state.model_state['student']) == 0
     assert largest_difference(first.model_state['peer'], state.model_state['peer']) > 1e-3
 

@@ -10,10 +10,11 @@ import pytest
 from helpers import random_splits
 from steps import BATCH, MODES, drawn, largest_difference, run_of, start, teachers_of, train
 
-from kd_jax import build, config, evaluation, models
+from kd_jax import config, evaluation, models
 from kd_jax.data import batches
 from kd_jax.data.views import Views
 from kd_jax.errors import UserError
+from kd_jax.initialization import initial_state
 from kd_jax.networks import Network
 from kd_jax.parallel import Parallel
 from kd_jax.step import make_eval_step
@@ -101,7 +102,7 @@ def test_frozen_layers_keep_parameters_and_running_statistics():
     executor, last, _ = trained(
         random_splits(), steps=5, **{'optim.freeze': frozen, 'optim.weight_decay': 5e-4}
     )
-    first = build.initial_state(executor.jobs[0])
+    first = initial_state(executor.jobs[0])
     before, after = (
         flax.traverse_util.flatten_dict(
             {'params': state.params['student'], **state.model_state['student']}, sep='/'
@@ -116,7 +117,7 @@ def test_frozen_layers_keep_parameters_and_running_statistics():
 
 def test_average_follows_the_weights():
     executor, state, _ = trained(random_splits(), model='cnn', **{'optim.ema_decay': 0.99})
-    first = build.initial_state(executor.jobs[0])
+    first = initial_state(executor.jobs[0])
     distance = largest_difference(state.ema['params'], state.params['student'])
     assert 0 < distance < largest_difference(first.params, state.params)
 

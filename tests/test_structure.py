@@ -23,14 +23,14 @@ LAYERS = (
     ('errors', 'markdown', 'spread'),
     ('fields',),
     ('models', 'objectives', 'data', 'metrics', 'optim'),
-    ('networks', 'checkpoint', 'workdir', 'monitor', 'runtime', 'command'),
+    ('networks', 'checkpoint', 'workdir', 'monitor', 'runtime', 'command', 'dispatch'),
     ('config', 'spec', 'parallel', 'target_store', 'pretrained'),
     ('step', 'teacher_outputs', 'trained', 'jobs'),
-    ('evaluation', 'extraction', 'imported'),
+    ('evaluation', 'extraction', 'imported', 'initialization'),
     ('build', 'library', 'placement', 'executors'),
     ('train_log', 'train', 'report'),
     ('study',),
-    ('main', 'evaluate', 'search', 'soft_targets', 'zoo'),
+    ('main', 'evaluate', 'search_space', 'search_report', 'search', 'soft_targets', 'zoo'),
 )
 LAYER = {module: number for number, modules in enumerate(LAYERS) for module in modules}
 # need these packages alone

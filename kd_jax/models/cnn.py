@@ -6,7 +6,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from kd_jax.models import layers
-from kd_jax.models.common import Classifier, ConvBN, max_pool, odd, run_stage, scaled
+from kd_jax.models.common import Classifier, ConvBN, odd, run_stage, scaled
+from kd_jax.models.pooling import max_pool
 
 
 class CNN(Classifier, kw_only=True):

@@ -1,5 +1,5 @@
 """What every model family shares: the `Output` vocabulary, the classifier around a
-backbone, blocks and pooling.
+backbone, and blocks.
 
 Parameter paths are the same in every family, so that a pattern can name them: `stem/...`,
 `stage<i>_...` and `head/kernel`, `head/bias`; everything that depends on the classes, and
@@ -16,12 +16,12 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from kd_jax.errors import UserError
 from kd_jax.fields import field, flag, is_number, number, several
 from kd_jax.models import layers
 from kd_jax.models.layers import BatchNorm, Setting
+from kd_jax.models.pooling import adaptive_avg_pool, global_pool
 
 Features = dict[str, jax.Array]
 
@@ -311,54 +311,6 @@ class Dropout(nn.Module):
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(x.shape[0]))
         keep = jax.vmap(lambda k: jax.random.bernoulli(k, 1.0 - self.rate, shape))(keys)
         return jnp.where(keep, x / (1.0 - self.rate), 0.0).astype(x.dtype)
-
-
-def global_pool(x):
-    """Average over the image, in float32: `[B, H, W, C] -> [B, C]`."""
-    return x.mean(axis=(1, 2), dtype=jnp.float32)
-
-
-def max_pool(x, kernel: int, stride: int, padding: int = 0, ceil: bool = False):
-    """PyTorch's max pooling of `[B, H, W, C]`; with `ceil` a last window that begins
-    inside the image counts too.
-    """
-    pads = []
-    for size in x.shape[1:3]:
-        extra = 0
-        if ceil:
-            windows = -(-(size + 2 * padding - kernel) // stride) + 1
-            if (windows - 1) * stride >= size + padding:  # it would begin in the padding
-                windows -= 1
-            extra = max((windows - 1) * stride + kernel - size - 2 * padding, 0)
-        pads.append((padding, padding + extra))
-    return nn.max_pool(x, (kernel, kernel), (stride, stride), pads)
-
-
-def avg_pool(x, kernel: int, stride: int, padding: int = 0):
-    """PyTorch's average pooling of `[B, H, W, C]`; the padding's zeros count."""
-    return nn.avg_pool(x, (kernel, kernel), (stride, stride), [(padding, padding)] * 2)
-
-
-def adaptive_avg_pool(x, size: tuple[int, int]):
-    """PyTorch's adaptive average pooling, `[B, H, W, C] -> [B, *size, C]`.
-
-    Output i averages rows floor(i H / h) to ceil((i + 1) H / h) - 1: with more
-    outputs than rows, rows repeat.
-    """
-    if x.shape[1:3] == tuple(size):
-        return x
-
-    def weights(length, outputs):
-        matrix = np.zeros((outputs, length), np.float32)
-        for i in range(outputs):
-            first, last = i * length // outputs, -(-(i + 1) * length // outputs)
-            matrix[i, first:last] = 1 / (last - first)
-        return jnp.asarray(matrix, x.dtype)
-
-    rows, columns = (
-        weights(length, outputs) for length, outputs in zip(x.shape[1:3], size, strict=True)
-    )
-    return jnp.einsum('ih,bhwc,jw->bijc', rows, x, columns)
 
 
 def check_size(x, least: int, name: str) -> None:

@@ -10,12 +10,12 @@ from kd_jax.models.common import (
     block,
     deepened,
     divisible,
-    global_pool,
     multiplier,
     odd,
     share,
 )
 from kd_jax.models.mobilenet import InvertedResidual
+from kd_jax.models.pooling import global_pool
 
 # (expansion, channels, blocks, stride of the first block, kernel), one row a stage.
 STAGES = (

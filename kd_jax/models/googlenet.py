@@ -5,19 +5,9 @@ import jax.numpy as jnp
 
 from kd_jax.fields import flag
 from kd_jax.models import layers
-from kd_jax.models.common import (
-    Classifier,
-    ConvBN,
-    Dropout,
-    Exit,
-    adaptive_avg_pool,
-    block,
-    check_size,
-    global_pool,
-    max_pool,
-    scaled,
-)
+from kd_jax.models.common import Classifier, ConvBN, Dropout, Exit, block, check_size, scaled
 from kd_jax.models.layers import Setting
+from kd_jax.models.pooling import adaptive_avg_pool, global_pool, max_pool
 
 # Channels of 1x1; 1x1 and 3x3; 1x1 and "5x5"; pooled 1x1 (table 1 of the paper), one row
 # a module, one tuple a stage.

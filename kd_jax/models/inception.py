@@ -5,19 +5,9 @@ import jax.numpy as jnp
 
 from kd_jax.fields import flag
 from kd_jax.models import layers
-from kd_jax.models.common import (
-    Classifier,
-    ConvBN,
-    Exit,
-    adaptive_avg_pool,
-    avg_pool,
-    block,
-    check_size,
-    global_pool,
-    max_pool,
-    scaled,
-)
+from kd_jax.models.common import Classifier, ConvBN, Exit, block, check_size, scaled
 from kd_jax.models.layers import Setting
+from kd_jax.models.pooling import adaptive_avg_pool, avg_pool, global_pool, max_pool
 
 
 class Mixed(nn.Module):

@@ -18,13 +18,13 @@ from kd_jax.models.common import (
     block,
     deepened,
     divisible,
-    global_pool,
     multiplier,
     odd,
     run_stage,
     scaled,
 )
 from kd_jax.models.layers import Setting
+from kd_jax.models.pooling import global_pool
 
 Activation = Callable[[jax.Array], jax.Array]
 

@@ -7,17 +7,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from kd_jax.models import layers
-from kd_jax.models.common import (
-    Classifier,
-    ConvBN,
-    block,
-    deepened,
-    divisible,
-    global_pool,
-    multiplier,
-    odd,
-)
+from kd_jax.models.common import Classifier, ConvBN, block, deepened, divisible, multiplier, odd
 from kd_jax.models.mobilenet import InvertedResidual
+from kd_jax.models.pooling import global_pool
 
 
 class Stage(NamedTuple):

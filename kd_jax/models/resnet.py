@@ -15,14 +15,13 @@ from kd_jax.models.common import (
     ConvBN,
     Features,
     deepened,
-    global_pool,
-    max_pool,
     multiplier,
     odd,
     run_stage,
     scaled,
 )
 from kd_jax.models.layers import Setting
+from kd_jax.models.pooling import global_pool, max_pool
 
 
 class BasicBlock(nn.Module):

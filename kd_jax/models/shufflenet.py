@@ -10,17 +10,15 @@ from kd_jax.fields import field
 from kd_jax.models.common import (
     Classifier,
     ConvBN,
-    avg_pool,
     block,
     deepened,
-    global_pool,
-    max_pool,
     multiplier,
     odd,
     run_stage,
     scaled,
 )
 from kd_jax.models.layers import Setting
+from kd_jax.models.pooling import avg_pool, global_pool, max_pool
 
 # Version 1: channels of the first stage by the number of groups, chosen for equal cost; each
 # further stage has twice as many.

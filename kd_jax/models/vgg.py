@@ -11,16 +11,14 @@ from kd_jax.models.common import (
     ConvBN,
     Dropout,
     Features,
-    adaptive_avg_pool,
     check_size,
     deepened,
-    global_pool,
-    max_pool,
     multiplier,
     odd,
     run_stage,
     scaled,
 )
+from kd_jax.models.pooling import adaptive_avg_pool, global_pool, max_pool
 
 CHANNELS = (64, 128, 256, 512, 512)  # of the convolutions of each stage
 

@@ -3,17 +3,9 @@
 import flax.linen as nn
 
 from kd_jax.fields import number
-from kd_jax.models.common import (
-    Classifier,
-    Dropout,
-    deepened,
-    global_pool,
-    multiplier,
-    odd,
-    scaled,
-    share,
-)
+from kd_jax.models.common import Classifier, Dropout, deepened, multiplier, odd, scaled, share
 from kd_jax.models.layers import BatchNorm, Conv, Setting
+from kd_jax.models.pooling import global_pool
 from kd_jax.models.resnet import residual_stages
 
 

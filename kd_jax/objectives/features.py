@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.fields import number
-from kd_jax.models.common import ConvBN, adaptive_avg_pool
+from kd_jax.models.common import ConvBN
 from kd_jax.models.initial import Constant, param
 from kd_jax.models.layers import Conv
+from kd_jax.models.pooling import adaptive_avg_pool
 from kd_jax.objectives.common import unit
 from kd_jax.objectives.matching import FeatureLoss, as_map, before_activation, same_size
 

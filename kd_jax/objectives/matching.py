@@ -15,8 +15,9 @@ import jax.numpy as jnp
 
 from kd_jax.errors import UserError, unknown
 from kd_jax.fields import names
-from kd_jax.models.common import ConvBN, Output, adaptive_avg_pool
+from kd_jax.models.common import ConvBN, Output
 from kd_jax.models.layers import Setting
+from kd_jax.models.pooling import adaptive_avg_pool
 from kd_jax.objectives.common import Loss
 
 Pair = tuple[str, str]
