@@ -1,7 +1,8 @@
 """Commands of the package in processes of their own, which need not import it first.
 
-`python -m kd_jax.main` takes about three CPU-seconds for its imports alone. A server that has imported the package, but has no
-device and no flag yet, forks a process for each command; its working directory, environment, output and signals are its own.
+`python -m kd_jax.main` takes three CPU-seconds for its imports alone. A server that has imported
+the package, but has no device and no flag yet, forks a process for each command; its working
+directory, environment, output and signals are its own.
 """
 
 import json
@@ -29,7 +30,7 @@ IMPORTED = (
 OUTPUTS = ('stdout', 'stderr')
 
 cpu = 0.0  # CPU-seconds of the commands that have ended
-_server = None
+_server = None  # (its process, the socket to it)
 
 
 class Command:
@@ -37,7 +38,7 @@ class Command:
 
     def __init__(self, module, *arguments, cwd=REPOSITORY, env=None):
         self.args = [sys.executable, '-m', module, *map(str, arguments)]
-        self.returncode = None
+        self.returncode = self._output = None
         self._files = [tempfile.TemporaryFile() for _ in OUTPUTS]  # noqa: SIM115
         asked = {
             'module': module,
@@ -54,6 +55,9 @@ class Command:
             if status is not None:
                 self.returncode = os.waitstatus_to_exitcode(status)
                 cpu += seconds
+                self._output = self.output()
+                for file in self._files:
+                    file.close()
         return self.returncode
 
     def wait(self, timeout=300):
@@ -71,10 +75,10 @@ class Command:
 
     def output(self):
         """(stdout, stderr) so far."""
-        texts = []
-        for file in self._files:
-            texts.append(os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode())
-        return tuple(texts)
+        if self._output is None:
+            found = (os.pread(f.fileno(), os.fstat(f.fileno()).st_size, 0) for f in self._files)
+            return tuple(content.decode() for content in found)
+        return self._output
 
     def communicate(self, timeout=300):
         self.wait(timeout)
@@ -92,16 +96,28 @@ def _ask(request, files=()):
     global _server
     if _server is None:
         here, there = socket.socketpair()
-        subprocess.Popen(
-            [sys.executable, __file__, str(there.fileno())], pass_fds=[there.fileno()], cwd=REPOSITORY,
+        process = subprocess.Popen(
+            [sys.executable, __file__, str(there.fileno())],
+            pass_fds=[there.fileno()],
+            cwd=REPOSITORY,
             env=os.environ | {'XLA_FLAGS': ''},
-        )  # fmt: skip
+        )
         there.close()
-        _server = here
-    message = json.dumps(request).encode()
-    socket.send_fds(_server, [len(message).to_bytes(4, 'big')], list(files))
-    _server.sendall(message)
-    return json.loads(_exactly(_server, int.from_bytes(_exactly(_server, 4), 'big')))
+        _server = process, here
+    connection, message = _server[1], json.dumps(request).encode()
+    socket.send_fds(connection, [len(message).to_bytes(4, 'big')], list(files))
+    connection.sendall(message)
+    return json.loads(_exactly(connection, int.from_bytes(_exactly(connection, 4), 'big')))
+
+
+def stop():
+    """Ends the server; its CPU-seconds and those of its commands are this process's children's."""
+    global cpu, _server
+    if _server is not None:
+        process, connection = _server
+        connection.close()
+        process.wait()
+        cpu, _server = 0.0, None
 
 
 def _exactly(connection, count):
@@ -155,7 +171,7 @@ def _become(request, files):
                 else type(current or '')(value)
             )
             jax.config.update(name.lower(), parsed)
-    sys.path[0] = request['cwd']
+    sys.path[:1] = [request['cwd'], *filter(None, request['env'].get('PYTHONPATH', '').split(':'))]
     sys.argv = [request['module'], *request['arguments']]
     runpy.run_module(request['module'], run_name='__main__', alter_sys=True)
 

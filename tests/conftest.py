@@ -55,6 +55,9 @@ def optimised(monkeypatch):
     jax.clear_caches()
 
 
+pytest_plugins = ['cpu_time']
+
+
 @pytest.hookimpl(trylast=True)  # after pytest's own, which writes to stderr
 def pytest_configure(config):
     worker = os.environ.get('PYTEST_XDIST_WORKER')

@@ -1,10 +1,9 @@
 """What several test files need: tiny studies, and the command line in a process of its own."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
+import commands
 import jax
 import numpy as np
 
@@ -78,18 +77,9 @@ def environment(devices=1, **extra):
     )
 
 
-def run_main(*flags, devices=1, timeout=300, cwd=REPOSITORY, **extra):
+def run_main(*flags, devices=1, timeout=300, **extra):
     """`python -m kd_jax.main ...` to its end."""
-    command = [sys.executable, '-m', 'kd_jax.main', *flags]
-    return subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        cwd=cwd,
-        env=environment(devices, **extra),
-        check=False,
-    )
+    return commands.run('kd_jax.main', *flags, env=environment(devices, **extra), timeout=timeout)
 
 
 # A study of seconds: two small networks on the digits.

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 
+import commands
 import numpy as np
 import pytest
 from helpers import REPOSITORY, SMALL, environment, random_splits, run_main, save_npz
@@ -161,19 +162,14 @@ def test_a_config_file_with_a_mistake(text, parts, tmp_path):
 
 
 def test_a_wrong_field_of_soft_targets(tmp_path):
-    done = subprocess.run(
-        [sys.executable, '-m', 'kd_jax.soft_targets', '--teacher=x', '--data=configs/digits.py',
-         '--data.augment.crp=1'],
-        cwd=REPOSITORY, capture_output=True, text=True, env=environment(), check=False,
-    )  # fmt: skip
+    flags = ('--teacher=x', '--data=configs/digits.py', '--data.augment.crp=1')
+    done = commands.run('kd_jax.soft_targets', *flags, env=environment())
     assert_refused(done, "unknown field of augment 'crp'; did you mean 'crop'?")
 
 
 def test_a_config_of_soft_targets_that_is_not_there():
-    done = subprocess.run(
-        [sys.executable, '-m', 'kd_jax.soft_targets', '--teacher=x', '--data=configs/nothing.py'],
-        cwd=REPOSITORY, capture_output=True, text=True, env=environment(), check=False,
-    )  # fmt: skip
+    flags = ('--teacher=x', '--data=configs/nothing.py')
+    done = commands.run('kd_jax.soft_targets', *flags, env=environment())
     assert_refused(done, "cannot read the config 'configs/nothing.py'")
 
 

@@ -324,12 +324,11 @@ def test_install_brings_code_that_runs_and_the_bounds_of_requirements(tmp_path):
     here = str(tmp_path / 'kd_jax.tar.gz')
     subprocess.run([here if word == archive else word for word in tar], check=True)
     subprocess.run(['tar', '-xzf', here, '-C', str(tmp_path)], check=True)
-    done = run_main(
-        '--config=configs/digits.py',
-        '--only=nobody',
-        f'--workdir={tmp_path / "runs"}',
-        cwd=tmp_path,
-    )
+    flags = ('--config=configs/digits.py', '--only=nobody', f'--workdir={tmp_path / "runs"}')
+    done = subprocess.run(
+        [sys.executable, '-m', 'kd_jax.main', *flags],
+        capture_output=True, text=True, cwd=tmp_path, env=environment(), check=False,
+    )  # fmt: skip
     assert done.returncode == 2 and "unknown run 'nobody'" in done.stderr
 
 

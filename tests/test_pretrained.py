@@ -6,15 +6,15 @@ import json
 import math
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import flax
+import commands
 import jax
 import numpy as np
 import pytest
 import torch_files
-from helpers import REPOSITORY, environment
+from helpers import environment
 from model_reference import Reference
 from zoo import EXPECTED
 
@@ -508,32 +508,15 @@ def test_the_command_in_a_process_of_its_own(file, tmp_path):
         f'--classes={names}',
         *CIFAR_FLAGS,
     ]
-    line = [sys.executable, '-m', 'kd_jax.pretrained', *flags]
-    done = subprocess.run(
-        line,
-        capture_output=True,
-        text=True,
-        cwd=REPOSITORY,
-        env=environment(),
-        timeout=300,
-        check=False,
-    )
+    done = commands.run('kd_jax.pretrained', *flags, env=environment())
     assert (done.returncode, done.stderr) == (0, '')
     assert done.stdout == f'big: {PARAMS:,} parameters, 7 classes; teacher: {tmp_path}/runs/big\n'
     facts = json.loads((tmp_path / 'runs/big/seed0/config.json').read_text())['data']
     assert facts['class_names'] == [f'class {i}' for i in range(7)]
     assert facts['image_shape'] == [32, 32, 3] and facts['mean'] == list(CIFAR['mean'])
     assert trained.load(find_run(tmp_path / 'runs/big', seed=0)).network.model.num_classes == 7
-    line[3] = f'{tmp_path}/nothing.pth'
-    broken = subprocess.run(
-        line,
-        capture_output=True,
-        text=True,
-        cwd=REPOSITORY,
-        env=environment(),
-        timeout=300,
-        check=False,
-    )
+    flags[0] = f'{tmp_path}/nothing.pth'
+    broken = commands.run('kd_jax.pretrained', *flags, env=environment())
     assert broken.returncode == 2 and broken.stdout == ''
     assert broken.stderr.startswith('error: ') and broken.stderr.count('\n') == 1
 

@@ -2,13 +2,12 @@
 
 import json
 import signal
-import subprocess
-import sys
 import time
 
+import commands
 import numpy as np
 import pytest
-from helpers import REPOSITORY, SMALL, environment, run_main
+from helpers import SMALL, environment, run_main
 
 from kd_jax.checkpoint import load_variables
 from kd_jax.workdir import RunDirectory
@@ -48,15 +47,7 @@ def assert_same(one, other, run):
 
 
 def start(workdir):
-    command = [sys.executable, '-m', 'kd_jax.main', *FLAGS, f'--workdir={workdir}']
-    return subprocess.Popen(
-        command,
-        cwd=REPOSITORY,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return commands.Command('kd_jax.main', *FLAGS, f'--workdir={workdir}', env=environment())
 
 
 @pytest.fixture(scope='module')
@@ -70,7 +61,7 @@ def undisturbed(tmp_path_factory):
 def wait_for(path, process, seconds=120):
     end = time.monotonic() + seconds
     while not path.exists():
-        assert process.poll() is None and time.monotonic() < end, process.stdout.read()
+        assert process.poll() is None and time.monotonic() < end, process.output()
         time.sleep(0.002)
 
 

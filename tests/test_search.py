@@ -5,12 +5,11 @@ they are interrupted or shared.
 import importlib.util
 import json
 import signal
-import subprocess
-import sys
 import time
 
+import commands
 import pytest
-from helpers import REPOSITORY, environment, random_splits, save_npz
+from helpers import environment, random_splits, save_npz
 from test_study import config_of, final_params, train
 
 from configs import common
@@ -204,21 +203,14 @@ def test_other_mistakes_are_one_sentence(data, tmp_path):
 def test_the_command_is_stopped_and_goes_on(tmp_path):
     """SIGTERM in a process of its own; the same command ends the search."""
     command = [
-        sys.executable, '-m', 'kd_jax.search', '--config=configs/digits.py',
+        'kd_jax.search', '--config=configs/digits.py',
         f'--workdir={tmp_path}', '--trials=4', '--together=4',
         '--space=objective.kl.tau=1..16 log', '--config.seeds=(0,)',
         '--config.runs.teacher.model.name=cnn', '--config.runs.teacher.epochs=1.',
         '--config.runs.student.epochs=40.', '--config.runs.student.eval_every=1.',
         '--config.tensorboard=False', '--noprune',
     ]  # fmt: skip
-    process = subprocess.Popen(
-        command,
-        cwd=REPOSITORY,
-        env=environment(2),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    process = commands.Command(*command, env=environment(2))
     end = time.time() + 200
     while (
         time.time() < end
@@ -229,26 +221,10 @@ def test_the_command_is_stopped_and_goes_on(tmp_path):
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=200)[0]
     assert process.returncode == 143 and 'the same command continues' in said, said[-2000:]
-    done = subprocess.run(
-        command,
-        cwd=REPOSITORY,
-        env=environment(2),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = commands.run(*command, env=environment(2))
     assert done.returncode == 0, done.stderr
     assert (
         'resumed at step' in done.stdout and '4 trials complete, 0 pruned, 0 failed' in done.stdout
     )
-    wrong = subprocess.run(
-        [*command[:-1], '--space=x=1,2'],
-        cwd=REPOSITORY,
-        env=environment(1),
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+    wrong = commands.run(*command[:-1], '--space=x=1,2', env=environment(1))
     assert wrong.returncode == 2 and len(wrong.stderr.strip().splitlines()) == 1

@@ -5,14 +5,13 @@ bytes, nothing wrong is used.
 import dataclasses
 import json
 import shutil
-import subprocess
-import sys
 
+import commands
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import REPOSITORY, environment, random_splits, save_npz
+from helpers import environment, random_splits, save_npz
 from test_study import config_of, final_params, train
 
 from configs import common
@@ -459,11 +458,7 @@ def test_the_command_extracts_what_a_study_then_uses(data, tmp_path):
     flags += [f'--data.data.path={data}', '--data.augment.crop=1', '--data.augment.flip=True']
 
     def command(*more):
-        return subprocess.run(
-            [sys.executable, '-m', 'kd_jax.soft_targets', *flags, *more],
-            capture_output=True, text=True, timeout=300, check=False,
-            cwd=REPOSITORY, env=environment(2),
-        )  # fmt: skip
+        return commands.run('kd_jax.soft_targets', *flags, *more, env=environment(2))
 
     done = command()
     assert done.returncode == 0, done.stderr
