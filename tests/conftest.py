@@ -56,6 +56,14 @@ def optimised(monkeypatch):
 
 
 pytest_plugins = ['cpu_time']
+SLOW_TIERS = ('zoo', 'science')
+
+
+def pytest_collection_modifyitems(items):
+    """A tier is a folder; all tests of some are slow."""
+    for item in items:
+        if item.path.parent.name in SLOW_TIERS:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.hookimpl(trylast=True)  # after pytest's own, which writes to stderr

@@ -9,7 +9,8 @@ import numpy as np
 
 from kd_jax.data import ArraySource, Dataset, DatasetInfo
 
-REPOSITORY = Path(__file__).parent.parent
+TESTS = Path(__file__).parent
+REPOSITORY = TESTS.parent
 # as conftest.py has it for the tests themselves
 COMPILES_FAST = '--xla_cpu_use_fusion_emitters=false'
 

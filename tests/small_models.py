@@ -1,0 +1,112 @@
+"""Models of the table, small and with random variables, for tests that need one."""
+
+import math
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import FASTEST_COMPILE, quickly
+from model_facts import EXPECTED, NARROWEST, SIBLINGS, SMALLEST
+
+from kd_jax.models import MODELS
+
+NAMES = sorted(EXPECTED)
+SIBLINGS_SLOWLY = [
+    pytest.param(n, marks=[pytest.mark.slow] if n in SIBLINGS else []) for n in NAMES
+]
+
+# Models whose stages end in a ReLU of the whole; blocks of the others end in a sum, a
+# linear layer or a concatenation.
+RECTIFIED = {
+    name
+    for name, make in MODELS.items()
+    if make.func.__name__
+    in ('CNN', 'CifarResNet', 'ResNet', 'VGG', 'CifarVGG', 'MobileNetV1', 'ShuffleNetV1')
+}
+
+
+def side_of(name):
+    """The smallest image, in pixels, on which the tests call the model."""
+    return SMALLEST.get(name, 32 if EXPECTED[name].size > 32 else 8)
+
+
+def narrow(name):
+    """Overrides under which a large model is quick."""
+    return {'width': NARROWEST.get(name, 0.125)} if EXPECTED[name].size > 32 else {}
+
+
+@cache
+def traced(model, image_shape):
+    """(output, variables) as shapes."""
+    init = partial(model.init_with_output, train=False)
+    return jax.eval_shape(init, jax.random.key(0), jax.ShapeDtypeStruct(image_shape, jnp.float32))
+
+
+def shapes_of(model, image_shape=(2, 32, 32, 3)):
+    """The shapes of the variables, from the plain forms of the layers: they
+    are traced in half the time.
+    """
+    plain = model.clone(fast=False) if hasattr(model, 'fast') else model
+    return traced(plain, tuple(image_shape))[1]
+
+
+def size(tree):
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+def random_variables(model, image_shape, seed=0):
+    """Variables with nothing at a special value: no zero bias, unit scale or zero
+    mean. Much faster than `init`.
+    """
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        name = path[-1].key
+        if name == 'kernel':
+            return np.float32(
+                rng.normal(size=leaf.shape) * math.sqrt(2 / math.prod(leaf.shape[:-1]))
+            )
+        if name in ('scale', 'var'):
+            return np.float32(rng.uniform(0.5, 1.5, leaf.shape))
+        return np.float32(rng.normal(size=leaf.shape) * 0.1)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes_of(model, image_shape))
+
+
+def image_of(*shape, seed=0):
+    return np.float32(np.random.default_rng(seed).normal(size=shape))
+
+
+def predict(model, variables, image, options=FASTEST_COMPILE, **kwargs):
+    """`model.apply` in evaluation mode; where the last bit matters,
+    `options` are `FAST_COMPILE`.
+    """
+    return quickly(partial(model.apply, train=False, **kwargs), options)(variables, image)
+
+
+def feature_shapes(model, *image):
+    """The features' shapes without the batch; what comes before a ReLU has
+    its stage's and is left out.
+    """
+    output, _ = traced(model.clone(fast=False), image)
+    return {
+        key: value.shape[1:] for key, value in output.features.items() if not key.endswith('_pre')
+    }
+
+
+def macs_of(jaxpr):
+    """Multiply-accumulates of every convolution and matrix product in a jaxpr, padding included."""
+    total = 0
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == 'conv_general_dilated':
+            total += math.prod(eqn.outvars[0].aval.shape) * math.prod(eqn.invars[1].aval.shape[:-1])
+        elif eqn.primitive.name == 'dot_general':
+            ((contracted, _), _) = eqn.params['dimension_numbers']
+            total += math.prod(eqn.outvars[0].aval.shape) * math.prod(
+                eqn.invars[0].aval.shape[i] for i in contracted
+            )
+        for value in eqn.params.values():
+            total += macs_of(value.jaxpr) if hasattr(value, 'jaxpr') else 0
+    return total

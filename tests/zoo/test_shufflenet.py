@@ -1,0 +1,447 @@
+"""ShuffleNet: the papers' figures, features, float64 numpy forward passes,
+overrides, refusals, PyTorch's names.
+"""
+
+import re
+from functools import partial
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from model_facts import EXPECTED, SHUFFLENETS
+from model_reference import Reference, rectified
+from small_models import (
+    feature_shapes,
+    image_of,
+    macs_of,
+    predict,
+    random_variables,
+    shapes_of,
+    size,
+)
+
+from kd_jax.errors import UserError
+from kd_jax.models import build
+from kd_jax.models.shufflenet import ShuffleNetV1, ShuffleNetV2, shuffle
+from kd_jax.pretrained import shufflenet as names
+
+COUNTS = (4, 8, 4)  # units in each stage, the striding one included
+# Channels of the stages and of the last convolution, as published.
+V2 = {
+    'imagenet_shufflenet_v2_x0_5': (48, 96, 192, 1024),
+    'imagenet_shufflenet_v2_x1_0': (116, 232, 464, 1024),
+    'imagenet_shufflenet_v2_x1_5': (176, 352, 704, 1024),
+    'imagenet_shufflenet_v2_x2_0': (244, 488, 976, 2048),
+    'cifar_shufflenet_v2_x0_2': (40, 80, 160, 512),
+    'cifar_shufflenet_v2_x0_3': (40, 80, 160, 512),
+    'cifar_shufflenet_v2_x0_5': (48, 96, 192, 1024),
+    'cifar_shufflenet_v2': (116, 232, 464, 1024),
+    'cifar_shufflenet_v2_x1_5': (176, 352, 704, 1024),
+    'cifar_shufflenet_v2_x2_0': (224, 488, 976, 2048),
+}
+V1 = ('imagenet_shufflenet_v1', 'cifar_shufflenet_v1')
+
+
+def test_shuffle_interleaves_the_groups():
+    x = jnp.arange(2 * 3 * 12).reshape(2, 1, 3, 12)
+    assert shuffle(x, 3)[0, 0, 0].tolist() == [0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11]
+    assert shuffle(x, 2)[1, 0, 2].tolist() == [60, 66, 61, 67, 62, 68, 63, 69, 64, 70, 65, 71]
+    assert shuffle(x, 1).tolist() == x.tolist()
+
+
+@pytest.mark.parametrize('name', SHUFFLENETS)
+def test_feature_shapes_at_the_reference_size(name):
+    *widths, last = V2.get(name, (240, 480, 960, 960))
+    stem, *sides = (56, 28, 14, 7) if name.startswith('imagenet') else (32, 16, 8, 4)
+    image = 224 if name.startswith('imagenet') else 32
+    stages = {f'stage{i + 1}': (sides[i], sides[i], widths[i]) for i in range(3)}
+    assert feature_shapes(build(name, 10), 2, image, image, 3) == {
+        'stem': (stem, stem, 24),
+        **stages,
+        'pooled': (last,),
+    }
+
+
+def test_odd_and_tiny_images():
+    shapes = feature_shapes(
+        build('imagenet_shufflenet_v1', 10, width=0.25), 1, 75, 33, 1
+    )  # 75, 38, 19, 10, 5, 3; 33, 17, 9, 5, 3, 2
+    stages = {'stage1': (10, 5, 60), 'stage2': (5, 3, 120), 'stage3': (3, 2, 240)}
+    assert shapes == {'stem': (19, 9, 6), **stages, 'pooled': (240,)}
+    for name in SHUFFLENETS:
+        assert feature_shapes(build(name, 10), 1, 1, 1, 3)['stage3'][:2] == (1, 1)
+
+
+def test_counts_of_version_2_follow_from_arithmetic():
+    for name, (*widths, last) in V2.items():
+        imagenet, facts = name.startswith('imagenet'), EXPECTED[name]
+        side, kernel = (112, 3) if imagenet else (32, 1)
+        convs, inputs = [(kernel, 3, 24, side)], 24  # kernel, inputs of an output, outputs, side
+        side = 56 if imagenet else 32
+        for stage, outputs in enumerate(widths):
+            half = outputs // 2
+            convs += [
+                (3, 1, inputs, side // 2),
+                (1, inputs, half, side // 2),
+                (1, inputs, half, side),
+            ]
+            side //= 2
+            convs += [(3, 1, half, side), (1, half, half, side)]
+            count = 4 if name.endswith('x0_2') else COUNTS[stage]
+            convs += (count - 1) * [
+                (1, half, half, side),
+                (3, 1, half, side),
+                (1, half, half, side),
+            ]
+            inputs = outputs
+        convs.append((1, inputs, last, side))
+        dense, channels = last * facts.classes, sum(out for _, _, out, _ in convs)
+        params = sum(k * k * i * o for k, i, o, _ in convs) + 2 * channels + dense + facts.classes
+        macs = sum(k * k * i * o * s * s for k, i, o, s in convs) + dense
+        assert (params, 2 * channels, macs, last) == (
+            facts.params,
+            facts.statistics,
+            facts.macs,
+            facts.width,
+        ), name
+
+
+def version_1(groups, base, small):
+    """(parameters, running statistics, multiply-accumulates) without the dense layer."""
+    side = 32 if small else 112
+    convs, inputs = [(1 if small else 3, 3, 24, side)], 24
+    side = 32 if small else 56
+    for stage, count in enumerate(COUNTS):
+        outputs = base * 2**stage
+        for number in range(count):
+            new = outputs - inputs if number == 0 else outputs
+            hidden = (new if small else outputs) // 4
+            first = inputs if stage == number == 0 else inputs // groups
+            convs.append((1, first, hidden, side))
+            side //= 2 if number == 0 else 1
+            convs += [(3, 1, hidden, side), (1, hidden // groups, new, side)]
+            inputs = outputs
+    channels = sum(out for _, _, out, _ in convs)
+    return (
+        sum(k * k * i * o for k, i, o, _ in convs) + 2 * channels,
+        2 * channels,
+        sum(k * k * i * o * s * s for k, i, o, s in convs),
+    )
+
+
+@pytest.mark.parametrize('name', V1)
+def test_counts_of_version_1_follow_from_arithmetic(name):
+    facts = EXPECTED[name]
+    params, statistics, macs = version_1(3, 240, small=name.startswith('cifar'))
+    expected = (params + 961 * facts.classes, statistics, macs + 960 * facts.classes)
+    assert (facts.params, facts.statistics, facts.macs) == expected
+
+
+@pytest.mark.parametrize(
+    ('groups', 'base', 'millions'),
+    [(1, 144, 143), (2, 200, 140), (3, 240, 137), (4, 272, 133), (8, 384, 137)],
+)
+def test_version_1_costs_what_its_papers_first_table_says(groups, base, millions):
+    model, image = (
+        build('imagenet_shufflenet_v1', 1000, groups=groups, fast=False),
+        (1, 224, 224, 3),
+    )
+    variables = shapes_of(model, image)
+    macs = (
+        macs_of(
+            jax.make_jaxpr(partial(model.apply, train=False))(variables, jnp.zeros(image)).jaxpr
+        )
+        - 4 * base * 1000
+    )
+    assert round(macs / 1e6) == millions  # the paper leaves the dense layer out
+    params, statistics, expected = version_1(groups, base, small=False)
+    assert macs == expected and size(variables['batch_stats']) == statistics
+    assert size(variables['params']) == params + (4 * base + 1) * 1000
+
+
+class Shuffled(Reference):
+    """Forward passes of both versions in float64; channels are shuffled by
+    their numbers, one at a time.
+    """
+
+    def shuffled(self, x, groups):
+        n = x.shape[-1] // groups
+        order = [group * n + place for place in range(n) for group in range(groups)]
+        return x[..., order]
+
+    def windows(self, x):
+        """The nine shifted copies of x under a 3x3 window of stride 2 in zeros of width 1."""
+        height, width = (-(-n // 2) for n in x.shape[1:3])
+        x = np.pad(x, ((0, 0), (1, 2), (1, 2), (0, 0)))
+        return [
+            x[:, i : i + 2 * height : 2, j : j + 2 * width : 2] for i in range(3) for j in range(3)
+        ]
+
+    def begin(self, x, small):
+        x = self.unit('stem', x, 1 if small else 2)
+        # after ReLU zeros stand for minus infinity
+        return x if small else np.max(self.windows(x), axis=0)
+
+    def each_unit(self):
+        found = {re.match(r'params/(stage(\d+)_block(\d+))/', path) for path in self.values}
+        return sorted({(int(m[2]), int(m[3]), m[1]) for m in found if m})
+
+    def ended(self, features, x):
+        features['pooled'] = x.mean(axis=(1, 2))
+        return features | {'logits': self.linear('head', features['pooled'])}
+
+    def v1(self, x, groups, small):
+        features = {'stem': self.begin(x, small)}
+        x = features['stem']
+        for stage, number, name in self.each_unit():
+            stride, here = (2 if number == 1 else 1), (1 if stage == number == 1 else groups)
+            y = self.shuffled(self.unit(f'{name}/conv1', x, groups=here), here)
+            y = self.unit(f'{name}/conv2', y, stride, groups=y.shape[-1], relu=small)
+            y = self.unit(f'{name}/conv3', y, groups=groups, relu=False)
+            y = (
+                y + x
+                if stride == 1
+                else np.concatenate([y, np.mean(self.windows(x), axis=0)], axis=-1)
+            )
+            features |= rectified(stage, y)
+            x = features[f'stage{stage}']
+        return self.ended(features, x)
+
+    def v2(self, x, small):
+        features = {'stem': self.begin(x, small)}
+        x = features['stem']
+        for stage, number, name in self.each_unit():
+            if number == 1:
+                kept = self.unit(f'{name}/shortcut1', x, 2, groups=x.shape[-1], relu=False)
+                kept, y = self.unit(f'{name}/shortcut2', kept), x
+            else:
+                kept, y = np.split(x, 2, axis=-1)
+            y = self.unit(f'{name}/conv1', y)
+            y = self.unit(
+                f'{name}/conv2', y, 2 if number == 1 else 1, groups=y.shape[-1], relu=False
+            )
+            y = self.unit(f'{name}/conv3', y)
+            features[f'stage{stage}'] = x = self.shuffled(np.concatenate([kept, y], axis=-1), 2)
+        return self.ended(features, self.unit('top', x))
+
+
+SHORT = {'num_classes': 5, 'stage_sizes': (2, 1, 2)}
+FORWARD = {
+    'v1': (
+        ShuffleNetV1(width=0.125, **SHORT),
+        (2, 35, 50, 3),
+        partial(Shuffled.v1, groups=3, small=False),
+    ),
+    'v1 small': (
+        ShuffleNetV1(width=0.125, small=True, **SHORT),
+        (2, 9, 8, 3),
+        partial(Shuffled.v1, groups=3, small=True),
+    ),
+    'v1 of 8 groups': (
+        ShuffleNetV1(width=0.125, groups=8, **SHORT),
+        (2, 37, 33, 1),
+        partial(Shuffled.v1, groups=8, small=False),
+    ),
+    'v2': (ShuffleNetV2(width=0.125, **SHORT), (2, 35, 50, 3), partial(Shuffled.v2, small=False)),
+    'v2 small': (
+        ShuffleNetV2(width=0.25, small=True, stem_kernel=1, kernel=5, **SHORT),
+        (2, 9, 8, 1),
+        partial(Shuffled.v2, small=True),
+    ),
+}
+
+
+@pytest.mark.parametrize(('model', 'image', 'reference'), FORWARD.values(), ids=FORWARD)
+def test_logits_and_features_equal_a_float64_forward_pass(model, image, reference):
+    variables, x = random_variables(model, image), image_of(*image)
+    output = predict(model, variables, x)
+    expected = reference(Shuffled(variables), np.float64(x))
+    got = {**output.features, 'logits': output.logits}
+    assert got.keys() == expected.keys()
+    for key, value in expected.items():
+        assert value.std() > 1e-2  # a dead network would prove nothing
+        np.testing.assert_allclose(got[key], value, atol=2e-4 * np.abs(value).max(), err_msg=key)
+
+
+def kernels_of(model, *image):
+    params = flax.traverse_util.flatten_dict(
+        shapes_of(model, image or (1, 32, 32, 3))['params'], sep='/'
+    )
+    return {
+        path.removesuffix('/kernel'): leaf.shape
+        for path, leaf in params.items()
+        if path.endswith('/kernel')
+    }
+
+
+def test_width_scales_every_layer_and_rounds_up_to_whole_groups():
+    kernels = kernels_of(build('imagenet_shufflenet_v2_x1_0', 10, width=0.25))
+    assert kernels['stem/conv'] == (3, 3, 3, 6)
+    assert kernels['stage1_block2/conv1/conv'] == (1, 1, 15, 15)  # 116 / 4 = 29, made even
+    assert kernels['stage3_block1/conv1/conv'] == (1, 1, 58, 58)
+    assert kernels['top/conv'] == (1, 1, 116, 256)
+    kernels = kernels_of(build('cifar_shufflenet_v1', 10, width=0.1))
+    assert kernels['stem/conv'] == (1, 1, 3, 3)  # 2.4
+    assert kernels['stage1_block1/conv1/conv'] == (1, 1, 3, 6)  # a quarter of 24 - 3 is 5
+    assert kernels['stage1_block1/conv3/conv'] == (1, 1, 2, 21)
+    assert kernels['stage2_block2/conv1/conv'] == (1, 1, 16, 12)
+    assert kernels['head'] == (96, 10)
+
+
+@pytest.mark.parametrize(
+    ('name', 'width'), [(name, width) for name in SHUFFLENETS for width in (0.25, 0.33, 1.7)]
+)
+def test_no_width_leaves_channels_that_groups_do_not_divide(name, width):
+    ours = EXPECTED[name].params
+    narrow = size(shapes_of(build(name, EXPECTED[name].classes, width=width))['params'])
+    assert (narrow < ours) == (width < 1) and narrow != ours
+
+
+@pytest.mark.parametrize(
+    ('depth', 'blocks'), [(0.1, (1, 1, 1)), (0.5, (2, 4, 2)), (1.3, (6, 11, 6))]
+)
+@pytest.mark.parametrize('name', ['imagenet_shufflenet_v2_x0_5', 'cifar_shufflenet_v1'])
+def test_depth_scales_the_units_of_each_stage(name, depth, blocks):
+    found = {
+        re.match(r'stage\d_block\d+', path)[0]
+        for path in kernels_of(build(name, 10, depth=depth))
+        if 'stage' in path
+    }
+    assert found == {
+        f'stage{i}_block{j}' for i, count in enumerate(blocks, start=1) for j in range(1, count + 1)
+    }
+
+
+@pytest.mark.parametrize(
+    ('name', 'depthwise'),
+    [('imagenet_shufflenet_v1', 16), ('cifar_shufflenet_v1', 16), ('cifar_shufflenet_v2', 16 + 3)],
+)
+def test_kernel_replaces_the_depthwise_3x3_and_nothing_else(name, depthwise):
+    before, after = (kernels_of(build(name, 10, kernel=kernel)) for kernel in (3, 5))
+    changed = {path for path in before if before[path] != after[path]}
+    assert len(changed) == depthwise
+    assert {before[path][:3] for path in changed} == {(3, 3, 1)} and {
+        after[path][:3] for path in changed
+    } == {(5, 5, 1)}
+    assert feature_shapes(build(name, 10, kernel=5), 1, 40, 33, 3) == feature_shapes(
+        build(name, 10), 1, 40, 33, 3
+    )
+
+
+@pytest.mark.parametrize(
+    ('name', 'widths'),
+    [('imagenet_shufflenet_v1', (240, 480, 960)), ('cifar_shufflenet_v2', (116, 232, 464))],
+)
+def test_every_unit_gets_its_adapter(name, widths):
+    added = sum(count * (2 * 4 * c + 4 + c) for count, c in zip(COUNTS, widths, strict=True))
+    model = build(name, EXPECTED[name].classes, adapter=4)
+    assert size(shapes_of(model)['params']) == EXPECTED[name].params + added
+
+
+@pytest.mark.parametrize(
+    ('model', 'sentence'),
+    [
+        (
+            build('cifar_shufflenet_v1', 10, groups=8, width=0.0209),
+            (
+                'width 0.0209 with 8 groups leaves stage 1 no more channels than it receives; '
+                'use a greater width or fewer groups'
+            ),
+        ),
+        (
+            build('cifar_shufflenet_v1', 10, width=0.02),
+            'width 0.02 leaves none of a layer of 24 channels; use 0.0417 or more',
+        ),
+        (
+            build('imagenet_shufflenet_v2_x1_0', 10, widths=(116, 232)),
+            (
+                'stage_sizes (4, 8, 4) are 3 stages, but widths (116, 232) are 2; '
+                'give one number a stage in both'
+            ),
+        ),
+    ],
+)
+def test_impossible_overrides_are_refused_in_one_sentence(model, sentence):
+    with pytest.raises(UserError) as error:
+        shapes_of(model)
+    assert str(error.value) == sentence
+
+
+def test_a_number_of_groups_that_the_paper_does_not_have_is_refused():
+    with pytest.raises(
+        UserError,
+        match=(
+            r"^groups 5 of model 'imagenet_shufflenet_v1' is not possible; "
+            r'it must be one of 1, 2, 3, 4, 8$'
+        ),
+    ):
+        build('imagenet_shufflenet_v1', 10, groups=5)
+
+
+def torch_names(rule, model):
+    flat = flax.traverse_util.flatten_dict(shapes_of(model), sep='/')
+    modules = sorted({path.split('/', 1)[1].rsplit('/', 1)[0] for path in flat})
+    result = [rule(module, ()) for module in modules]
+    assert len(result) == len(set(result))
+    return set(result)
+
+
+def test_the_rules_give_the_published_module_names():
+    units = [
+        (stage, index) for stage, count in enumerate(COUNTS, start=1) for index in range(count)
+    ]
+    found = {'conv1.0', 'conv1.1', 'conv5.0', 'conv5.1', 'fc'}
+    found |= {
+        f'stage{stage + 1}.{index}.branch2.{i}'
+        for stage, index in units
+        for i in (0, 1, 3, 4, 5, 6)
+    }
+    found |= {f'stage{stage}.0.branch1.{i}' for stage in (2, 3, 4) for i in range(4)}
+    assert torch_names(names.torchvision, build('imagenet_shufflenet_v2_x0_5', 10)) == found
+    pairs = [(kind, i) for kind in ('conv', 'bn') for i in (1, 2, 3)]
+    found = {f'layer{stage}.{index}.{kind}{i}' for stage, index in units for kind, i in pairs} | {
+        'conv1',
+        'bn1',
+        'linear',
+    }
+    assert torch_names(names.repdistiller_v1, build('cifar_shufflenet_v1', 10)) == found
+    found |= {
+        f'layer{stage}.0.{kind}{i}'
+        for stage in (1, 2, 3)
+        for kind in ('conv', 'bn')
+        for i in (4, 5)
+    } | {'conv2', 'bn2'}
+    assert torch_names(names.repdistiller_v2, build('cifar_shufflenet_v2', 10)) == found
+
+
+def test_layers_are_not_confused():
+    # depthwise
+    assert names.torchvision('stage1_block1/shortcut1/conv', ()) == 'stage2.0.branch1.0'
+    assert names.torchvision('stage1_block1/shortcut2/norm', ()) == 'stage2.0.branch1.3'
+    assert names.torchvision('stage2_block8/conv2/conv', ()) == 'stage3.7.branch2.3'
+    assert names.torchvision('stage2_block8/conv3/norm', ()) == 'stage3.7.branch2.6'
+    assert names.repdistiller_v1('stage3_block1/conv1/norm', ()) == 'layer3.0.bn1'
+    assert names.repdistiller_v2('stage3_block1/conv1/norm', ()) == 'layer3.0.bn3'
+    assert names.repdistiller_v2('stage3_block2/conv1/norm', ()) == 'layer3.1.bn1'
+    assert names.repdistiller_v2('stage3_block1/shortcut2/conv', ()) == 'layer3.0.conv2'
+
+
+@pytest.mark.parametrize(
+    ('rule', 'module', 'source'),
+    [
+        (names.torchvision, 'stage1_block1_adapter/down', 'torchvision'),
+        (names.torchvision, 'stage1_block2/shortcut1/conv', 'torchvision'),
+        (names.repdistiller_v2, 'head_stage2/dense', 'RepDistiller'),
+        (names.repdistiller_v1, 'top/conv', 'RepDistiller'),
+        (names.repdistiller_v1, 'stage1_block1/shortcut1/conv', 'RepDistiller'),
+    ],
+)
+def test_a_module_without_a_counterpart_is_named(rule, module, source):
+    sentence = (
+        f'module {module!r} has no counterpart in the ShuffleNets of '
+        f'{source}; leave it as initialised'
+    )
+    with pytest.raises(UserError, match=f'^{re.escape(sentence)}$'):
+        rule(module, ())
