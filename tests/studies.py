@@ -7,6 +7,15 @@ from kd_jax import study
 from kd_jax.checkpoint import load_variables
 from kd_jax.workdir import RunDirectory
 
+# With larger steps training would amplify rounding until nothing could be compared.
+SMALL_STEPS = {
+    'teachers': ('teacher',),
+    'epochs': 2.0,
+    'select': 'last',
+    'optim.name': 'sgd',
+    'optim.learning_rate': 0.01,
+}
+
 
 def config_of(data, **runs):
     """A study of quick runs on `data`; `runs`: name -> (objective or None, changes)."""
