@@ -191,7 +191,7 @@ def _timing(run: ConfigDict, count: int, parallel: Parallel, steps_per_dispatch:
         for k in range(1, math.ceil(run.epochs / run.eval_every) + 1)
     )
     eval_steps = frozenset(min(max(step, 1), total) for step in due) | {total}
-    # plain gradients are very slow in a CPU's loop
+    # Plain gradients are very slow in a CPU's loop.
     usual = STEPS if not parallel.on_cpu else CPU_STEPS if parallel.fast else 1
     return Timing(total, steps_per_epoch, eval_steps, min(steps_per_dispatch or usual, total))
 

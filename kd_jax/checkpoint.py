@@ -147,7 +147,7 @@ class Checkpoints:
         try:
             action()
         except Exception as error:
-            # tensorstore's and orbax's own types; the text is what they share
+            # The types are tensorstore's and orbax's own; the text is what they share.
             reason = system_reason(error)
             if reason is None:
                 raise

@@ -31,7 +31,7 @@ from kd_jax.fields import (
 )
 from kd_jax.networks import PRECISIONS
 
-# on its own field, see `kd_jax.models.build`
+# What a family allows stands on its own field; see `kd_jax.models.build`.
 FAMILY = Limit(lambda value: True, 'what the family of the model allows')
 
 
@@ -160,7 +160,7 @@ class Imported:
     std: tuple = several((), is_number, 'numbers, one a channel')  # likewise
 
 
-# of a run
+# The groups of a run's fields.
 GROUPS = {
     'model': Model,
     'optim': optim.Settings,

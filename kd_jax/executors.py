@@ -168,7 +168,7 @@ class MemberParallel(Executor):
             role: parallel.compile_each(make_eval_step(network), precision, own=1, shared=2)
             for role, network in run.step.students.items()
         }
-        # states, seeds and hparams, `[D, ...]` each
+        # States, seeds and hparams of each group, `[D, ...]`.
         self._groups: list[tuple[Any, np.ndarray, dict[str, np.ndarray]]] = []
         self._metrics: list[Any] = []
 
@@ -182,7 +182,7 @@ class MemberParallel(Executor):
         self._groups = []
         for first in range(0, len(jobs), wide):
             group = list(jobs[first : first + wide]), host[first : first + wide]
-            # the last may repeat its first job
+            # The last group may repeat its first job.
             some, beside = (part + part[:1] * (wide - len(part)) for part in group)
             hparams = {
                 path: np.array([job.hparams[path] for job in some], np.float32)

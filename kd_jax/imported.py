@@ -14,7 +14,7 @@ from kd_jax.errors import UserError
 from kd_jax.monitor import say, warn
 from kd_jax.workdir import RunDirectory
 
-# in which an imported teacher is measured; it teaches in that of the student's run
+# In which an imported teacher is measured; it teaches in that of the student's run.
 PRECISION = 'float32'
 
 

@@ -16,7 +16,7 @@ from kd_jax.monitor import warn
 from kd_jax.networks import variables_of
 from kd_jax.spec import OBJECTIVE_OF, Job, StepSpec, TeacherSpec, TrainState
 
-# of the random numbers of initial values
+# Of the streams of random numbers that initial values are drawn from.
 NUMBERS = {'student': 1, 'objective': 2, 'peer': 3, 'peer_objective': 4}
 
 

@@ -54,7 +54,7 @@ def sums(
         return ((z > of_label) | ((z == of_label) & (classes < label[:, None]))).sum(axis=1)
 
     rank = rank_of(logits)
-    # a label that is no class is an error that nll shows as NaN
+    # A label that is no class is an error that nll shows as NaN.
     known = valid & ~broken & (label < logits.shape[1])
     right = known & (rank == 0)
     is_label = valid[:, None] & (label[:, None] == classes)  # [B, K]
@@ -78,7 +78,7 @@ def sums(
 
 def _calibration(confidence: jax.Array, valid: jax.Array, right: jax.Array) -> Arrays:
     """Of each confidence bin: examples, their confidence, and how many are right."""
-    # bin m is (m / BINS, (m + 1) / BINS]
+    # Bin m is (m / BINS, (m + 1) / BINS]
     bins = jnp.clip(jnp.ceil(confidence * BINS) - 1, 0, BINS - 1)
     in_bin = valid[:, None] & (bins[:, None] == jnp.arange(BINS)[None])  # [B, BINS]
     undefined = valid & jnp.isnan(confidence)

@@ -61,7 +61,7 @@ def sinks(
 
         writers.append(to_tensorboard)
     if wandb:
-        # beside other runs
+        # beside other runs of the same process
         options = {
             'dir': str(directory),
             'config': config,
@@ -100,7 +100,7 @@ class Monitor:
         shown: bool = True,
     ):
         self.title, self._active, self._shown = title, active, shown and active
-        # steps, steps, images
+        # in steps, steps and images
         self._total, self._epoch, self._batch = total_steps, steps_per_epoch, batch_size
         self._show: Callable[[int], None] | None = None  # a step, in the progress bar
         self._pace = Pace()
@@ -192,7 +192,7 @@ class Pace:
 
     def __init__(self):
         self.rate = 0.0  # steps a second since the last pause
-        # a time, and the step then
+        # the time of the last call, and the step then
         self._last: tuple[float, int | None] = (time.perf_counter(), None)
         self._mark: tuple[float, int | None] = self._last
 

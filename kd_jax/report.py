@@ -94,7 +94,7 @@ def _cell(value: Mapping[str, Any] | None, path: Sequence[str], digits: int) -> 
 
 def _cells(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
     used = [c for c in COLUMNS if any(row.get(c[0]) is not None for row in rows)]
-    # the usual case says nothing
+    # The usual case says nothing.
     if all(row.get('trainable') in (None, row['parameters']) for row in rows):
         used = [c for c in used if c[0] != 'trainable']
     head = ['run', 'model', 'seeds'] + [c[0] for c in used]

@@ -133,7 +133,7 @@ class Search:
             self.study.set_user_attr('space', space)
             self.study.set_user_attr('config', run)
             return
-        # as earlier versions wrote it
+        # `run` is how earlier versions wrote it.
         recorded = begun['config'] if 'config' in begun else ast.literal_eval(begun['run'])
         for key, same in (
             ('space', begun['space'] == space),
@@ -194,7 +194,7 @@ class Search:
     def config_of(self, params: Mapping[str, Any]) -> ConfigDict:
         run = self.run.copy_and_resolve_references()
         run.update_from_flattened_dict(params)
-        # all trials see the same batches, also when one is trained again
+        # All trials see the same batches, also when one is trained again.
         if run.order_seed is None:
             run.order_seed = min(run.seeds)
         return run

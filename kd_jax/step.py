@@ -134,7 +134,7 @@ def make_update(spec: StepSpec, axis_name: str | None = None) -> Callable:
             return model_state, grads, sums
 
         model_state, grads, sums = gradients(state.model_state, 0)
-        # unrolled: convolution gradients in a loop body are slow on CPU
+        # Unrolled: convolution gradients in a loop body are slow on CPU.
         for number in range(1, spec.accumulate):
             model_state, *more = gradients(model_state, number)
             grads, sums = jax.tree.map(jnp.add, (grads, sums), tuple(more))

@@ -159,7 +159,7 @@ class Study:
                 directory = self.library.directory(name, seed).path
                 start = self.library.start(run, seed)
                 waiting.append(build.job_of(self.specs[group], name, run, seed, directory, start))
-        # nobody finishes a seed while another still looks what is finished
+        # Nobody finishes a seed while another process still looks what is finished.
         parallel.barrier(f'{group} listed')
         return waiting
 

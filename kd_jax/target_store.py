@@ -20,7 +20,7 @@ from kd_jax.errors import UserError
 from kd_jax.workdir import differences, make_directory, read_json, to_json, write_json
 
 CHUNK = 4096  # rows with one checksum
-# the smallest logarithm that is stored: e^-60 is no probability that counts
+# The smallest logarithm that is stored: e^-60 is no probability that counts.
 TOP_LOG, LEAST_LOG = 'log', -60.0
 
 
@@ -38,7 +38,7 @@ def rows_of(logits: np.ndarray, kind: np.dtype) -> np.ndarray:
     rows = np.empty(len(logits), kind)
     if 'logits' in kind.names:
         most = np.finfo(kind['logits'].base).max
-        # what is larger differs from it in no softmax
+        # What is larger differs from it in no softmax.
         rows['logits'] = np.clip(logits, -most, most)
         return rows
     logits = np.float64(logits)

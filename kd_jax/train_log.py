@@ -22,8 +22,8 @@ from kd_jax.monitor import Monitor, say, warn
 from kd_jax.spec import Job, TrainState
 from kd_jax.workdir import RunDirectory, to_json
 
-# steps between looks at the metrics; those of the newest dispatch are left
-# out, so that no device waits
+# Steps between looks at the metrics; those of the newest dispatch are left out, so that no device
+# waits for it.
 SYNC_EVERY = 50
 
 
@@ -45,7 +45,7 @@ class Progress:
         """The metrics `[S]` of S steps."""
         self.interval_steps += len(metrics['loss'])
         for name, values in metrics.items():
-            # one by one: how the steps were dispatched makes no difference
+            # One by one: how the steps were dispatched makes no difference.
             for value in values.tolist():
                 self.interval_sums[name] = self.interval_sums.get(name, 0.0) + value
 

@@ -19,7 +19,7 @@ from kd_jax.networks import Network
 from kd_jax.workdir import RunDirectory
 
 WEIGHTS = ('.pth', '.pt', '.bin', '.safetensors')  # files that `init` takes for PyTorch weights
-# overrides that add to a model what its weights need not have
+# Overrides that add to a model what its weights need not have.
 NEW = ('adapter', 'heads', 'average_heads')
 
 

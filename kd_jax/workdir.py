@@ -34,7 +34,7 @@ def write_text(path: PathLike, text: str) -> None:
         try:
             number = file.fileno()
         except (AttributeError, io.UnsupportedOperation):
-            # of a bucket, where it is whole once it is closed
+            # A file of a bucket has none; it is whole once it is closed.
             number = None
         if number is not None:
             os.fsync(number)

@@ -15,7 +15,7 @@ _CHUNK = 4096  # images counted at once when the mean is taken; bounds the tempo
 
 
 def _tfds(config) -> Raw:
-    # here, so that `python -m kd_jax.data.tfds` does not find itself imported already
+    # Here, so that `python -m kd_jax.data.tfds` does not find itself imported already.
     from kd_jax.data import tfds
 
     return tfds.load(config)
@@ -82,7 +82,7 @@ def load(config) -> Dataset:
         train, val = _carve(raw.name, train, config.val_share, config.val_seed)
     mean, std = _moments(train.image)
     mean = _given('mean', config.mean, mean)
-    # a constant channel is only shifted
+    # A constant channel is only shifted.
     std = tuple(value or 1.0 for value in _given('std', config.std, std))
     if config.labels_per_class:
         label = _few_labels(

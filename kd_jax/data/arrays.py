@@ -13,7 +13,7 @@ import numpy as np
 
 from kd_jax.errors import UserError
 
-# where Debian's package dataset-fashion-mnist puts it
+# Where Debian's package dataset-fashion-mnist puts it.
 FASHION_MNIST = '/usr/share/datasets/fashion-mnist'
 FASHION_MNIST_CLASSES = (
     'T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat',
@@ -94,7 +94,7 @@ def npz(config) -> Raw:
         )
     path = Path(config.path).expanduser()
     try:
-        # not left to np.load, which forgets to close a file that is no zip
+        # Opening is not left to np.load, which forgets to close a file that is no zip.
         with open(path, 'rb') as opened:
             arrays = _read_npz(path, opened)
     except FileNotFoundError:

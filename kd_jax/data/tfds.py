@@ -116,7 +116,7 @@ def prepare(name: str, data_dir: str) -> str:
     try:
         import tensorflow as tf
 
-        # else it would take the memory that training needs
+        # Else it would take the memory that training needs.
         tf.config.set_visible_devices([], 'GPU')
         builder.download_and_prepare(
             download_config=tfds.download.DownloadConfig(try_download_gcs=False)

@@ -116,7 +116,7 @@ FORMS = {
     },
 }
 
-# set by the program, not by the user
+# Fields that the program sets, not the user.
 _OWN = ('num_classes', 'frozen', 'fast', 'axis_name', 'dtype', 'parent', 'name')
 
 

@@ -281,7 +281,7 @@ def run_stage(
     """
     for module in blocks:
         pre = module(x, train=train)
-        # its barrier leaves `pre` out: nobody may want it
+        # The barrier in it leaves `pre` out: nobody may want it.
         x = _adapted(module, nn.relu(pre) if relu else pre)
     before = {f'stage{number}_pre': pre} if relu and not module.setting.adapter else {}
     return before | {f'stage{number}': x}
@@ -302,7 +302,7 @@ class Dropout(nn.Module):
 
     @nn.compact
     def __call__(self, x, *, train: bool):
-        # initialisation runs outside the device axis
+        # Initialisation runs outside the device axis.
         if not train or self.rate == 0.0 or self.is_initializing():
             return x
         first = jax.lax.axis_index(self.axis_name) * x.shape[0] if self.axis_name else 0

@@ -39,7 +39,7 @@ def fast(x: jax.Array, kernel: jax.Array, stride: Pair, padding: Pair, groups: i
         return _depthwise(x, kernel, stride, padding)
     if groups == 1:
         return _dense(x, kernel, stride, padding)
-    # others crash XLA's library in gradients (jaxlib 0.10.2: 256 to 32 in 32 groups)
+    # Others crash XLA's library in gradients (jaxlib 0.10.2: 256 to 32 in 32 groups).
     if outputs == inputs:
         return _grouped(x, kernel, stride, padding, groups)
     return plain(x, kernel, stride, padding, groups)

@@ -69,7 +69,7 @@ class EfficientNet(Classifier, kw_only=True):
                 unit_i = make(
                     hidden=divisible(inputs, expansion),
                     stride=first_stride if number == 1 else 1,
-                    # of the block's input, not of the expanded channels
+                    # A quarter of the block's input, not of the expanded channels.
                     squeeze=max(inputs // 4, 1),
                     drop=self.stochastic_depth * done / sum(counts),
                     name=f'stage{stage}_block{number}',

@@ -68,7 +68,7 @@ class GoogLeNetAux(nn.Module):
     def __call__(self, x, *, train: bool) -> Exit:
         x = adaptive_avg_pool(x, (4, 4))
         x = ConvBN(scaled(128, self.width), 1, setting=self.setting, name='conv')(x, train=train)
-        # flattened as PyTorch does: channels first
+        # Flattened as PyTorch does: channels first.
         x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
         x = nn.relu(
             layers.Dense(scaled(1024, self.width), dtype=self.setting.dtype, name='dense1')(x)
@@ -117,7 +117,7 @@ class GoogLeNet(Classifier, kw_only=True):
                     train=train,
                 )
                 if self.aux and (stage, number) in AUX:
-                    # inside a stage: `own_heads` takes it out again
+                    # It is inside a stage: `own_heads` takes it out again.
                     features[AUX[stage, number]] = x
             features[f'stage{stage}'] = x
         return features | {'pooled': global_pool(x)}

@@ -57,7 +57,7 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x):
         size, dtype = pair(self.kernel), self.setting.dtype
-        # not SAME: differs at stride 2
+        # Not SAME, which differs at stride 2.
         pad = tuple(k // 2 for k in size) if self.padding is None else pair(self.padding)
         start = Normal(
             0.0 if self.zero_init else math.sqrt(2 / (size[0] * size[1] * self.features))
@@ -98,7 +98,7 @@ class BatchNorm(nn.Module):
             inverse = jax.lax.rsqrt(var.value + setting.epsilon)
             return normalization.affine(x, mean.value, scale * inverse, bias).astype(setting.dtype)
         normalize = normalization.fast if setting.fast else normalization.plain
-        # initialisation runs outside the device axis
+        # Initialisation runs outside the device axis.
         axis_name = None if self.is_initializing() else setting.axis_name
         y, batch_mean, batch_var = normalize(x, scale, bias, setting.epsilon, axis_name)
         if not self.is_initializing():

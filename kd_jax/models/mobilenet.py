@@ -78,7 +78,7 @@ class InvertedResidual(nn.Module):
     act: Activation = nn.relu
     always_expand: bool = False
     squeeze: int = 0
-    # of the hidden channels, of the weights
+    # after the hidden channels, and of the weights
     squeeze_acts: tuple[Activation, Activation] = (nn.relu, nn.sigmoid)
     drop: float = 0.0
     setting: Setting = Setting()

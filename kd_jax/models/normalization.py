@@ -52,7 +52,7 @@ def _backward(epsilon, axis_name, saved, cotangents):
     centred = x.astype(jnp.float32) - mean.reshape(1, 1, 1, -1)
     sums = dy.sum((0, 1, 2)), (dy * centred).sum((0, 1, 2))
     dbias, dscale = sums[0], sums[1] * inverse
-    # each device holds a part of the batch
+    # Each device holds a part of the batch.
     total, slope = lax.pmean(sums, axis_name) if axis_name else sums
     total, slope, factor = (
         v.reshape(1, 1, 1, -1) for v in (total / count, inverse**2 * slope / count, scale * inverse)

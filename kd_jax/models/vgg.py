@@ -46,7 +46,7 @@ class VGG(Classifier, kw_only=True):
         for stage, count in enumerate(deepened(self.stage_sizes, self.depth), start=1):
             features |= convolutions(self, x, stage, count, self.norm, setting, train)
             x = max_pool(features[f'stage{stage}'], 2, 2)
-        # flattened as PyTorch does: channels first
+        # Flattened as PyTorch does: channels first.
         x = adaptive_avg_pool(x, (7, 7)).transpose(0, 3, 1, 2)
         hidden = scaled(4096, self.width)
         x = nn.relu(

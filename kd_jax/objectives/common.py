@@ -131,7 +131,7 @@ class Objective(nn.Module):
                     )
             else:
                 value = loss.copy(name=label)(student, None, batch)
-            # a loss that reduces would be counted wrongly, silently
+            # A loss that reduces would be counted wrongly, silently.
             if jnp.shape(value) != batch['mask'].shape:
                 raise ValueError(
                     f'objective {label!r} returned shape '

@@ -77,7 +77,7 @@ def nst(student: jax.Array, teacher: jax.Array) -> jax.Array:
     def kernel(x, y):
         return jnp.mean(jnp.einsum('bpc,bpd->bcd', x, y) ** 2, axis=(1, 2))
 
-    # the same, by products of pixels instead of channels
+    # The same by products of pixels instead of channels, where those are fewer.
     if a.shape[1] < max(a.shape[2], b.shape[2]):
         first, second = (jnp.einsum('bpc,bqc->bpq', x, x) / x.shape[-1] for x in (a, b))
         return jnp.sum((first - second) ** 2, axis=(1, 2))
@@ -179,7 +179,7 @@ class OFD(FeatureLoss):
     def __call__(self, student, teacher, batch):
         maps, value = self.maps(student, teacher), 0.0
         for k, pair in enumerate(maps):
-            # of the teacher's own map: its average has weaker responses
+            # The margin is of the teacher's own map: its average has weaker responses.
             margin = self._margin(pair[1], k)
             mine, theirs = same_size(*pair)
             value += ofd(self.regressed(mine, theirs.shape[-1], k), theirs, margin) / 2.0 ** (

@@ -92,7 +92,7 @@ def run(options: argparse.Namespace) -> str:
     )
     overrides = {key: value for key, value in model.items() if key != 'name'}
     if not set(overrides) & set(pretrained.OWN):
-        # refuses what the model does not have before the file is read
+        # Refuses what the model does not have before the file is read.
         models.build(options.model, 1, **overrides)
     name = options.name or options.model
     if Path(name).name != name or name in ('.', '..'):

@@ -76,7 +76,7 @@ SOURCES: dict[str, tuple[re.Pattern, tuple[Rule, ...]]] = {
 }
 
 IMAGENET = {'size': 224, 'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
-# what torchvision's `transform_input` amounts to
+# What torchvision's `transform_input` amounts to.
 HALVES = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)}
 DEFAULTS = {'inception_v3': HALVES | {'size': 299}, 'googlenet': IMAGENET | HALVES}
 

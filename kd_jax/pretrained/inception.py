@@ -70,7 +70,7 @@ def _inception_v3(unit):
     block = BLOCK.fullmatch(unit)
     if block is None or block[3] not in BRANCHES:
         return None
-    # in torchvision's count Mixed_5a is the max pool in front
+    # In torchvision's count Mixed_5a is the max pool in front.
     letters = '_bcd' if block[1] == '1' else '_abcde'
     name = f'Mixed_{int(block[1]) + 4}{letters[int(block[2])]}.{BRANCHES[block[3]]}'
     return f'{name}_{block[4]}' if block[4] else name

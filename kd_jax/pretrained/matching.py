@@ -105,7 +105,7 @@ def _fit(
         return None
     expected = {key: _torch_shape(shapes[place], place[-1]) for key, place in places.items()}
     sizes = {}
-    # a kernel decides before a bias
+    # A kernel decides before a bias.
     for key in sorted(expected, key=lambda key: -len(expected[key])):
         if key in tensors and tensors[key].ndim == len(expected[key]):
             for want, size in zip(expected[key], tensors[key].shape, strict=True):

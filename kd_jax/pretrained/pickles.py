@@ -139,7 +139,7 @@ def interpret(data: bytes) -> Any:
       Malformed: if it is cut short or is no pickle of a known kind.
     """
     try:
-        # of what damaged text would be in Python's source
+        # Warnings of what damaged text would be in Python's source.
         with warnings.catch_warnings(action='ignore'):
             return _Machine().run(data)
     except (
@@ -151,7 +151,7 @@ def interpret(data: bytes) -> Any:
         EOFError,
         struct.error,
     ) as error:
-        # what Python's own readers raise for a pickle with damaged bytes
+        # Python's own readers raise these for a pickle with damaged bytes.
         raise Malformed(str(error)) from error
 
 
@@ -217,7 +217,7 @@ class _Machine:
             self.spend(arguments)
             self.stack.append(_call(function, arguments))
         elif name == 'BUILD':
-            # attributes of an object, such as a state dict's `_metadata`: nobody reads them
+            # Attributes of an object, such as a state dict's `_metadata`: nobody reads them.
             self.take(1)
         elif name == 'BINPERSID':
             stack.append(_storage(stack.pop()))

@@ -22,7 +22,7 @@ from kd_jax.pretrained import pickles
 # first in this order is taken.
 CONTAINERS = ('state_dict', 'model', 'model_state_dict', 'net', 'network', 'weights', 'params')
 CONTAINERS += ('model_ema', 'state_dict_ema', 'ema', 'student', 'teacher')
-# of DataParallel, torch.compile and PyTorch Lightning
+# Of names, by DataParallel, torch.compile and PyTorch Lightning.
 PREFIXES = ('module.', '_orig_mod.', 'model.')
 COUNTER = 'num_batches_tracked'  # the one integer of a state dict that is kept
 
@@ -43,7 +43,7 @@ INTEGERS = {
 SAVE = 'torch.save(model.state_dict(), new_path)'
 AGAIN = 'download or copy it again'
 ONLY_PYTORCH = 'only PyTorch weights can be read: .pth or .safetensors'
-# the first bytes of PyTorch's format before 1.6
+# The first bytes of PyTorch's format before 1.6.
 LEGACY = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'
 # (first bytes, what such a file is, the fix) of what people take for weights.
 OTHERS = (

@@ -34,7 +34,7 @@ def repdistiller(module: str, blocks: Sequence[str]) -> str:
     if unit is None:
         raise _no_counterpart(module, 'RepDistiller')
     stage, number, part = unit.groups()
-    # convolution, BatchNorm, ReLU
+    # In the order convolution, BatchNorm, ReLU.
     return f'block{int(stage) - 1}.{3 * (int(number) - 1) + (part == "norm")}'
 
 
