@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import jax
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
 from kd_jax import extraction, objectives, optim, teacher_outputs, trained
@@ -348,14 +349,19 @@ def check_member(spec: RunSpec, run: ConfigDict) -> None:
 def planned(spec: RunSpec, run: ConfigDict) -> Trained:
     """A run as a teacher, before it is trained; it differs from the spec's in numbers only."""
     info = spec.dataset.info
-    network = spec.step.students['student']._replace(image_shape=tuple(info.image_shape))
+    network = spec.step.students['student']._replace(image_shape=info.image_shape)
     return Trained(
         spec.name, network, info, spec.config.precision, learning_rate_of(spec, run), None
     )
 
 
 def job_of(
-    spec: RunSpec, name: str, run: ConfigDict, seed: int, directory, start: Trained | None = None
+    spec: RunSpec,
+    name: str,
+    run: ConfigDict,
+    seed: int,
+    directory: epath.Path,
+    start: Trained | None = None,
 ) -> Job:
     """One training of a run, or of a member of its sweep."""
     hparams: Hparams = hparams_of(spec, run)

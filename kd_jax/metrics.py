@@ -16,6 +16,7 @@ import numpy as np
 BINS = 15  # equal-width confidence bins, as Guo et al. 2017 use
 Arrays = dict[str, jax.Array]
 Totals = dict[str, np.ndarray]
+Number = float | np.ndarray  # of one item
 
 
 def sums(
@@ -49,7 +50,7 @@ def sums(
     label = jnp.where(valid, batch['label'], 0)
     classes = jnp.arange(logits.shape[1])[None]
 
-    def rank_of(z):  # of the label among the classes
+    def rank_of(z: jax.Array) -> jax.Array:  # of the label among the classes
         of_label = jnp.take_along_axis(z, label[:, None], axis=1)  # [B, 1]
         return ((z > of_label) | ((z == of_label) & (classes < label[:, None]))).sum(axis=1)
 
@@ -116,11 +117,11 @@ def add(total: Totals | None, new: Arrays) -> Totals:
     """`total` plus the sums of one more batch, in float64 on the host; `total`
     is None for the first batch.
     """
-    new = {name: np.asarray(value, np.float64) for name, value in jax.device_get(new).items()}
-    return new if total is None else jax.tree.map(np.add, total, new)
+    added = {name: np.asarray(value, np.float64) for name, value in jax.device_get(new).items()}
+    return added if total is None else jax.tree.map(np.add, total, added)
 
 
-def _ratio(part: float, whole: float) -> float:
+def _ratio(part: Number, whole: Number) -> float:
     return float(part / whole) if whole else float('nan')
 
 

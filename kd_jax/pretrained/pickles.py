@@ -14,6 +14,7 @@ under which one is remembered.
 import pickletools
 import struct
 import warnings
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 
@@ -158,7 +159,7 @@ def interpret(data: bytes) -> Any:
 class _Machine:
     """The stack machine: `stack` is the part above the last mark, `marked` what is below it."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.stack: list[Any] = []
         self.marked: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
@@ -255,7 +256,7 @@ class _Machine:
         return items
 
 
-def _dict_of(pairs) -> dict[Any, Any]:
+def _dict_of(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
     """The pairs whose key is a name. No weights have another key, and hashing one
     could take any time and depth.
     """

@@ -8,7 +8,7 @@ import struct
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,8 +20,10 @@ from kd_jax.pretrained import pickles
 
 # Where training scripts keep the state dict in a checkpoint; of several, the
 # first in this order is taken.
-CONTAINERS = ('state_dict', 'model', 'model_state_dict', 'net', 'network', 'weights', 'params')
-CONTAINERS += ('model_ema', 'state_dict_ema', 'ema', 'student', 'teacher')
+CONTAINERS = (
+    'state_dict', 'model', 'model_state_dict', 'net', 'network', 'weights', 'params',
+    'model_ema', 'state_dict_ema', 'ema', 'student', 'teacher',
+)  # fmt: skip
 # Of names, by DataParallel, torch.compile and PyTorch Lightning.
 PREFIXES = ('module.', '_orig_mod.', 'model.')
 COUNTER = 'num_batches_tracked'  # the one integer of a state dict that is kept
@@ -63,7 +65,7 @@ OTHERS = (
     (b'\x93NUMPY', 'is a NumPy array', ONLY_PYTORCH),
     (b'\x80', 'is a pickle that torch.save did not write', f'save the weights with {SAVE}'),
 )
-ZIP_ERRORS = (
+ZIP_ERRORS: tuple[type[Exception], ...] = (
     zipfile.BadZipFile,
     zlib.error,
     NotImplementedError,
@@ -202,7 +204,7 @@ class _Archive:
         self.names = [entry.filename for entry in self.entries]
 
     @contextlib.contextmanager
-    def guard(self):
+    def guard(self) -> Iterator[None]:
         try:
             yield
         except ZIP_ERRORS as error:

@@ -100,7 +100,13 @@ def _result(name: str, imported: Imported, measured: Mapping[str, Any]) -> dict[
     return to_json(result | unmeasured | dict(measured))
 
 
-def _check_data(imported: Imported, image_shape, mean, std, class_names) -> None:
+def _check_data(
+    imported: Imported,
+    image_shape: Sequence[int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    class_names: Sequence[str] | None,
+) -> None:
     """Raises `UserError` unless the model of the weights can see such
     images and has so many classes.
     """
