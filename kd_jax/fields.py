@@ -235,10 +235,8 @@ def _typed(value: Any, example: Any, limit: Limit) -> tuple[Any, str]:
     if isinstance(example, bool):
         fits, words = isinstance(value, bool), 'True or False'
     elif isinstance(example, int):
-        fits, words = (
-            is_number(value) and isinstance(value, Integral),
-            f'a whole number, such as {example!r}',
-        )
+        fits = is_number(value) and isinstance(value, Integral)
+        words = f'a whole number, such as {example!r}'
         value = int(value) if fits else value
     elif isinstance(example, float):
         fits, words = is_number(value), f'a number, such as {example!r}'

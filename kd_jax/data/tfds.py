@@ -279,10 +279,8 @@ def _read(
                     f'{MAX_BYTES} bytes that can be held as one array; choose a smaller data '
                     'set or resize it when preparing'
                 )
-            images, labels = (
-                np.empty((len(source), *first.shape), np.uint8),
-                np.empty(len(source), np.int64),
-            )
+            images = np.empty((len(source), *first.shape), np.uint8)
+            labels = np.empty(len(source), np.int64)
             for start in range(0, len(source), _CHUNK):
                 keys = range(start, min(start + _CHUNK, len(source)))
                 for place, example in zip(keys, source.__getitems__(keys), strict=True):

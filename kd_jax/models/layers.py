@@ -90,10 +90,8 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         setting, shape = self.setting, x.shape[-1:]
-        scale, bias = (
-            param(self, 'scale', Constant(1.0), shape),
-            param(self, 'bias', Constant(0.0), shape),
-        )
+        scale = param(self, 'scale', Constant(1.0), shape)
+        bias = param(self, 'bias', Constant(0.0), shape)
         mean = self.variable('batch_stats', 'mean', jnp.zeros, shape, jnp.float32)
         var = self.variable('batch_stats', 'var', jnp.ones, shape, jnp.float32)
         path = '/'.join((*self.path, 'mean'))

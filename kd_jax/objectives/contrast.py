@@ -126,10 +126,8 @@ class CRD(Loss):
         if not self.is_initializing():
             index = gather(batch['index'], self.axis_name)
             for embedding, name in ((mine, 'student'), (theirs, 'teacher')):
-                new, old = (
-                    gather(jax.lax.stop_gradient(embedding), self.axis_name),
-                    banks[name].value,
-                )
+                new = gather(jax.lax.stop_gradient(embedding), self.axis_name)
+                old = banks[name].value
                 mixed = self.momentum * old[index] + (1 - self.momentum) * new
                 banks[name].value = old.at[index].set(unit(mixed))
         return total(values)
