@@ -18,7 +18,7 @@ from pathlib import Path
 from benchmarks import race, step
 
 STORED = Path(__file__).parent / 'ratios.json'
-# of the stored ratio; the medians of seven rounds vary by a tenth or two on a shared machine
+# Of the stored ratio; the medians of seven rounds vary by a tenth or two on a shared machine.
 TOLERANCE = 0.75
 
 # name -> (pair, contenders, steps in a turn); the first contender is what the ratio is of.

@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks import race, step
 
-# with the number of the DataLoader's workers
+# With the number of the DataLoader's workers.
 PIPELINES = {'loader': 0, 'loader, 2 workers': 2, 'numpy': None, 'kd_jax': None}
 STEPS = ('loader', 'eager', 'kd_jax')
 CROP, MEAN, STD = 4, 0.5, 0.25
@@ -185,7 +185,7 @@ def tell_steps(
     ]
     for name, lap in laps.items():
         middle, low, high = race.ratio(laps['loader'], lap)
-        # eager's batches are there already
+        # The batches of `eager` are there already.
         pipeline = pipelines[name].median / passes if name in pipelines else 0.0
         rows.append(
             (

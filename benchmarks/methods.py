@@ -30,14 +30,14 @@ def measure(
 ) -> dict[str, list[float]]:
     """Seconds a step of each run of the student, or of those named and `kl`, one entry a round."""
     from benchmarks import our_side
-    from kd_jax import jobs
     from kd_jax.parallel import Parallel
+    from kd_jax.teacher_outputs import outside
 
     placement, workers = None, {}
     for name in config.runs:
         run = config.runs[name].copy_and_resolve_references()
         if run.model == config.runs.alone.model and (not only or name in only | {'kl'}):
-            models = {teacher: config.runs[teacher].model for teacher in jobs.outside(run.teachers)}
+            models = {teacher: config.runs[teacher].model for teacher in outside(run.teachers)}
             teachers = our_side.random_teachers(models, dataset.info, run.precision)
             parallel = Parallel(
                 config.parallel, config.devices or None, fast=config.fast

@@ -37,11 +37,8 @@ def dataset_of(images: np.ndarray, labels: np.ndarray, classes: int) -> Dataset:
 def run_of(spec: Mapping[str, Any]) -> ConfigDict:
     """The student's run. `run` of the spec: path of a field -> value."""
     study = config.study()
-    study.augment.crop, study.augment.flip, study.precision = (
-        4,
-        spec['size'] <= 64,
-        spec['precision'],
-    )
+    study.augment.crop, study.augment.flip = 4, spec['size'] <= 64
+    study.precision = spec['precision']
     run = config.run(
         study, spec['student'], config.distillation() if spec['teacher'] else config.labels()
     )
@@ -142,10 +139,8 @@ def build(
     executor = start(run_of(spec), dataset, teachers, parallel, spec.get('steps', 0) if fast else 1)
     executor.placement.arrays('train')
     if not fast:
-        student, image = (
-            executor.run.step.students['student'],
-            jnp.zeros((1, *dataset.info.image_shape)),
-        )
+        student = executor.run.step.students['student']
+        image = jnp.zeros((1, *dataset.info.image_shape))
         jax.block_until_ready(student.model.init(jax.random.key(0), image, train=False))
     work = stepper(executor)
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import jax
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
 from kd_jax import extraction, objectives, optim, teacher_outputs, trained
@@ -191,7 +192,7 @@ def _timing(run: ConfigDict, count: int, parallel: Parallel, steps_per_dispatch:
         for k in range(1, math.ceil(run.epochs / run.eval_every) + 1)
     )
     eval_steps = frozenset(min(max(step, 1), total) for step in due) | {total}
-    # plain gradients are very slow in a CPU's loop
+    # Plain gradients are very slow in a CPU's loop.
     usual = STEPS if not parallel.on_cpu else CPU_STEPS if parallel.fast else 1
     return Timing(total, steps_per_epoch, eval_steps, min(steps_per_dispatch or usual, total))
 
@@ -348,14 +349,19 @@ def check_member(spec: RunSpec, run: ConfigDict) -> None:
 def planned(spec: RunSpec, run: ConfigDict) -> Trained:
     """A run as a teacher, before it is trained; it differs from the spec's in numbers only."""
     info = spec.dataset.info
-    network = spec.step.students['student']._replace(image_shape=tuple(info.image_shape))
+    network = spec.step.students['student']._replace(image_shape=info.image_shape)
     return Trained(
         spec.name, network, info, spec.config.precision, learning_rate_of(spec, run), None
     )
 
 
 def job_of(
-    spec: RunSpec, name: str, run: ConfigDict, seed: int, directory, start: Trained | None = None
+    spec: RunSpec,
+    name: str,
+    run: ConfigDict,
+    seed: int,
+    directory: epath.Path,
+    start: Trained | None = None,
 ) -> Job:
     """One training of a run, or of a member of its sweep."""
     hparams: Hparams = hparams_of(spec, run)

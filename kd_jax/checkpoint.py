@@ -6,7 +6,8 @@ import hashlib
 import logging
 import os
 import sys
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 import flax
 import jax
@@ -65,11 +66,11 @@ def _ignore_closed_loops() -> None:
     if getattr(previous, 'ignores_closed_loops', False):
         return
 
-    def hook(unraisable):
+    def hook(unraisable: 'sys.UnraisableHookArgs') -> None:
         if 'Event loop is closed' not in str(unraisable.exc_value):
             previous(unraisable)
 
-    hook.ignores_closed_loops = True
+    hook.ignores_closed_loops = True  # type: ignore[attr-defined]  # a mark for the next call
     sys.unraisablehook = hook
 
 
@@ -78,10 +79,10 @@ class _KeepLatestAndBest:
     an orbax preservation policy.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.best_step: int | None = None
 
-    def should_preserve(self, checkpoints, *, context):
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         latest = {info.step for info in list(checkpoints)[-2:]}
         return [info.step in latest or info.step == self.best_step for info in checkpoints]
 
@@ -95,10 +96,8 @@ class Checkpoints:
     """
 
     def __init__(self, directory: str | os.PathLike[str], *, read_only: bool = False):
-        directory = epath.Path(directory)  # whose own `absolute` takes buckets for directories here
-        self.directory = (
-            directory if directory.is_absolute() else epath.Path(os.getcwd(), directory)
-        )
+        path = epath.Path(directory)  # whose own `absolute` takes buckets for directories here
+        self.directory = path if path.is_absolute() else epath.Path(os.getcwd(), path)
         self._policy = _KeepLatestAndBest()
         logging.getLogger('absl').addFilter(_not_from_orbax)
         _ignore_closed_loops()
@@ -112,10 +111,10 @@ class Checkpoints:
             self.directory, options=options, item_names=('state', 'meta')
         )
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind, error, trace):
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
             self.wait()
         except UserError:
@@ -143,11 +142,11 @@ class Checkpoints:
         """Returns when the pending save is on disk; raises as `save` does."""
         self._guarded(self._manager.wait_until_finished)
 
-    def _guarded(self, action) -> None:
+    def _guarded(self, action: Callable[[], object]) -> None:
         try:
             action()
         except Exception as error:
-            # tensorstore's and orbax's own types; the text is what they share
+            # The types are tensorstore's and orbax's own; the text is what they share.
             reason = system_reason(error)
             if reason is None:
                 raise
@@ -174,7 +173,9 @@ class Checkpoints:
             raise Damaged('does not match its checksum')
         return items.state, meta
 
-    def restore_latest(self, target: Any, warn) -> tuple[Any, dict[str, Any]] | None:
+    def restore_latest(
+        self, target: Any, warn: Callable[[str], None]
+    ) -> tuple[Any, dict[str, Any]] | None:
         """The newest good checkpoint as (state like `target`, meta); None without one.
 
         A damaged checkpoint is removed, `warn(sentence)` says so, and the one before it is used.

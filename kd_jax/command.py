@@ -4,6 +4,7 @@ import re
 import runpy
 import traceback
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -30,7 +31,7 @@ def load_config(name: str = 'config') -> ConfigDict:
     """The study that the flag `name` gives; a file that cannot be read is one sentence."""
     path = config_flags.get_config_filename(flags.FLAGS[name])
     try:
-        config = flags.FLAGS[name].value
+        config: ConfigDict = flags.FLAGS[name].value
         config.runs  # noqa: B018  (a config that failed to load says so when it is used)
     except OSError:
         fail(
@@ -75,7 +76,8 @@ def _mistake(name: str, arguments: list[str]) -> str:
 
 def _wrong_field(field: str, config: ConfigDict) -> str:
     """Where `field`, such as 'runs.student.epoch', leaves the config; '' if it does not."""
-    at, path = config, []
+    at: Any = config
+    path: list[str] = []
     for name in field.split('.'):
         if not isinstance(at, ConfigDict):
             return f'{".".join(path)} is {at!r}; it has no fields, such as {name!r}'

@@ -31,20 +31,20 @@ from kd_jax.fields import (
 )
 from kd_jax.networks import PRECISIONS
 
-# on its own field, see `kd_jax.models.build`
+# What a family allows stands on its own field; see `kd_jax.models.build`.
 FAMILY = Limit(lambda value: True, 'what the family of the model allows')
 
 
-def _seeds(values) -> bool:
+def _seeds(values: Any) -> bool:
     whole = all(type(seed) is int and seed >= 0 for seed in values)
     return bool(values) and whole and len(set(values)) == len(values)
 
 
-def _weight(value) -> bool:
+def _weight(value: Any) -> bool:
     return is_number(value) and 0 <= value < float('inf')
 
 
-def _targets(value) -> bool:
+def _targets(value: Any) -> bool:
     return value in ('live', 'exact') or (value.isascii() and value.isdigit() and int(value) > 0)
 
 
@@ -66,7 +66,7 @@ class Model:
     # hidden channels of a residual adapter after every block; None = no adapters
     adapter: int | None = optional(int, FAMILY)
     # stages with an auxiliary head, such as (1, 2); None = none
-    heads: tuple | None = optional(tuple, FAMILY)
+    heads: tuple[int, ...] | None = optional(tuple, FAMILY)
     # predict the average of all heads' probabilities
     average_heads: bool | None = optional(bool, FAMILY)
     # Inception-v3 and GoogLeNet: with their own auxiliary heads
@@ -79,9 +79,9 @@ class Run:
 
     # runs ('teacher', 'teacher/seed0'), imported teachers, workdirs; 'self:ema',
     # 'self:snapshot', 'self:peer'
-    teachers: tuple = names()
+    teachers: tuple[str, ...] = names()
     # one a teacher; () = equal
-    teacher_weights: tuple = several((), _weight, 'finite numbers, each 0 or more')
+    teacher_weights: tuple[float, ...] = several((), _weight, 'finite numbers, each 0 or more')
     # between snapshots for 'self:snapshot'
     snapshot_epochs: float = number(1.0, above=0, words='greater than 0')
     peer: str = text()  # model of the second student, 'self:peer'; '' = the same as the first
@@ -115,12 +115,12 @@ class Shared:
     """
 
     # each run trains once a seed; a student's teacher is the one of the same seed
-    seeds: tuple = field((0,), _seeds, SEEDS)
+    seeds: tuple[int, ...] = field((0,), _seeds, SEEDS)
     # of the networks' arithmetic; parameters and losses are float32
     precision: str = choice('float32', *PRECISIONS)
 
 
-def _profile(value) -> bool:
+def _profile(value: Any) -> bool:
     return not value or (
         len(value) == 2 and all(type(n) is int for n in value) and 0 <= value[0] < value[1]
     )
@@ -140,7 +140,7 @@ class Study:
     # allocator, cores as devices)
     fast: bool = flag(True)
     # (first, last) step of which each run writes a trace to <workdir>/<run>/seed<k>/profile
-    profile: tuple = field(
+    profile: tuple[int, ...] = field(
         (), _profile, 'two step numbers, such as --config.profile="(10,20)", or "()"'
     )
     tensorboard: bool = flag(True)  # write TensorBoard events
@@ -156,11 +156,11 @@ class Imported:
     # 0 = its usual one, or the data's
     size: int = number(0, at_least=0, words='0 (the default) or a side in pixels')
     # for images in 0..1, as it was trained; () = ImageNet's
-    mean: tuple = several((), is_number, 'numbers, one a channel')
-    std: tuple = several((), is_number, 'numbers, one a channel')  # likewise
+    mean: tuple[float, ...] = several((), is_number, 'numbers, one a channel')
+    std: tuple[float, ...] = several((), is_number, 'numbers, one a channel')  # likewise
 
 
-# of a run
+# The groups of a run's fields.
 GROUPS = {
     'model': Model,
     'optim': optim.Settings,
@@ -229,7 +229,7 @@ def imported(torch: str, model: str) -> ConfigDict:
     return ConfigDict(defaults(Imported) | {'torch': torch, 'model': model})
 
 
-def term(name: str, **fields) -> ConfigDict:
+def term(name: str, **fields: Any) -> ConfigDict:
     """All fields of the loss `name`, with `fields` changed, so that each can be
     overridden on the command line.
 
@@ -239,7 +239,7 @@ def term(name: str, **fields) -> ConfigDict:
     return ConfigDict({'loss': name} | objectives.defaults(name) | fields)
 
 
-def labels(**fields) -> ConfigDict:
+def labels(**fields: Any) -> ConfigDict:
     """Cross-entropy with the labels alone."""
     return ConfigDict({'cross_entropy': term('cross_entropy', **fields)})
 
@@ -329,11 +329,11 @@ def check_run(name: str, run: ConfigDict) -> None:
             raise unknown(f'field of {path}', field_, known)
     for cls in (Shared, Run):
         _check(cls, {key: run[key] for key in own(cls) if key in run}, path)
-    for group, cls in GROUPS.items():
+    for group, record in GROUPS.items():
         given = _mapping(run[group], f'{path}.{group}')
-        if cls is Model:  # a family may have more fields, which `kd_jax.models.build` knows
+        if record is Model:  # a family may have more fields, which `kd_jax.models.build` knows
             given = {key: given[key] for key in own(Model) if key in given}
-        _check(cls, given, f'{path}.{group}')
+        _check(record, given, f'{path}.{group}')
     for label, given in _mapping(run.objective, f'{path}.objective').items():
         loss = objectives.loss_of(label, _mapping(given, f'{path}.objective.{label}'))
         # otherwise `objectives.build` says how a label is written

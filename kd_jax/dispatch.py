@@ -1,12 +1,13 @@
 """Many steps in one call of a compiled program: what a dispatch is."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 
-def scan_steps(step: Callable) -> Callable:
+def scan_steps(step: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
     """Many steps in one program: `(state, ..., count, batches) -> (state, outputs [S])`
     of `step(state, ..., batch)`.
 
@@ -16,10 +17,10 @@ def scan_steps(step: Callable) -> Callable:
     """
     step = jax.jit(step)  # traced once, though used twice
 
-    def steps(state, *arguments):
+    def steps(state: Any, *arguments: Any) -> tuple[Any, Any]:
         *shared, count, batches = arguments
 
-        def one(state, number):
+        def one(state: Any, number: jax.Array | int) -> tuple[Any, Any]:
             batch = jax.tree.map(
                 lambda x: jax.lax.dynamic_index_in_dim(x, number, keepdims=False), batches
             )
@@ -33,7 +34,7 @@ def scan_steps(step: Callable) -> Callable:
             lambda x: jnp.zeros((size, *x.shape), x.dtype), jax.eval_shape(one, state, 0)[1]
         )
 
-        def body(number, carry):
+        def body(number: jax.Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
             state, outputs = carry
             state, new = one(state, number)
             return state, jax.tree.map(lambda all_, x: all_.at[number].set(x), outputs, new)

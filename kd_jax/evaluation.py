@@ -26,7 +26,7 @@ def batch_size_for(parallel: Parallel, count: int, most: int = 512) -> int:
 
 
 def start(
-    eval_step: Callable, parallel: Parallel, variables: Any, arrays: Arrays
+    eval_step: Callable[..., Any], parallel: Parallel, variables: Any, arrays: Arrays
 ) -> list[dict[str, jax.Array]]:
     """Sets the devices to evaluate `variables` on all of a split; `finish` waits for them.
 
@@ -43,8 +43,9 @@ def finish(pending: list[dict[str, jax.Array]]) -> dict[str, Any]:
     """The metrics of what `start` returned: {'top1', ..., 'count'}, and 'teacher':
     {'agreement', 'kl'} with teachers.
     """
-    total = None
-    for sums in jax.device_get(pending):
+    first, *others = jax.device_get(pending)
+    total = metrics.add(None, first)
+    for sums in others:
         total = metrics.add(total, sums)
     teacher = metrics.finalize_teacher(total)
     return metrics.finalize(total) | ({'teacher': teacher} if teacher else {})

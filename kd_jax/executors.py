@@ -2,8 +2,9 @@
 jobs, each device one at a time.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,8 @@ from kd_jax.spec import Arrays, Job, RunSpec, TeacherData, TrainState
 from kd_jax.step import make_eval_step, make_member_step, make_prepare_step, make_train_step
 
 
-class Dispatch(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Dispatch:
     """Steps of one job that were handed to the devices: `step` updates are done after them."""
 
     step: int
@@ -73,6 +75,7 @@ class Executor:
 
     def train(self, step: int, count: int) -> list[Dispatch]:
         """Hands `count` steps of every job, after `step` updates, to the devices."""
+        assert self._order is not None  # `load` comes first
         batch = self.placement.batches(self._order, step, count, self._teachers)
         return self._train(step, count, self.parallel.divide(batch, axis=1))
 
@@ -113,11 +116,11 @@ class DataParallel(Executor):
         }
         self._state: TrainState | None = None
 
-    def clear(self):
+    def clear(self) -> None:
         super().clear()
         self._state = None
 
-    def load(self, jobs, states):
+    def load(self, jobs: Sequence[Job], states: Sequence[TrainState]) -> None:
         super().load(jobs, states)
         (state,) = states
         self._state = self.parallel.replicate(state)
@@ -134,19 +137,18 @@ class DataParallel(Executor):
             np.int32(count),
         )
 
-    def _train(self, step, count, batch):
+    def _train(self, step: int, count: int, batch: Arrays) -> list[Dispatch]:
         self._state, metrics = self.steps(self._state, *self.arguments(count), batch)
         return [Dispatch(step + count, count, metrics)]
 
-    def evaluate(self, split, role='student'):
+    def evaluate(self, split: str, role: str = 'student') -> list[Any]:
+        assert self._state is not None  # `load` comes first
         arrays = self.placement.evaluated(split, self._teachers)
-        return [
-            evaluation.start(
-                self.evaluators[role], self.parallel, selected(self._state, role), arrays
-            )
-        ]
+        variables = selected(self._state, role)
+        return [evaluation.start(self.evaluators[role], self.parallel, variables, arrays)]
 
-    def states(self):
+    def states(self) -> list[TrainState]:
+        assert self._state is not None
         # Where the next steps may begin before this is read, they reuse its buffers.
         return [jax.tree.map(jnp.copy, self._state) if self.overlap else self._state]
 
@@ -168,21 +170,21 @@ class MemberParallel(Executor):
             role: parallel.compile_each(make_eval_step(network), precision, own=1, shared=2)
             for role, network in run.step.students.items()
         }
-        # states, seeds and hparams, `[D, ...]` each
+        # States, seeds and hparams of each group, `[D, ...]`.
         self._groups: list[tuple[Any, np.ndarray, dict[str, np.ndarray]]] = []
         self._metrics: list[Any] = []
 
-    def clear(self):
+    def clear(self) -> None:
         super().clear()
         self._groups, self._metrics = [], []
 
-    def load(self, jobs, states):
+    def load(self, jobs: Sequence[Job], states: Sequence[TrainState]) -> None:
         super().load(jobs, states)
         wide, host = len(self.parallel), jax.device_get(list(states))
         self._groups = []
         for first in range(0, len(jobs), wide):
             group = list(jobs[first : first + wide]), host[first : first + wide]
-            # the last may repeat its first job
+            # The last group may repeat its first job.
             some, beside = (part + part[:1] * (wide - len(part)) for part in group)
             hparams = {
                 path: np.array([job.hparams[path] for job in some], np.float32)
@@ -192,7 +194,7 @@ class MemberParallel(Executor):
                 (_stack(beside), np.array([job.seed for job in some], np.int32), hparams)
             )
 
-    def _train(self, step, count, batch):
+    def _train(self, step: int, count: int, batch: Arrays) -> list[Dispatch]:
         # The devices meet here only: without a wait one could get so far ahead of another
         # that XLA takes it for stuck.
         jax.block_until_ready(self._metrics)
@@ -215,7 +217,7 @@ class MemberParallel(Executor):
             lambda k, place: Dispatch(step + count, count, self._metrics[k], place)
         )
 
-    def evaluate(self, split, role='student'):
+    def evaluate(self, split: str, role: str = 'student') -> list[Any]:
         arrays = self.placement.evaluated(split, self._teachers)
         count = arrays['label'].shape[0]
         every = list(batches.eval_batches(count, evaluation.batch_size_for(self.parallel, count)))
@@ -225,7 +227,7 @@ class MemberParallel(Executor):
         ]
         return self._parts(jax.device_get(sums))
 
-    def states(self):
+    def states(self) -> list[TrainState]:
         return self._parts(jax.device_get([state for state, *_ in self._groups]))
 
     def _parts(self, groups: Sequence[Any]) -> list[Any]:

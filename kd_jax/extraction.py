@@ -96,12 +96,13 @@ class Extraction:
 
     def manifest(self, teacher: Trained) -> dict[str, Any]:
         """Everything that a teacher's targets depend on."""
+        assert teacher.variables is not None
         info, kind = self.dataset.info, self.kind
         views = dataclasses.asdict(kind.views)
         if not kind.views.cutout:
             del views['fill']
 
-        def shape(split):
+        def shape(split: str) -> list[Any]:
             width = kind.views.count if split == 'train' else 1
             return [
                 len(self.dataset.source(split)),
@@ -181,7 +182,7 @@ class Extraction:
         variables = parallel.replicate(tuple(teacher.variables for teacher in self.teachers))
         current: dict[str, Any] = {}
 
-        def logits_of(split, rows, width):
+        def logits_of(split: str, rows: np.ndarray, width: int) -> list[np.ndarray]:
             if split not in current:
                 views = self.kind.views if split == 'train' else Views()
                 step = make_predict_step(networks, views, parallel.axis_name)
@@ -208,10 +209,8 @@ def usual_directory(run: epath.Path, manifest: Mapping[str, Any]) -> epath.Path:
         except UserError:  # cannot be read, and so is not this one
             continue
     text = repr(sorted((key, value) for key, value in manifest.items() if key != 'made_from'))
-    name, views = (
-        manifest['data']['name'].replace('/', '-'),
-        manifest['augment']['repeated'] or 'exact',
-    )
+    name = manifest['data']['name'].replace('/', '-')
+    views = manifest['augment']['repeated'] or 'exact'
     return run / 'soft_targets' / f'{name}-{views}-{hashlib.sha256(text.encode()).hexdigest()[:10]}'
 
 
@@ -227,7 +226,9 @@ def predicted(
     return _logits(partial(run, variables, arrays), np.arange(len(arrays['label'])), 1, parallel)
 
 
-def _logits(run: Callable, rows: np.ndarray, width: int, parallel: Parallel) -> list[np.ndarray]:
+def _logits(
+    run: Callable[..., Any], rows: np.ndarray, width: int, parallel: Parallel
+) -> list[np.ndarray]:
     """The teachers' logits for the rows of a table with `width` views an image;
     run(batch): those of a batch.
     """

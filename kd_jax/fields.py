@@ -74,7 +74,7 @@ def number(
     example = 1.0 if default is None and example is None else example
     kind = 'whole' if isinstance(example if default is None else default, int) else 'finite'
 
-    def allowed(value):
+    def allowed(value: float) -> bool:
         return (
             low < value < high
             and (at_least is None or value >= at_least)
@@ -89,7 +89,13 @@ def number(
     )
 
 
-def _words(kind, above, at_least, below, at_most) -> str:
+def _words(
+    kind: str,
+    above: float | None,
+    at_least: float | None,
+    below: float | None,
+    at_most: float | None,
+) -> str:
     lower = (
         f'greater than {above}'
         if above is not None
@@ -129,7 +135,7 @@ def text(default: str = '') -> Any:
     return _field(default, Limit(lambda value: isinstance(value, str), 'text'))
 
 
-def several(default: tuple, each: Callable[[Any], bool], words: str) -> Any:
+def several(default: tuple[Any, ...], each: Callable[[Any], bool], words: str) -> Any:
     """A tuple, of which every item is allowed; an empty one is. words: of the items, such
     as 'numbers greater than 0'.
     """
@@ -153,7 +159,7 @@ def is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def own(cls: type, but: Iterable[str] = ()) -> dict[str, dataclasses.Field]:
+def own(cls: type, but: Iterable[str] = ()) -> dict[str, dataclasses.Field[Any]]:
     """Name -> field of a dataclass: those with a limit, except `but`; the others are set by
     the program, not by the user.
     """
@@ -196,7 +202,7 @@ def check(cls: type, given: Mapping[str, Any], path: str, kind: str = 'field') -
     return values
 
 
-def checked(path: str, value: Any, of: dataclasses.Field) -> Any:
+def checked(path: str, value: Any, of: dataclasses.Field[Any]) -> Any:
     """`value` in the type of a field, if it is allowed there; `UserError` otherwise."""
     fitted, words = fit(value, of)
     if not words:
@@ -207,7 +213,7 @@ def checked(path: str, value: Any, of: dataclasses.Field) -> Any:
     raise UserError(f'{path} is {fitted!r}; it must be {words}')
 
 
-def fit(value: Any, of: dataclasses.Field) -> tuple[Any, str]:
+def fit(value: Any, of: dataclasses.Field[Any]) -> tuple[Any, str]:
     """`value` in the type of a field, and '' if it is allowed there; otherwise as it is,
     and what it must be, in words.
     """
@@ -229,10 +235,8 @@ def _typed(value: Any, example: Any, limit: Limit) -> tuple[Any, str]:
     if isinstance(example, bool):
         fits, words = isinstance(value, bool), 'True or False'
     elif isinstance(example, int):
-        fits, words = (
-            is_number(value) and isinstance(value, Integral),
-            f'a whole number, such as {example!r}',
-        )
+        fits = is_number(value) and isinstance(value, Integral)
+        words = f'a whole number, such as {example!r}'
         value = int(value) if fits else value
     elif isinstance(example, float):
         fits, words = is_number(value), f'a number, such as {example!r}'

@@ -14,7 +14,7 @@ from kd_jax.errors import UserError
 from kd_jax.monitor import say, warn
 from kd_jax.workdir import RunDirectory
 
-# in which an imported teacher is measured; it teaches in that of the student's run
+# In which an imported teacher is measured; it teaches in that of the student's run.
 PRECISION = 'float32'
 
 
@@ -32,7 +32,7 @@ def check(name: str, given: Mapping[str, Any], runs: Iterable[str]) -> dict[str,
         raise UserError(
             f"teachers.{name} is {given!r}; write {{'torch': 'resnet50.pth', 'model': 'resnet50'}}"
         )
-    model = given.get('model') or ''
+    model: Any = given.get('model') or ''
     model_name = model.get('name', '') if hasattr(model, 'keys') else model
     spec = fields.check(config.Imported, {**given, 'model': model_name}, f'teachers.{name}')
     for field in ('torch', 'model'):
@@ -73,7 +73,7 @@ def load(
 
 def _input(
     field: str, spec: Mapping[str, Any], channels: int, data: DatasetInfo
-) -> tuple[tuple, tuple, tuple]:
+) -> tuple[tuple[int, int, int], tuple[float, ...], tuple[float, ...]]:
     """(image_shape, mean, std) of what the teacher sees."""
     usual = pretrained.input_of(spec['model']['name']) or {'size': 0, 'mean': (), 'std': ()}
     mean, std = (tuple(spec[key] or usual[key]) for key in ('mean', 'std'))
@@ -105,7 +105,8 @@ def make_run(
     begin = time.perf_counter()
     trained.check_teacher(model, data.info)
     network = model.network.computing(model.precision, par.fast)
-    measured = {
+    assert model.imported is not None  # what has just been read from its file
+    measured: dict[str, Any] = {
         split: evaluation.evaluate(
             network, model.variables, data.source(split), par, model.precision
         )

@@ -13,10 +13,10 @@ from kd_jax import trained
 from kd_jax.data import Dataset
 from kd_jax.models import Output, initial
 from kd_jax.monitor import warn
-from kd_jax.networks import variables_of
+from kd_jax.networks import Network, variables_of
 from kd_jax.spec import OBJECTIVE_OF, Job, StepSpec, TeacherSpec, TrainState
 
-# of the random numbers of initial values
+# Of the streams of random numbers that initial values are drawn from.
 NUMBERS = {'student': 1, 'objective': 2, 'peer': 3, 'peer_objective': 4}
 
 
@@ -35,12 +35,11 @@ def _example(dataset: Dataset) -> dict[str, Any]:
 def student_plans(step: StepSpec, dataset: Dataset) -> dict[str, initial.Plan]:
     """How the students' variables start: role -> plan."""
     image = _example(dataset)['image']
-    return {
-        role: initial.Plan(
-            lambda key, module=network.model: module.init_with_output(key, image, train=False)
-        )
-        for role, network in step.students.items()
-    }
+
+    def plan(network: Network) -> initial.Plan:
+        return initial.Plan(lambda key: network.model.init_with_output(key, image, train=False))
+
+    return {role: plan(network) for role, network in step.students.items()}
 
 
 def objective_plans(
@@ -53,14 +52,14 @@ def objective_plans(
         if teacher.network is not None:
             net = teacher.network
 
-            def start():
+            def start() -> tuple[Output, Any]:
                 image = net.normalize(batch['image'])
                 return net.model.init_with_output(jax.random.key(0), image, train=False)
 
             return jax.eval_shape(start)[0]
         return Output(jnp.zeros((2, dataset.info.num_classes)), {}) if teacher.shared else other
 
-    def plan(role):
+    def plan(role: str) -> initial.Plan:
         other = students['peer' if role == 'student' and 'peer' in students else 'student'].output
         outputs = [students[role].output, *(says(teacher, other) for teacher in step.teachers)]
         outputs = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), outputs)

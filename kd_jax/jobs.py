@@ -94,14 +94,14 @@ def swept_fields(run: ConfigDict) -> list[str]:
     ]
 
 
-def parse_sweep(name: str, run: ConfigDict) -> dict[str, tuple]:
+def parse_sweep(name: str, run: ConfigDict) -> dict[str, tuple[Any, ...]]:
     """Field -> values of `run.sweep`.
 
     Raises:
       UserError: if it cannot be read, or a field or a value makes no sense.
     """
     path, known = f'runs.{name}.sweep', ['seed', *swept_fields(run)]
-    values: dict[str, tuple] = {}
+    values: dict[str, tuple[Any, ...]] = {}
     for part in filter(None, (part.strip() for part in run.sweep.split(';'))):
         field, equals, text = (piece.strip() for piece in part.partition('='))
         if not equals or field in values:

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from kd_jax import data, imported, jobs, trained
 from kd_jax.parallel import Parallel
+from kd_jax.teacher_outputs import outside
 from kd_jax.trained import Trained
 from kd_jax.workdir import RunDirectory, find_run, to_json
 
@@ -91,7 +92,7 @@ class Library:
         self, run: ConfigDict, seed: int, load: Callable[[str, int], Trained] | None = None
     ) -> Mapping[str, Trained]:
         """Name -> the teachers of a seed that are other runs, as `load` gives them."""
-        return {name: (load or self.load)(name, seed) for name in jobs.outside(run.teachers)}
+        return {name: (load or self.load)(name, seed) for name in outside(run.teachers)}
 
     def start(
         self, run: ConfigDict, seed: int, load: Callable[[str, int], Trained] | None = None

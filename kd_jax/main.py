@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
             jax.distributed.initialize()
         elif _COORDINATOR.value:
             jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-        # after initialize, which installs a handler of its own
+        # After `initialize`, which installs a handler of its own.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda received, _: stop.append(received))
         study = Study(
@@ -68,7 +68,7 @@ def main(argv: list[str]) -> None:
     except UserError as error:
         fail(error)
     except Stopped:
-        # none here: another process was asked
+        # None was received here: another process was asked to stop.
         received = signal.Signals(stop[0] if stop else signal.SIGTERM)
         say(f'stopped by {received.name}; the same command continues')
         sys.exit(128 + received)

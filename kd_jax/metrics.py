@@ -16,6 +16,7 @@ import numpy as np
 BINS = 15  # equal-width confidence bins, as Guo et al. 2017 use
 Arrays = dict[str, jax.Array]
 Totals = dict[str, np.ndarray]
+Number = float | np.ndarray  # of one item
 
 
 def sums(
@@ -49,12 +50,12 @@ def sums(
     label = jnp.where(valid, batch['label'], 0)
     classes = jnp.arange(logits.shape[1])[None]
 
-    def rank_of(z):  # of the label among the classes
+    def rank_of(z: jax.Array) -> jax.Array:  # of the label among the classes
         of_label = jnp.take_along_axis(z, label[:, None], axis=1)  # [B, 1]
         return ((z > of_label) | ((z == of_label) & (classes < label[:, None]))).sum(axis=1)
 
     rank = rank_of(logits)
-    # a label that is no class is an error that nll shows as NaN
+    # A label that is no class is an error that nll shows as NaN.
     known = valid & ~broken & (label < logits.shape[1])
     right = known & (rank == 0)
     is_label = valid[:, None] & (label[:, None] == classes)  # [B, K]
@@ -78,7 +79,7 @@ def sums(
 
 def _calibration(confidence: jax.Array, valid: jax.Array, right: jax.Array) -> Arrays:
     """Of each confidence bin: examples, their confidence, and how many are right."""
-    # bin m is (m / BINS, (m + 1) / BINS]
+    # Bin m is (m / BINS, (m + 1) / BINS]
     bins = jnp.clip(jnp.ceil(confidence * BINS) - 1, 0, BINS - 1)
     in_bin = valid[:, None] & (bins[:, None] == jnp.arange(BINS)[None])  # [B, BINS]
     undefined = valid & jnp.isnan(confidence)
@@ -116,11 +117,11 @@ def add(total: Totals | None, new: Arrays) -> Totals:
     """`total` plus the sums of one more batch, in float64 on the host; `total`
     is None for the first batch.
     """
-    new = {name: np.asarray(value, np.float64) for name, value in jax.device_get(new).items()}
-    return new if total is None else jax.tree.map(np.add, total, new)
+    added = {name: np.asarray(value, np.float64) for name, value in jax.device_get(new).items()}
+    return added if total is None else jax.tree.map(np.add, total, added)
 
 
-def _ratio(part: float, whole: float) -> float:
+def _ratio(part: Number, whole: Number) -> float:
     return float(part / whole) if whole else float('nan')
 
 

@@ -7,8 +7,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Self
 
 from etils import epath
 
@@ -32,7 +32,7 @@ def clock(seconds: float) -> str:
     return f'{hours}:{minutes:02d}:{seconds:02d}' if hours else f'{minutes}:{seconds:02d}'
 
 
-Sink = Callable[[int, str, dict[str, float]], None]  # (step, split, scalars)
+Sink = Callable[[int, str, Mapping[str, float]], None]  # (step, split, scalars)
 
 
 def sinks(
@@ -55,13 +55,13 @@ def sinks(
             contextlib.closing(SummaryWriter(str(directory / 'tensorboard')))
         )
 
-        def to_tensorboard(step, split, scalars):
+        def to_tensorboard(step: int, split: str, scalars: Mapping[str, float]) -> None:
             for name, value in scalars.items():
                 events.add_scalar(f'{split}/{name}', value, step)
 
         writers.append(to_tensorboard)
     if wandb:
-        # beside other runs
+        # beside other runs of the same process
         options = {
             'dir': str(directory),
             'config': config,
@@ -100,7 +100,7 @@ class Monitor:
         shown: bool = True,
     ):
         self.title, self._active, self._shown = title, active, shown and active
-        # steps, steps, images
+        # in steps, steps and images
         self._total, self._epoch, self._batch = total_steps, steps_per_epoch, batch_size
         self._show: Callable[[int], None] | None = None  # a step, in the progress bar
         self._pace = Pace()
@@ -108,18 +108,17 @@ class Monitor:
         self._closing = contextlib.ExitStack()
         self._sinks: list[Sink] = []
         if active:
-            directory = epath.Path(directory)
+            path = epath.Path(directory)
             self._sinks = sinks(
-                title, directory, self._closing, tensorboard=tensorboard, wandb=wandb, config=config
+                title, path, self._closing, tensorboard=tensorboard, wandb=wandb, config=config
             )
-            self._sinks.append(
-                self._to(self._closing.enter_context((directory / 'metrics.jsonl').open('a')))
-            )
+            file = self._closing.enter_context((path / 'metrics.jsonl').open('a'))
+            self._sinks.append(self._to(file))
 
     def _to(self, file: Any) -> Sink:
         """One JSON object a line."""
 
-        def to_file(step, split, scalars):
+        def to_file(step: int, split: str, scalars: Mapping[str, float]) -> None:
             file.write(
                 json.dumps({'step': step, 'epoch': step / self._epoch, 'split': split, **scalars})
                 + '\n'
@@ -128,7 +127,7 @@ class Monitor:
 
         return to_file
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         if self._shown and sys.stdout.isatty():
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -143,7 +142,7 @@ class Monitor:
             self._show = lambda step: bar.update(task, completed=step, text=self._line(step))
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self._closing.close()
 
     def advance(self, step: int, loss: float) -> float:
@@ -165,7 +164,7 @@ class Monitor:
             part for part in (epoch, self._text['loss'], self._text['val'], rate) if part
         )
 
-    def evaluated(self, step: int, val: dict[str, float]) -> None:
+    def evaluated(self, step: int, val: Mapping[str, Any]) -> None:
         """Shows the validation accuracy; without a terminal, as a line."""
         self._text['val'] = f'val top-1 {100 * val["top1"]:.2f} %'
         if self._show:
@@ -181,7 +180,7 @@ class Monitor:
         """Until now it was not training: it does not count in images/s."""
         self._pace.pause()
 
-    def write(self, step: int, split: str, scalars: dict[str, float]) -> None:
+    def write(self, step: int, split: str, scalars: Mapping[str, float]) -> None:
         """One line of metrics.jsonl, and the same to TensorBoard and Weights & Biases."""
         for sink in self._sinks:
             sink(step, split, scalars)
@@ -190,11 +189,11 @@ class Monitor:
 class Pace:
     """How fast steps are done."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.rate = 0.0  # steps a second since the last pause
-        # a time, and the step then
+        # the time of the last call, and the step then; None: there was none
         self._last: tuple[float, int | None] = (time.perf_counter(), None)
-        self._mark: tuple[float, int | None] = self._last
+        self._mark = (self._last[0], 0)  # where the rate counts from
 
     def advance(self, step: int) -> float:
         """`step` steps are done; the seconds since the last call, 0 at the first one."""
@@ -208,10 +207,11 @@ class Pace:
 
     def pause(self) -> None:
         """What comes until now does not count."""
-        self._last = self._mark = (time.perf_counter(), self._last[1])
+        self._last = (time.perf_counter(), self._last[1])
+        self._mark = (self._last[0], self._last[1] or 0)
 
 
-def import_wandb(project: str):
+def import_wandb(project: str) -> Any:
     """The module wandb; `UserError` where it is not installed."""
     try:
         import wandb

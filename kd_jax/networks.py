@@ -1,7 +1,7 @@
 """Networks as the steps use them: a model with its normalisation, alone or as an ensemble."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -61,9 +61,8 @@ class Network(NamedTuple):
 
     def predict(self, variables: dict[str, Any], pixels: jax.Array) -> Output:
         """The model's output in evaluation mode, without gradient."""
-        return jax.lax.stop_gradient(
-            self.model.apply(variables, self.normalize(pixels), train=False)
-        )
+        output = self.model.apply(variables, self.normalize(pixels), train=False)
+        return cast(Output, jax.lax.stop_gradient(output))
 
 
 class Ensemble(NamedTuple):
@@ -81,6 +80,6 @@ class Ensemble(NamedTuple):
         return Output(mean_probabilities(members), {})
 
 
-def variables_of(params: dict, model_state: dict) -> dict:
+def variables_of(params: Mapping[str, Any], model_state: Mapping[str, Any]) -> dict[str, Any]:
     """The student's Flax variables."""
     return {'params': params, **model_state}

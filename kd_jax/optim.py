@@ -18,16 +18,22 @@ from kd_jax.errors import UserError
 from kd_jax.fields import choice, flag, is_number, names, number, several
 
 
-def _constant(settings, warmup, total, boundaries):
+def _constant(
+    settings: 'Settings', warmup: int, total: int, boundaries: Sequence[int]
+) -> optax.Schedule:
     return optax.constant_schedule(1.0)
 
 
-def _cosine(settings, warmup, total, boundaries):
+def _cosine(
+    settings: 'Settings', warmup: int, total: int, boundaries: Sequence[int]
+) -> optax.Schedule:
     return optax.cosine_decay_schedule(1.0, total - warmup, alpha=settings.final_factor)
 
 
-def _step(settings, warmup, total, boundaries):
-    scales = {}
+def _step(
+    settings: 'Settings', warmup: int, total: int, boundaries: Sequence[int]
+) -> optax.Schedule:
+    scales: dict[int, float] = {}
     for boundary in boundaries:  # two may round to the same step
         scales[boundary - warmup] = scales.get(boundary - warmup, 1.0) * settings.step_factor
     return optax.piecewise_constant_schedule(1.0, scales)
@@ -37,15 +43,21 @@ def _step(settings, warmup, total, boundaries):
 SCHEDULES = {'cosine': _cosine, 'step': _step, 'constant': _constant}
 
 
-def _sgd(rate, decay, settings):
+def _sgd(
+    rate: Any, decay: optax.GradientTransformation, settings: 'Settings'
+) -> optax.GradientTransformation:
     return optax.chain(decay, optax.sgd(rate, settings.momentum or None, settings.nesterov))
 
 
-def _adam(rate, decay, settings):
+def _adam(
+    rate: Any, decay: optax.GradientTransformation, settings: 'Settings'
+) -> optax.GradientTransformation:
     return optax.chain(decay, optax.adam(rate, settings.b1, settings.b2, settings.eps))
 
 
-def _adamw(rate, decay, settings):
+def _adamw(
+    rate: Any, decay: optax.GradientTransformation, settings: 'Settings'
+) -> optax.GradientTransformation:
     adam = optax.scale_by_adam(settings.b1, settings.b2, settings.eps)
     return optax.chain(adam, decay, optax.scale_by_learning_rate(rate))
 
@@ -272,7 +284,7 @@ def ema(average: Any, new: Any, decay: float, step: Any) -> Any:
     """
     d = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
 
-    def leaf(a, n):
+    def leaf(a: jax.Array, n: jax.Array) -> jax.Array:
         if not jnp.issubdtype(jnp.result_type(n), jnp.floating):
             return n
         return (d * a + (1.0 - d) * n).astype(a.dtype)
@@ -280,7 +292,7 @@ def ema(average: Any, new: Any, decay: float, step: Any) -> Any:
     return jax.tree.map(leaf, average, new)
 
 
-def _joined(path: tuple) -> str:
+def _joined(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator='/')
 
 

@@ -3,7 +3,7 @@ that knows which of the two.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -90,7 +90,7 @@ class Parallel:
     def replicate(self, tree: Any) -> Any:
         """A copy of every array of `tree` on every device."""
 
-        def put(x):
+        def put(x: Any) -> jax.Array:
             x = np.asarray(x)
             if self.replicated.is_fully_addressable:
                 return jax.device_put(x, self.replicated)
@@ -104,7 +104,7 @@ class Parallel:
         """
         return jax.tree.map(lambda x: self._divide(x, axis), batch)
 
-    def _divide(self, x: np.ndarray, axis: int):
+    def _divide(self, x: np.ndarray, axis: int) -> np.ndarray | jax.Array:
         if len(self) == 1 and self.mode == 'jit':
             return x
         share = x.shape[axis] // len(self) * len(self.local)
@@ -119,13 +119,13 @@ class Parallel:
 
     def compile(
         self,
-        step: Callable,
+        step: Callable[..., Any],
         precision: str,
         *,
         arguments: int,
         donate_first: bool = False,
         axis: int = 0,
-    ) -> Callable:
+    ) -> Callable[..., Any]:
         """`step(a1, ..., batch)` with `arguments` arguments, of which all
         but the last are replicated.
 
@@ -156,8 +156,14 @@ class Parallel:
         return compiled if alone or donate_first else _one_at_a_time(compiled)
 
     def compile_each(
-        self, step: Callable, precision: str, *, own: int, shared: int, donate_first: bool = False
-    ) -> Callable:
+        self,
+        step: Callable[..., Any],
+        precision: str,
+        *,
+        own: int,
+        shared: int,
+        donate_first: bool = False,
+    ) -> Callable[..., Any]:
         """`step` on each device by itself: the first `own` arguments and all outputs
         have a device axis `[D, ...]`.
 
@@ -177,17 +183,37 @@ class Parallel:
         return KEEP_BARRIERS | (ONE_DEVICE_A_CORE if len(self.local) > 1 else {})
 
 
-def with_products(step: Callable, precision: str) -> Callable:
+class Collectives(NamedTuple):
+    """Means and sums over the devices of an axis; without one, what there is."""
+
+    axis_name: str | None
+
+    def mean(self, tree: Any) -> Any:
+        return jax.lax.pmean(tree, self.axis_name) if self.axis_name else tree
+
+    def total(self, tree: Any) -> Any:
+        return jax.lax.psum(tree, self.axis_name) if self.axis_name else tree
+
+    def gather(self, tree: Any) -> Any:
+        """The examples of all devices; what has no examples stays."""
+        if not self.axis_name:
+            return tree
+        return jax.tree.map(
+            lambda x: jax.lax.all_gather(x, self.axis_name, tiled=True) if x.ndim else x, tree
+        )
+
+
+def with_products(step: Callable[..., Any], precision: str) -> Callable[..., Any]:
     """`step`, traced with the products of a precision."""
 
-    def traced(*arguments):
+    def traced(*arguments: Any) -> Any:
         with jax.default_matmul_precision(PRECISIONS[precision][1]):
             return step(*arguments)
 
     return traced
 
 
-def _one_at_a_time(compiled: Callable) -> Callable:
+def _one_at_a_time(compiled: Any) -> Callable[..., Any]:
     """`compiled`, which waits for its results.
 
     Where calls do not wait for each other's results, one device can begin several; in each it keeps
@@ -195,23 +221,23 @@ def _one_at_a_time(compiled: Callable) -> Callable:
     ends the process after 40 seconds).
     """
 
-    def call(*arguments):
+    def call(*arguments: Any) -> Any:
         return jax.block_until_ready(compiled(*arguments))
 
-    call.lower = compiled.lower
+    call.lower = compiled.lower  # type: ignore[attr-defined]  # as jitted functions have it
     return call
 
 
-def _with_options(jitted: Callable, options: dict[str, str]) -> Callable:
+def _with_options(jitted: Any, options: dict[str, str]) -> Callable[..., Any]:
     """A jit- or pmapped function compiled with options (which pmap does not take),
     once for each set of shapes.
 
     The compiler's memory, often more than a step's, is given back before the first step needs its
     own. For one process: a compiled function wants the shapes of all processes' shares together.
     """
-    compiled: dict[Any, Callable] = {}
+    compiled: dict[Any, Callable[..., Any]] = {}
 
-    def call(*arguments):
+    def call(*arguments: Any) -> Any:
         leaves, structure = jax.tree.flatten(arguments)
         key = structure, tuple(map(jax.typeof, leaves))
         if key not in compiled:
@@ -219,12 +245,12 @@ def _with_options(jitted: Callable, options: dict[str, str]) -> Callable:
             runtime.trim()
         return compiled[key](*arguments)
 
-    call.lower = jitted.lower
+    call.lower = jitted.lower  # type: ignore[attr-defined]  # as jitted functions have it
     return call
 
 
 def _cores_are_devices() -> bool:
-    return jax.config.jax_num_cpu_devices > 0
+    return runtime.cpu_devices() > 0
 
 
 def in_any_process(flag: bool) -> bool:

@@ -26,7 +26,7 @@ class Placement:
     def __init__(self, run: RunSpec, parallel: Parallel):
         self.run, self.parallel = run, parallel
         self._arrays: dict[str, Arrays] = {}
-        self._slots: Callable | None = None
+        self._slots: Callable[..., Any] | None = None
 
     def arrays(self, split: str) -> Arrays:
         """The columns of a split."""
@@ -83,9 +83,13 @@ class Placement:
             variables = {
                 name: parallel.replicate(teacher.variables) for name, teacher in trained.items()
             }
-            networks = [teacher.network for teacher in run.step.teachers if teacher.name in trained]
+            networks = [
+                teacher.network
+                for teacher in run.step.teachers
+                if teacher.name in trained and teacher.network is not None
+            ]
 
-            def predicted(split):
+            def predicted(split: str) -> list[np.ndarray]:
                 placed = tuple(variables.values())
                 return extraction.predicted(
                     networks, placed, self.arrays(split), parallel, run.step.precision
@@ -93,7 +97,7 @@ class Placement:
 
             return TeacherData(variables, self._averaged(predicted, weights))
 
-        def kept(split):
+        def kept(split: str) -> list[jax.Array]:
             return [
                 decoded(
                     {k: x[:, 0] for k, x in columns(r[split]).items()}, run.dataset.info.num_classes
@@ -119,7 +123,7 @@ class Placement:
         """
         averages: dict[str, Any] = {}
 
-        def logits(split):
+        def logits(split: str) -> Any:
             if not weights:
                 return None
             if split not in averages:

@@ -36,11 +36,12 @@ SPREAD = ('test', 'teacher')  # groups whose standard deviation over seeds means
 
 
 def _get(result: Mapping[str, Any], path: Sequence[str]) -> float | None:
+    value: Any = result
     for key in path:
-        if result is None:
+        if value is None:
             return None
-        result = result.get(key)
-    return result
+        value = value.get(key)
+    return value
 
 
 def aggregate(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -94,7 +95,7 @@ def _cell(value: Mapping[str, Any] | None, path: Sequence[str], digits: int) -> 
 
 def _cells(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
     used = [c for c in COLUMNS if any(row.get(c[0]) is not None for row in rows)]
-    # the usual case says nothing
+    # The usual case says nothing.
     if all(row.get('trainable') in (None, row['parameters']) for row in rows):
         used = [c for c in used if c[0] != 'trainable']
     head = ['run', 'model', 'seeds'] + [c[0] for c in used]
@@ -202,17 +203,17 @@ def plot(workdir: PathLike) -> epath.Path:
     matplotlib.use('Agg')
     from matplotlib import pyplot
 
-    workdir = epath.Path(workdir)
+    folder = epath.Path(workdir)
     figure, axes = pyplot.subplots(figsize=(6, 4), layout='constrained')
     runs: dict[str, list[epath.Path]] = {}
-    for config in matches(workdir, '*/seed*/config.json'):
+    for config in matches(folder, '*/seed*/config.json'):
         runs.setdefault(config.parent.parent.name, []).append(config.parent)
     for name, directories in runs.items():
-        curves = [
+        points = [
             [(m['epoch'], 100 * m['top1']) for m in read_metrics(d) if m['split'] == 'val']
             for d in directories
         ]
-        curves = [np.array(c) for c in curves if c]
+        curves = [np.array(of_run) for of_run in points if of_run]
         if not curves:
             continue
         length = min(map(len, curves))
@@ -226,14 +227,14 @@ def plot(workdir: PathLike) -> epath.Path:
     axes.set(
         xlabel='epoch',
         ylabel='validation top-1 (%)',
-        title=f'{workdir.name}: mean and range over seeds',
+        title=f'{folder.name}: mean and range over seeds',
     )
     axes.legend()
     axes.grid(alpha=0.3)
-    with (workdir / 'curves.png').open('wb') as file:
+    with (folder / 'curves.png').open('wb') as file:
         figure.savefig(file, dpi=120, format='png')
     pyplot.close(figure)
-    return workdir / 'curves.png'
+    return folder / 'curves.png'
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ import os
 import platform
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Self
 
 import jax
 
@@ -41,7 +42,8 @@ def prepare(*, fast: bool = True, single_process: bool = True) -> None:
     or JAX say how many there are.
     """
     directory = cache_directory()
-    if directory is not None and not jax.config.jax_compilation_cache_dir:
+    config: Any = jax.config  # which has its options at run time only
+    if directory is not None and not config.jax_compilation_cache_dir:
         jax.config.update('jax_compilation_cache_dir', str(directory))
         if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
             jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
@@ -57,10 +59,16 @@ def prepare(*, fast: bool = True, single_process: bool = True) -> None:
             library.mallopt(parameter, value)
     chosen = (
         'xla_force_host_platform_device_count' in os.environ.get('XLA_FLAGS', '')
-        or jax.config.jax_num_cpu_devices > 0
+        or cpu_devices() > 0
     )
     if single_process and not chosen:
         jax.config.update('jax_num_cpu_devices', min(cores(), MOST_CPU_DEVICES))
+
+
+def cpu_devices() -> int:
+    """How many devices JAX was told to make of the processor; 0 or less: it was not told."""
+    config: Any = jax.config  # which has its options at run time only
+    return config.jax_num_cpu_devices
 
 
 def trim() -> None:
@@ -160,9 +168,9 @@ class Trace:
         jax.profiler.stop_trace()
         self._active, self.steps = False, ()
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         if self._active:
             self._stop()

@@ -133,7 +133,7 @@ class Search:
             self.study.set_user_attr('space', space)
             self.study.set_user_attr('config', run)
             return
-        # as earlier versions wrote it
+        # `run` is how earlier versions wrote it.
         recorded = begun['config'] if 'config' in begun else ast.literal_eval(begun['run'])
         for key, same in (
             ('space', begun['space'] == space),
@@ -159,7 +159,7 @@ class Search:
         if others:
             Study(self.config, self.workdir, others).run(should_stop)
         while batch := self._ask(trials):
-            groups: dict[tuple, list[Any]] = {}
+            groups: dict[tuple[Any, ...], list[Any]] = {}
             numbers = set(jobs.swept_fields(self.run))
             for trial in batch:
                 chosen = trial.params.items()  # a weight of 0 takes its loss away
@@ -194,7 +194,7 @@ class Search:
     def config_of(self, params: Mapping[str, Any]) -> ConfigDict:
         run = self.run.copy_and_resolve_references()
         run.update_from_flattened_dict(params)
-        # all trials see the same batches, also when one is trained again
+        # All trials see the same batches, also when one is trained again.
         if run.order_seed is None:
             run.order_seed = min(run.seeds)
         return run
@@ -296,7 +296,7 @@ class Search:
         config, others = self.config.copy_and_resolve_references(), self.others()
         run = self.config_of(params)
 
-        def there(name):
+        def there(name: str) -> str:
             return str(self.workdir / name) if name.partition('/')[0] in others else name
 
         run.teachers, run.init = tuple(map(there, run.teachers)), there(run.init)
@@ -328,13 +328,16 @@ def main(argv: list[str]) -> None:
             if given
             else default_workdir().with_name(f'{default_workdir().name}-search')
         )
-        asked = {
-            'together': _TOGETHER.value,
-            'storage': _STORAGE.value,
-            'worker': _WORKER.value,
-            'prune': _PRUNE.value,
-        }
-        search = Search(config, workdir, _RUN.value, _SPACE.value, **asked)
+        search = Search(
+            config,
+            workdir,
+            _RUN.value,
+            _SPACE.value,
+            together=_TOGETHER.value,
+            storage=_STORAGE.value,
+            worker=_WORKER.value,
+            prune=_PRUNE.value,
+        )
         try:
             search.go(_TRIALS.value, lambda: bool(stop))
         except Stopped:

@@ -33,9 +33,9 @@ def plot(path: epath.Path, space: Mapping[str, Any], trials: Sequence[Any]) -> N
     figure, axes = pyplot.subplots(
         1, len(numbers), figsize=size, layout='constrained', squeeze=False, sharey=True
     )
+    accuracies = [mean_std([100 * value for value in t.user_attrs['val']]) for t in trials]
+    values, spread = [a['mean'] for a in accuracies], [a['std'] or 0.0 for a in accuracies]
     for ax, field in zip(axes[0], numbers, strict=True):
-        accuracies = [mean_std([100 * value for value in t.user_attrs['val']]) for t in trials]
-        values, spread = [a['mean'] for a in accuracies], [a['std'] or 0.0 for a in accuracies]
         ax.errorbar([t.params[field] for t in trials], values, spread, fmt='o', capsize=2)
         ax.set_xlabel(field)
         if getattr(space[field], 'log', False):

@@ -34,7 +34,7 @@ OBJECTIVE_OF = {'student': 'objective', 'peer': 'peer_objective'}
 class TrainState:
     """What training changes. It never holds the teacher and never has a device axis."""
 
-    step: jax.Array  # int32 scalar: updates done
+    step: jax.Array | np.ndarray  # int32 scalar: updates done
     params: dict[str, Any]  # {'student', 'objective'} and, with a peer, {'peer', 'peer_objective'}
     model_state: dict[str, Any]  # likewise: running statistics, memory banks
     opt_state: Any

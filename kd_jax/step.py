@@ -11,10 +11,11 @@ metrics are those of the whole.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from kd_jax import metrics, optim
@@ -24,36 +25,20 @@ from kd_jax.data.views import Views
 from kd_jax.models.common import Output, mean_probabilities
 from kd_jax.networks import Ensemble, Network, variables_of
 from kd_jax.objectives import Objective
+from kd_jax.parallel import Collectives
 from kd_jax.spec import OBJECTIVE_OF, Arrays, Hparams, StepSpec, TrainState
+
+Step = Callable[..., tuple[TrainState, Arrays]]  # (state, ...) -> (state, metrics)
+Teachers = Mapping[str, Any]  # name -> what the executor gives the step for that teacher
 
 NEGATIVES = 0x4E65  # of the random numbers that objectives draw
 
 
-class Collectives(NamedTuple):
-    """Means and sums over the devices of an axis; without one, what there is."""
-
-    axis_name: str | None
-
-    def mean(self, tree: Any) -> Any:
-        return jax.lax.pmean(tree, self.axis_name) if self.axis_name else tree
-
-    def total(self, tree: Any) -> Any:
-        return jax.lax.psum(tree, self.axis_name) if self.axis_name else tree
-
-    def gather(self, tree: Any) -> Any:
-        """The examples of all devices; what has no examples stays."""
-        if not self.axis_name:
-            return tree
-        return jax.tree.map(
-            lambda x: jax.lax.all_gather(x, self.axis_name, tiled=True) if x.ndim else x, tree
-        )
-
-
-def _step_key(seed, step):
+def _step_key(seed: jax.Array, step: jax.Array | np.ndarray) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 0x5EED), step)
 
 
-def make_prepare(spec: StepSpec) -> Callable:
+def make_prepare(spec: StepSpec) -> Callable[..., Arrays]:
     """`prepare(seed, step, teachers, arrays, batch) -> batch`: what a step learns from, the same
     for every student of a sweep.
 
@@ -66,7 +51,9 @@ def make_prepare(spec: StepSpec) -> Callable:
     """
     views = spec.views
 
-    def prepare(seed, step, teachers, arrays, batch):
+    def prepare(
+        seed: jax.Array, step: jax.Array, teachers: Teachers, arrays: Arrays, batch: Arrays
+    ) -> Arrays:
         key = jax.random.key(seed)
         batch = read(arrays, batch)
         index, view = batch['index'], batch['view']
@@ -100,7 +87,7 @@ def without_partners(batch: Arrays) -> Arrays:
     return rest | ({'mixed_label': batch['partner_label']} if 'partner_label' in batch else {})
 
 
-def make_update(spec: StepSpec, axis_name: str | None = None) -> Callable:
+def make_update(spec: StepSpec, axis_name: str | None = None) -> Step:
     """`update(state, seed, hparams, labels, part) -> (state, metrics)`: a
     student's step of what was prepared.
 
@@ -111,30 +98,27 @@ def make_update(spec: StepSpec, axis_name: str | None = None) -> Callable:
     over = Collectives(axis_name)
     loss_fn = make_loss(spec, axis_name)
 
-    def update(state, seed, hparams, labels, part):
+    def update(
+        state: TrainState,
+        seed: jax.Array,
+        hparams: Hparams,
+        labels: Arrays,
+        part: Callable[[int], Arrays],
+    ) -> tuple[TrainState, Arrays]:
         objective = on_axis(spec.objective.with_hparams(hparams), axis_name)
         key = _step_key(seed, state.step)
         shares = _shares(objective, labels, over)
         weights = objective.weights(state.step / spec.steps_per_epoch)
 
-        def gradients(model_state, number):
+        def gradients(model_state: Any, number: int) -> tuple[Any, Any, Arrays]:
             mine = {label: share[number :: spec.accumulate] for label, share in shares.items()}
-            arguments = (
-                state.params,
-                model_state,
-                state,
-                objective,
-                weights,
-                mine,
-                part(number),
-                key,
-                number,
-            )
-            (_, (model_state, sums)), grads = jax.value_and_grad(loss_fn, has_aux=True)(*arguments)
+            given = state, objective, weights, mine, part(number), key, number
+            loss = jax.value_and_grad(loss_fn, has_aux=True)
+            (_, (model_state, sums)), grads = loss(state.params, model_state, *given)
             return model_state, grads, sums
 
         model_state, grads, sums = gradients(state.model_state, 0)
-        # unrolled: convolution gradients in a loop body are slow on CPU
+        # Unrolled: convolution gradients in a loop body are slow on CPU.
         for number in range(1, spec.accumulate):
             model_state, *more = gradients(model_state, number)
             grads, sums = jax.tree.map(jnp.add, (grads, sums), tuple(more))
@@ -154,7 +138,7 @@ def on_axis(objective: Objective, axis_name: str | None) -> Objective:
     )
 
 
-def make_loss(spec: StepSpec, axis_name: str | None) -> Callable:
+def make_loss(spec: StepSpec, axis_name: str | None) -> Callable[..., tuple[Any, Any]]:
     """`loss(params, model_state, state, objective, weights, shares, batch, key,
     number) -> (loss, (model_state, sums))`.
 
@@ -168,8 +152,21 @@ def make_loss(spec: StepSpec, axis_name: str | None) -> Callable:
         for role, network in spec.students.items()
     }
 
-    def loss(params, model_state, state, objective, weights, shares, batch, key, number):
-        outputs, new_state, losses = {}, {}, {}
+    def loss(
+        params: Mapping[str, Any],
+        model_state: Mapping[str, Any],
+        state: TrainState,
+        objective: Objective,
+        weights: Arrays,
+        shares: Arrays,
+        batch: Arrays,
+        key: jax.Array,
+        number: int,
+    ) -> tuple[Any, tuple[Any, Arrays]]:
+        outputs: dict[str, Output] = {}
+        new_state: dict[str, Any] = {}
+        losses: Arrays = {}
+        terms: Arrays = {}  # in the end those of the student
         for k, (role, network) in enumerate(networks.items()):
             outputs[role], new_state[role] = network.model.apply(
                 variables_of(params[role], model_state[role]),
@@ -242,13 +239,11 @@ def _updated(
     spec: StepSpec, state: TrainState, hparams: Hparams, grads: Any, model_state: Any
 ) -> TrainState:
     """The state after the update with these gradients."""
+    assert spec.optimizer is not None
     updates, opt_state = spec.optimizer(hparams).update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    ema, snapshot, now = (
-        state.ema,
-        state.snapshot,
-        {'params': params['student'], 'model_state': model_state['student']},
-    )
+    now = {'params': params['student'], 'model_state': model_state['student']}
+    ema, snapshot = state.ema, state.snapshot
     if spec.ema_decay:
         ema = optim.ema(ema, now, spec.ema_decay, state.step)
     if spec.snapshot_steps:
@@ -262,7 +257,7 @@ def every(tree: Any, number: int, accumulate: int) -> Any:
     return jax.tree.map(lambda x: x[number::accumulate] if x.ndim else x, tree)
 
 
-def make_train_step(spec: StepSpec, axis_name: str | None = None) -> Callable:
+def make_train_step(spec: StepSpec, axis_name: str | None = None) -> Step:
     """The step `(state, seeds, hparams, teachers, arrays, batch) -> (state, metrics)`.
 
     state: `TrainState`; its buffers may be donated.
@@ -276,8 +271,15 @@ def make_train_step(spec: StepSpec, axis_name: str | None = None) -> Callable:
     """
     prepare, update = make_prepare(spec), make_update(spec, axis_name)
 
-    def train_step(state, seeds, hparams, teachers, arrays, batch):
-        def part(number):
+    def train_step(
+        state: TrainState,
+        seeds: jax.Array,
+        hparams: Hparams,
+        teachers: Teachers,
+        arrays: Arrays,
+        batch: Arrays,
+    ) -> tuple[TrainState, Arrays]:
+        def part(number: int) -> Arrays:
             return prepare(
                 seeds[0], state.step, teachers, arrays, every(batch, number, spec.accumulate)
             )
@@ -287,7 +289,9 @@ def make_train_step(spec: StepSpec, axis_name: str | None = None) -> Callable:
     return train_step
 
 
-def make_prepare_step(spec: StepSpec, axis_name: str | None = None) -> Callable:
+def make_prepare_step(
+    spec: StepSpec, axis_name: str | None = None
+) -> Callable[..., tuple[jax.Array, Arrays]]:
     """`make_prepare`'s function for `scan_steps`: `(step, seed, teachers, arrays,
     batch) -> (step + 1, prepared)`.
 
@@ -297,7 +301,9 @@ def make_prepare_step(spec: StepSpec, axis_name: str | None = None) -> Callable:
     prepare, over = make_prepare(spec), Collectives(axis_name)
     features = any(loss.needs_features for _, loss in spec.objective.losses)
 
-    def prepare_step(step, seed, teachers, arrays, batch):
+    def prepare_step(
+        step: jax.Array, seed: jax.Array, teachers: Teachers, arrays: Arrays, batch: Arrays
+    ) -> tuple[jax.Array, Arrays]:
         prepared = prepare(seed, step, teachers, arrays, batch)
         if not features:
             prepared['teachers'] = {
@@ -308,13 +314,15 @@ def make_prepare_step(spec: StepSpec, axis_name: str | None = None) -> Callable:
     return prepare_step
 
 
-def make_member_step(spec: StepSpec) -> Callable:
+def make_member_step(spec: StepSpec) -> Step:
     """`make_update`'s function for `scan_steps`, on one device:
     `(state, seed, hparams, prepared) -> (state, metrics)`.
     """
     update = make_update(spec)
 
-    def member_step(state, seed, hparams, prepared):
+    def member_step(
+        state: TrainState, seed: jax.Array, hparams: Hparams, prepared: Arrays
+    ) -> tuple[TrainState, Arrays]:
         labels = {
             name: value for name, value in prepared.items() if name not in ('image', 'teachers')
         }
@@ -325,14 +333,16 @@ def make_member_step(spec: StepSpec) -> Callable:
     return member_step
 
 
-def make_eval_step(network: Network | Ensemble, axis_name: str | None = None) -> Callable:
+def make_eval_step(
+    network: Network | Ensemble, axis_name: str | None = None
+) -> Callable[[Any, Arrays, Arrays], Arrays]:
     """The step `(variables, arrays, batch) -> sums` of `kd_jax.metrics` over the global batch.
 
     arrays: `image`, `label` and perhaps `teacher_logits` of a split. batch: {'index' [B] int32,
     'mask' [B] float32}; examples with mask 0 count nowhere.
     """
 
-    def eval_step(variables, arrays, batch):
+    def eval_step(variables: Any, arrays: Arrays, batch: Arrays) -> Arrays:
         batch = read(arrays, batch)
         output = network.predict(variables, batch['image'].astype(jnp.float32))
         heads = {name: head.logits for name, head in output.heads.items()}
@@ -347,14 +357,16 @@ def make_eval_step(network: Network | Ensemble, axis_name: str | None = None) ->
 
 def make_predict_step(
     networks: Sequence[Network], views: Views | None = None, axis_name: str | None = None
-) -> Callable:
+) -> Callable[[Sequence[Any], Arrays, Arrays], tuple[jax.Array, ...]]:
     """`(variables, arrays, batch) -> logits [B, K]` float32 of all devices, one a
     network. batch: {'index' [B]}.
 
     With `views` the images are seen as the batch's `slot` `[B]` says, otherwise as they are.
     """
 
-    def predict_step(variables, arrays, batch):
+    def predict_step(
+        variables: Sequence[Any], arrays: Arrays, batch: Arrays
+    ) -> tuple[jax.Array, ...]:
         batch = read({'image': arrays['image']}, batch)
         image = batch['image'].astype(jnp.float32)
         if views is not None:

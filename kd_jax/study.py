@@ -3,6 +3,7 @@ skipped; then the closing table.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 from etils import epath
@@ -14,6 +15,7 @@ from kd_jax.errors import UserError
 from kd_jax.library import Library, store_beside
 from kd_jax.monitor import import_wandb, say
 from kd_jax.spec import Job, RunSpec, TeacherData
+from kd_jax.teacher_outputs import outside
 from kd_jax.train import Prune, Stopped, train
 from kd_jax.trained import Trained
 from kd_jax.workdir import PathLike, make_directory, to_json, write_json
@@ -82,12 +84,11 @@ class Study:
     def _planned(self, reference: str, seed: int) -> Trained:
         """The model that `reference` will be once the runs before this one are trained."""
         run = jobs.owner(reference, self.plan.runs)
-        group = self.plan.group_of(run) if run else None
-        if group in self.specs:
+        if run is not None and (group := self.plan.group_of(run)) in self.specs:
             return build.planned(self.specs[group], self.plan.runs[run])
         return self.library.load(reference, seed)
 
-    def run(self, should_stop: Callable[[], bool]) -> list[dict]:
+    def run(self, should_stop: Callable[[], bool]) -> list[dict[str, Any]]:
         """Trains what is not finished, writes results.json and report.md, returns all results."""
         self.check()
         if parallel.is_main():
@@ -159,7 +160,7 @@ class Study:
                 directory = self.library.directory(name, seed).path
                 start = self.library.start(run, seed)
                 waiting.append(build.job_of(self.specs[group], name, run, seed, directory, start))
-        # nobody finishes a seed while another still looks what is finished
+        # Nobody finishes a seed while another process still looks what is finished.
         parallel.barrier(f'{group} listed')
         return waiting
 
@@ -167,7 +168,7 @@ class Study:
         """The jobs in groups that have the same teachers."""
         groups: dict[tuple[epath.Path, ...], list[Job]] = {}
         for job in waiting:
-            names = jobs.outside(job.config.teachers)
+            names = outside(job.config.teachers)
             teachers = tuple(self.library.find(name, job.seed).path for name in names)
             groups.setdefault(teachers, []).append(job)
         return list(groups.values())

@@ -20,7 +20,7 @@ from kd_jax.errors import UserError
 from kd_jax.workdir import differences, make_directory, read_json, to_json, write_json
 
 CHUNK = 4096  # rows with one checksum
-# the smallest logarithm that is stored: e^-60 is no probability that counts
+# The smallest logarithm that is stored: e^-60 is no probability that counts.
 TOP_LOG, LEAST_LOG = 'log', -60.0
 
 
@@ -36,12 +36,12 @@ def row_type(num_classes: int, dtype: str, top_k: int) -> np.dtype:
 def rows_of(logits: np.ndarray, kind: np.dtype) -> np.ndarray:
     """Logits `[B, K]` as rows `[B]` of `kind`, see `row_type`."""
     rows = np.empty(len(logits), kind)
-    if 'logits' in kind.names:
+    if 'logits' in _names(kind):
         most = np.finfo(kind['logits'].base).max
-        # what is larger differs from it in no softmax
+        # What is larger differs from it in no softmax.
         rows['logits'] = np.clip(logits, -most, most)
         return rows
-    logits = np.float64(logits)
+    logits = logits.astype(np.float64)
     log = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
     order = np.argsort(-log, axis=1, kind='stable')
     k = kind['index'].shape[0]
@@ -52,12 +52,17 @@ def rows_of(logits: np.ndarray, kind: np.dtype) -> np.ndarray:
     return rows
 
 
+def _names(kind: np.dtype) -> tuple[str, ...]:
+    assert kind.names is not None
+    return kind.names
+
+
 def columns(rows: np.ndarray) -> dict[str, np.ndarray]:
     """Rows as arrays, for `decoded`."""
-    return {name: np.ascontiguousarray(rows[name]) for name in rows.dtype.names}
+    return {name: np.ascontiguousarray(rows[name]) for name in _names(rows.dtype)}
 
 
-def decoded(rows: Mapping[str, jax.Array], num_classes: int) -> jax.Array:
+def decoded(rows: Mapping[str, jax.Array | np.ndarray], num_classes: int) -> jax.Array:
     """Logits `[B, K]` float32 of the columns of rows.
 
     They are `{'logits' [B, K]}`, or of the k likeliest classes
@@ -65,12 +70,9 @@ def decoded(rows: Mapping[str, jax.Array], num_classes: int) -> jax.Array:
     remains, which the other classes share equally.
     """
     if 'logits' in rows:
-        return rows['logits'].astype(jnp.float32)
-    index, log, rest = (
-        rows['index'].astype(jnp.int32),
-        rows[TOP_LOG].astype(jnp.float32),
-        rows['rest'].astype(jnp.float32),
-    )
+        return jnp.asarray(rows['logits'], jnp.float32)
+    index = jnp.asarray(rows['index'], jnp.int32)
+    log, rest = (jnp.asarray(rows[name], jnp.float32) for name in (TOP_LOG, 'rest'))
     others = max(num_classes - index.shape[1], 1)
     logits = jnp.broadcast_to(
         rest[:, None] - jnp.log(jnp.float32(others)), (len(index), num_classes)
@@ -224,7 +226,7 @@ def _completed(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 def description(kind: np.dtype) -> list[list[Any]]:
     """`kind` as JSON."""
-    return [[name, kind[name].base.name, list(kind[name].shape)] for name in kind.names]
+    return [[name, kind[name].base.name, list(kind[name].shape)] for name in _names(kind)]
 
 
 def _field(described: list[Any]) -> tuple[str, str, tuple[int, ...]]:

@@ -4,7 +4,7 @@ result.json, one or several at once.
 
 import contextlib
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -130,7 +130,7 @@ class Training:
                     say(f'{more} · first step after {waited:.1f} s')
 
     @contextlib.contextmanager
-    def _guard(self, log: JobLog):
+    def _guard(self, log: JobLog) -> Iterator[None]:
         """A job whose loss is not finite leaves the others alone."""
         try:
             yield
@@ -231,7 +231,7 @@ def _say_middle(step: int, logs: Sequence[JobLog]) -> None:
     """One line for all jobs."""
     timing = logs[0].job.run.timing
     top1 = {log.job.title: log.recorder.val['top1'] for log in logs}
-    best, middle = max(top1, key=top1.get), statistics.median(top1.values())
+    best, middle = max(top1, key=lambda title: top1[title]), statistics.median(top1.values())
     say(
         'epoch '
         f'{step / timing.steps_per_epoch:.1f}/{timing.total_steps / timing.steps_per_epoch:.1f} · '

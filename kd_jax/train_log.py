@@ -7,7 +7,8 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from types import TracebackType
+from typing import Any, NamedTuple, Self
 
 import jax
 import numpy as np
@@ -22,8 +23,8 @@ from kd_jax.monitor import Monitor, say, warn
 from kd_jax.spec import Job, TrainState
 from kd_jax.workdir import RunDirectory, to_json
 
-# steps between looks at the metrics; those of the newest dispatch are left
-# out, so that no device waits
+# Steps between looks at the metrics; those of the newest dispatch are left out, so that no device
+# waits for it.
 SYNC_EVERY = 50
 
 
@@ -45,7 +46,7 @@ class Progress:
         """The metrics `[S]` of S steps."""
         self.interval_steps += len(metrics['loss'])
         for name, values in metrics.items():
-            # one by one: how the steps were dispatched makes no difference
+            # One by one: how the steps were dispatched makes no difference.
             for value in values.tolist():
                 self.interval_sums[name] = self.interval_sums.get(name, 0.0) + value
 
@@ -83,16 +84,12 @@ class Recorder:
         job: Job,
         progress: Progress,
         monitor: Monitor,
-        checkpoints: Checkpoints | None,
+        checkpoints: Checkpoints,
         learning_rate: Callable[[int], float],
         begin: float,
     ):
-        self.job, self.progress, self.monitor, self.checkpoints = (
-            job,
-            progress,
-            monitor,
-            checkpoints,
-        )
+        self.job, self.progress = job, progress
+        self.monitor, self.checkpoints = monitor, checkpoints
         self.val: dict[str, Any] = {}  # the last validation
         self._learning_rate, self._begin, self._before = learning_rate, begin, progress.seconds
         self._pending: list[Dispatch] = []
@@ -149,6 +146,7 @@ class Recorder:
         done, self._pending = self._pending[:split], self._pending[split:]
         if not done:
             return
+        metrics: dict[str, np.ndarray] = {}
         for dispatch in done:
             metrics = jax.device_get(dispatch.metrics)
             if dispatch.place is not None:
@@ -195,7 +193,7 @@ class JobLog:
         self.checkpoints: Checkpoints
         self.recorder: Recorder
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         begin, job = time.perf_counter(), self.job
         config, timing = to_json(job.config.to_dict()), job.run.timing
         if parallel.is_main():
@@ -234,8 +232,13 @@ class JobLog:
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(self, *error):
-        return self._stack.__exit__(*error)
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
 
     @property
     def step(self) -> int:
@@ -255,6 +258,7 @@ class JobLog:
         """
         self.checkpoints.wait()
         chosen = self.recorder.progress.best_step if self.job.config.select == 'best' else step
+        assert chosen is not None  # there is a validation at the end
         if chosen == step:
             return chosen, None
         return chosen, restored(self.state, self.checkpoints.read(chosen)[0])

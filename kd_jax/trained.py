@@ -3,7 +3,7 @@ or read from PyTorch weights.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax
@@ -19,7 +19,7 @@ from kd_jax.networks import Network
 from kd_jax.workdir import RunDirectory
 
 WEIGHTS = ('.pth', '.pt', '.bin', '.safetensors')  # files that `init` takes for PyTorch weights
-# overrides that add to a model what its weights need not have
+# Overrides that add to a model what its weights need not have.
 NEW = ('adapter', 'heads', 'average_heads')
 
 
@@ -60,7 +60,7 @@ def build_network(
             )
     module = models.build(overrides.pop('name'), info.num_classes, **overrides)
     network = Network(
-        module, tuple(info.mean), tuple(info.std), tuple(info.image_shape) if resize else None
+        module, tuple(info.mean), tuple(info.std), info.image_shape if resize else None
     )
     return network.computing(precision, fast)
 
@@ -143,7 +143,7 @@ def check_start(trained: Trained, fresh: Any) -> tuple[list[str], list[str]]:
     if rest:
         name = rest[0]
 
-        def show(tree):
+        def show(tree: Mapping[str, Any]) -> str:
             return str(tuple(tree[name].shape)) if name in tree else 'nothing'
 
         raise UserError(
@@ -154,7 +154,9 @@ def check_start(trained: Trained, fresh: Any) -> tuple[list[str], list[str]]:
     return sorted(unlike & new.keys()), sorted(unlike - new.keys())
 
 
-def start_from(trained: Trained, fresh: dict[str, Any], warn) -> dict[str, Any]:
+def start_from(
+    trained: Trained, fresh: dict[str, Any], warn: Callable[[str], None]
+) -> dict[str, Any]:
     """`fresh` variables with the values of `trained`; `warn` says which heads and
     adapters keep their fresh values.
 

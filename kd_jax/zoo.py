@@ -43,7 +43,7 @@ def entry(name: str) -> Entry:
     model = models.build(name, classes, fast=False)  # convolutions as they are published
     image = jax.ShapeDtypeStruct((1, size, size, 3), 'float32')
     key = jax.eval_shape(partial(jax.random.key, 0))
-    # one trace for both counts; initialisers multiply no matrices
+    # One trace for both counts; initialisers multiply no matrices.
     start = partial(model.init_with_output, train=False)
     forward, (_, variables) = jax.make_jaxpr(start, return_shape=True)(key, image)
     return Entry(

@@ -1,7 +1,8 @@
 """Data sets held as uint8 arrays: `load(config)` over the explicit table `SOURCES`."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -14,8 +15,8 @@ from kd_jax.fields import check, choice, is_number, number, several, text
 _CHUNK = 4096  # images counted at once when the mean is taken; bounds the temporary memory
 
 
-def _tfds(config) -> Raw:
-    # here, so that `python -m kd_jax.data.tfds` does not find itself imported already
+def _tfds(config: Any) -> Raw:
+    # Here, so that `python -m kd_jax.data.tfds` does not find itself imported already.
     from kd_jax.data import tfds
 
     return tfds.load(config)
@@ -33,7 +34,7 @@ SCALED = 'numbers in 0..1, as the images are scaled (divide by 255), one a chann
 CARVED = 'between 0 and 1 (exclusive) where the data set has no validation split'
 
 
-def _in_0_to_1(value) -> bool:
+def _in_0_to_1(value: Any) -> bool:
     return is_number(value) and 0 <= value <= 1
 
 
@@ -51,11 +52,11 @@ class Settings:
     labels_per_class: int = number(0, at_least=0, words='0 (all) or more')
     labels_seed: int = number(0, at_least=0)  # which labels those are
     # per channel, for images in 0..1; () = of the training images
-    mean: tuple = several((), _in_0_to_1, SCALED)
-    std: tuple = several((), _in_0_to_1, SCALED)  # likewise
+    mean: tuple[float, ...] = several((), _in_0_to_1, SCALED)
+    std: tuple[float, ...] = several((), _in_0_to_1, SCALED)  # likewise
 
 
-def load(config) -> Dataset:
+def load(config: Any) -> Dataset:
     """The data set that `config` names, validated, split and partly unlabelled as asked.
 
     Args:
@@ -82,7 +83,7 @@ def load(config) -> Dataset:
         train, val = _carve(raw.name, train, config.val_share, config.val_seed)
     mean, std = _moments(train.image)
     mean = _given('mean', config.mean, mean)
-    # a constant channel is only shifted
+    # A constant channel is only shifted.
     std = tuple(value or 1.0 for value in _given('std', config.std, std))
     if config.labels_per_class:
         label = _few_labels(
@@ -115,7 +116,7 @@ def _num_classes(raw: Raw) -> int:
 
 
 def _split(
-    name: str, part: str, pair: tuple, num_classes: int, shape: tuple[int, ...]
+    name: str, part: str, pair: tuple[Any, Any], num_classes: int, shape: tuple[int, ...]
 ) -> ArraySource:
     """The checked `(image, label)` of one split."""
     image, label = (np.asarray(array) for array in pair)
@@ -173,8 +174,11 @@ def _carve(
         )
     size = min(max(round(count * share), 1), count - 1)
     order = np.random.default_rng(seed).permutation(count)
-    parts = np.sort(order[size:]), np.sort(order[:size])
-    return tuple(ArraySource(train.image[part], train.label[part]) for part in parts)
+    mine, val = (
+        ArraySource(train.image[part], train.label[part])
+        for part in (np.sort(order[size:]), np.sort(order[:size]))
+    )
+    return mine, val
 
 
 def _moments(image: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -195,7 +199,7 @@ def _moments(image: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(mean), tuple(std)
 
 
-def _given(field: str, given, computed: tuple[float, ...]) -> tuple[float, ...]:
+def _given(field: str, given: Sequence[float], computed: tuple[float, ...]) -> tuple[float, ...]:
     if not len(given):
         return computed
     if len(given) != len(computed):

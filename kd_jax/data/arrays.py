@@ -8,13 +8,13 @@ import math
 import zipfile
 import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from kd_jax.errors import UserError
 
-# where Debian's package dataset-fashion-mnist puts it
+# Where Debian's package dataset-fashion-mnist puts it.
 FASHION_MNIST = '/usr/share/datasets/fashion-mnist'
 FASHION_MNIST_CLASSES = (
     'T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat',
@@ -38,7 +38,7 @@ class Raw(NamedTuple):
     class_names: tuple[str, ...] = ()
 
 
-def digits(config) -> Raw:
+def digits(config: Any) -> Raw:
     """scikit-learn's 1797 handwritten digits of 8x8 pixels; the last 597 of a fixed
     permutation are the test split.
     """
@@ -53,7 +53,7 @@ def digits(config) -> Raw:
     )
 
 
-def _read_digits():
+def _read_digits() -> tuple[np.ndarray, np.ndarray]:
     """`(pixels [1797, 8, 8] from 0 to 16, label [1797])`, as `sklearn.datasets.load_digits` has
     them; from its file where that stands, since importing scikit-learn takes seconds.
     """
@@ -69,7 +69,7 @@ def _read_digits():
     return load_digits().images, load_digits().target
 
 
-def idx(config) -> Raw:
+def idx(config: Any) -> Raw:
     """A directory in MNIST's format (yann.lecun.com/exdb/mnist): four files, each plain or `.gz`.
 
     `config.path` is the directory; '' means Debian's Fashion-MNIST.
@@ -89,7 +89,7 @@ def idx(config) -> Raw:
     return Raw(folder.resolve().name, train, None, test, FASHION_MNIST_CLASSES if known else ())
 
 
-def npz(config) -> Raw:
+def npz(config: Any) -> Raw:
     """A file written by `np.savez`, keys `{train,test}_{image,label}` and
     optionally `val_{image,label}`.
 
@@ -105,7 +105,7 @@ def npz(config) -> Raw:
         )
     path = Path(config.path).expanduser()
     try:
-        # not left to np.load, which forgets to close a file that is no zip
+        # Opening is not left to np.load, which forgets to close a file that is no zip.
         with open(path, 'rb') as opened:
             arrays = _read_npz(path, opened)
     except FileNotFoundError:
@@ -117,14 +117,15 @@ def npz(config) -> Raw:
     for key in arrays:
         if key.endswith('image') and arrays[key].ndim == 3:
             arrays[key] = arrays[key][..., None]
-    train, val, test = (
-        (arrays.get(f'{part}_image'), arrays.get(f'{part}_label'))
+    pairs = {
+        part: (arrays[f'{part}_image'], arrays[f'{part}_label'])
         for part in ('train', 'val', 'test')
-    )
-    return Raw(path.stem, train, val if 'val_image' in arrays else None, test)
+        if f'{part}_image' in arrays
+    }
+    return Raw(path.stem, pairs['train'], pairs.get('val'), pairs['test'])
 
 
-def _read_npz(path: Path, opened) -> dict[str, np.ndarray]:
+def _read_npz(path: Path, opened: BinaryIO) -> dict[str, np.ndarray]:
     needed = ('train_image', 'train_label', 'test_image', 'test_label')
     optional = ('val_image', 'val_label')
     try:
@@ -146,7 +147,7 @@ def _read_npz(path: Path, opened) -> dict[str, np.ndarray]:
     return {key: _read_member(path, file, key) for key in (*needed, *present)}
 
 
-def _read_member(path: Path, file, key: str) -> np.ndarray:
+def _read_member(path: Path, file: Any, key: str) -> np.ndarray:
     try:
         return file[key]
     except ValueError as error:

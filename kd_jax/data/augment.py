@@ -4,6 +4,7 @@ over the batch, inside the step.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -29,8 +30,15 @@ class Settings:
 
 
 def augment(
-    key, image, *, crop: int = 0, flip: bool = False, rotate: float = 0.0, cutout: int = 0, fill=0.0
-):
+    key: jax.Array,
+    image: jax.Array,
+    *,
+    crop: int = 0,
+    flip: bool = False,
+    rotate: float = 0.0,
+    cutout: int = 0,
+    fill: float | Sequence[float] = 0.0,
+) -> jax.Array:
     """A random view of `image`; every part that is 0 or False is absent from the program.
 
     Each part draws from its own sub-key, so that switching one on does
@@ -65,7 +73,7 @@ def windows(*, crop: int, flip: bool) -> int:
     return (2 * crop + 1) ** 2 * (2 if flip else 1)
 
 
-def draw_window(key, *, crop: int, flip: bool):
+def draw_window(key: jax.Array, *, crop: int, flip: bool) -> jax.Array:
     """The number of the crop and flip that `augment` makes with `key`: int32 scalar
     in 0 ... `windows(...) - 1`.
     """
@@ -78,19 +86,18 @@ def draw_window(key, *, crop: int, flip: bool):
     return number
 
 
-def window(image, number, *, crop: int, flip: bool):
+def window(image: jax.Array, number: jax.Array, *, crop: int, flip: bool) -> jax.Array:
     """The crop and flip of that number."""
-    if flip:
-        number, mirrored = number // 2, number % 2
+    place = number // 2 if flip else number
     if crop:
         padded = jnp.pad(image, ((crop, crop), (crop, crop), (0, 0)))
         image = jax.lax.dynamic_slice(
-            padded, (number // (2 * crop + 1), number % (2 * crop + 1), 0), image.shape
+            padded, (place // (2 * crop + 1), place % (2 * crop + 1), 0), image.shape
         )
-    return jnp.where(mirrored == 1, image[:, ::-1], image) if flip else image
+    return jnp.where(number % 2 == 1, image[:, ::-1], image) if flip else image
 
 
-def rotate_image(image, degrees):
+def rotate_image(image: jax.Array, degrees: jax.Array | float) -> jax.Array:
     """`image` `[H, W, C]` turned counter-clockwise about its centre: bilinear,
     zeros outside, the same shape.
     """
@@ -104,7 +111,7 @@ def rotate_image(image, degrees):
     return jax.vmap(turn, in_axes=-1, out_axes=-1)(image)
 
 
-def mixup_share(key, alpha: float):
+def mixup_share(key: jax.Array, alpha: float) -> jax.Array:
     """The own share of a mixed batch, in 0.5..1: max(a, 1 - a) with a ~ Beta(alpha, alpha).
 
     Mixup is Zhang et al. 2018 (arXiv:1710.09412), one share a batch. The maximum is big_vision's:
@@ -115,12 +122,14 @@ def mixup_share(key, alpha: float):
     return jnp.maximum(share, 1.0 - share)
 
 
-def _cutout(key, image, side: int, fill):
+def _cutout(
+    key: jax.Array, image: jax.Array, side: int, fill: float | Sequence[float]
+) -> jax.Array:
     height, width, channels = image.shape
     y_key, x_key = jax.random.split(key)
     top = jax.random.randint(y_key, (), 0, height) - side // 2
     left = jax.random.randint(x_key, (), 0, width) - side // 2
     y, x = jnp.arange(height)[:, None, None], jnp.arange(width)[None, :, None]
     hole = (y >= top) & (y < top + side) & (x >= left) & (x < left + side)
-    fill = jnp.broadcast_to(jnp.asarray(fill, image.dtype), (channels,))
-    return jnp.where(hole, fill[None, None, :], image)
+    colour = jnp.broadcast_to(jnp.asarray(fill, image.dtype), (channels,))
+    return jnp.where(hole, colour[None, None, :], image)

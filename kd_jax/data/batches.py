@@ -91,6 +91,6 @@ def eval_batches(count: int, batch_size: int) -> Iterator[dict[str, np.ndarray]]
         }
 
 
-def _check_batch_size(batch_size: int):
+def _check_batch_size(batch_size: int) -> None:
     if batch_size < 1:
         raise UserError(f'the batch size is {batch_size}, must be 1 or more; choose another one')

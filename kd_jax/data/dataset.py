@@ -41,14 +41,12 @@ class DatasetInfo:
     @classmethod
     def from_json(cls, recorded: Mapping[str, Any]) -> 'DatasetInfo':
         """Of what an earlier run recorded; what that did not know yet is what is usual."""
-        usual = {'name': '', 'class_names': (), 'count': {}}
-        values = {f.name: recorded.get(f.name, usual.get(f.name)) for f in dataclasses.fields(cls)}
-        return cls(
-            **{
-                name: tuple(value) if isinstance(value, list) else value
-                for name, value in values.items()
-            }
-        )
+        usual: dict[str, Any] = {'name': '', 'class_names': (), 'count': {}}
+        values: dict[str, Any] = {}
+        for name in (field.name for field in dataclasses.fields(cls)):
+            value = recorded.get(name, usual.get(name))
+            values[name] = tuple(value) if isinstance(value, list) else value
+        return cls(**values)
 
 
 @dataclasses.dataclass(frozen=True)

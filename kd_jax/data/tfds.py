@@ -20,6 +20,8 @@ import socket
 import sys
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +32,7 @@ _CHUNK = 512  # examples decoded by one call
 _CONNECT_SECONDS = 10.0  # TFDS itself would try for minutes
 
 
-def load(config) -> Raw:
+def load(config: Any) -> Raw:
     """The TFDS set `config.name` ('set', 'set/config' or either with ':version'),
     prepared first if it is not yet.
 
@@ -116,7 +118,7 @@ def prepare(name: str, data_dir: str) -> str:
     try:
         import tensorflow as tf
 
-        # else it would take the memory that training needs
+        # Else it would take the memory that training needs.
         tf.config.set_visible_devices([], 'GPU')
         builder.download_and_prepare(
             download_config=tfds.download.DownloadConfig(try_download_gcs=False)
@@ -143,7 +145,7 @@ def _brief(error: Exception) -> str:
     return f'{type(error).__name__}: {text[:200]}{"..." if len(text) > 200 else ""}'
 
 
-def _root(data_dir: str):
+def _root(data_dir: str) -> Any:
     """The directory under which TFDS keeps its sets; a path object that knows gs:// too."""
     from etils import epath
     from tensorflow_datasets.core import constants
@@ -185,7 +187,7 @@ def _prepared(name: str, data_dir: str) -> str:
     return ''
 
 
-def _only_own_classes(folder: str):
+def _only_own_classes(folder: str) -> None:
     """Refuses a set whose description names classes outside TFDS, because
     TFDS would import their modules.
     """
@@ -209,7 +211,7 @@ def _only_own_classes(folder: str):
                     )
 
 
-def _missing(builder, root) -> list[str]:
+def _missing(builder: Any, root: Any) -> list[str]:
     """What this machine lacks to prepare a set, each in a few words."""
     missing = []
     if importlib.util.find_spec('tensorflow') is None:
@@ -231,7 +233,7 @@ def _missing(builder, root) -> list[str]:
     return missing
 
 
-def _feature(folder: str, info, key: str) -> str:
+def _feature(folder: str, info: Any, key: str) -> str:
     """The name of the one image, or class label, among the features of a set."""
     import tensorflow_datasets as tfds
 
@@ -277,10 +279,8 @@ def _read(
                     f'{MAX_BYTES} bytes that can be held as one array; choose a smaller data '
                     'set or resize it when preparing'
                 )
-            images, labels = (
-                np.empty((len(source), *first.shape), np.uint8),
-                np.empty(len(source), np.int64),
-            )
+            images = np.empty((len(source), *first.shape), np.uint8)
+            labels = np.empty(len(source), np.int64)
             for start in range(0, len(source), _CHUNK):
                 keys = range(start, min(start + _CHUNK, len(source)))
                 for place, example in zip(keys, source.__getitems__(keys), strict=True):
@@ -306,7 +306,7 @@ def _is_not_advice(record: logging.LogRecord) -> bool:
 
 
 @contextlib.contextmanager
-def _no_advice():
+def _no_advice() -> Iterator[None]:
     """Drops TFDS's advice to install OpenCV, which it would log in every
     run; everything else passes.
     """

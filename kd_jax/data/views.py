@@ -58,7 +58,7 @@ class Views:
         if self.repeated:
             return number % self.repeated
 
-        def one(index, number):
+        def one(index: jax.Array, number: jax.Array) -> jax.Array:
             return augment.draw_window(_key(key, index, number), crop=self.crop, flip=self.flip)
 
         return jax.vmap(one)(index, number)
@@ -74,21 +74,24 @@ class Views:
             lambda image, number: augment.window(image, number, crop=self.crop, flip=self.flip)
         )(images, slot)
 
-    def _which(self, key, number):
+    def _which(self, key: jax.Array, number: jax.Array) -> tuple[jax.Array, jax.Array]:
         return (
             (jax.random.key(self.seed), number % self.repeated) if self.repeated else (key, number)
         )
 
-    def _one(self, key, image, index, number):
-        parts = {
-            'crop': self.crop,
-            'flip': self.flip,
-            'rotate': self.rotate,
-            'cutout': self.cutout,
-            'fill': self.fill,
-        }
-        return augment.augment(_key(key, index, number), image, **parts)
+    def _one(
+        self, key: jax.Array, image: jax.Array, index: jax.Array, number: jax.Array
+    ) -> jax.Array:
+        return augment.augment(
+            _key(key, index, number),
+            image,
+            crop=self.crop,
+            flip=self.flip,
+            rotate=self.rotate,
+            cutout=self.cutout,
+            fill=self.fill,
+        )
 
 
-def _key(key, index, number):
+def _key(key: jax.Array, index: jax.Array, number: jax.Array) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(key, index), number)

@@ -1,14 +1,14 @@
 """The model zoo: `build(name, num_classes, **overrides)` over the explicit table `MODELS`."""
 
 import dataclasses
+from collections.abc import Mapping
 from functools import partial
-
-import flax.linen as nn
+from typing import Any
 
 from kd_jax import fields
 from kd_jax.errors import UserError, unknown
 from kd_jax.models.cnn import CNN
-from kd_jax.models.common import Output
+from kd_jax.models.common import Classifier, Output
 from kd_jax.models.efficientnet import EfficientNet
 from kd_jax.models.googlenet import GoogLeNet
 from kd_jax.models.inception import InceptionV3
@@ -19,7 +19,7 @@ from kd_jax.models.shufflenet import ShuffleNetV1, ShuffleNetV2
 from kd_jax.models.vgg import VGG, CifarVGG
 from kd_jax.models.wide_resnet import WideResNet
 
-MODELS = {
+MODELS: Mapping[str, 'partial[Any]'] = {
     'cnn': partial(CNN),
     'resnet8': partial(CifarResNet, stage_sizes=(1, 1, 1)),
     'resnet14': partial(CifarResNet, stage_sizes=(2, 2, 2)),
@@ -99,7 +99,7 @@ MODELS = {
 
 # Names under which the literature has other networks than ours or several: which
 # of them is meant must be said.
-FORMS = {
+FORMS: Mapping[str, tuple[str, ...]] = {
     **{
         f'vgg{n}': (f'imagenet_vgg{n}', f'imagenet_vgg{n}_bn', f'cifar_vgg{n}')
         for n in (11, 13, 16, 19)
@@ -116,11 +116,18 @@ FORMS = {
     },
 }
 
-# set by the program, not by the user
+# Fields that the program sets, not the user.
 _OWN = ('num_classes', 'frozen', 'fast', 'axis_name', 'dtype', 'parent', 'name')
 
 
-def build(name: str, num_classes: int, **overrides) -> nn.Module:
+def family(name: str) -> type[Classifier]:
+    """The class of a model in `MODELS`."""
+    cls = MODELS[name].func
+    assert isinstance(cls, type)
+    return cls
+
+
+def build(name: str, num_classes: int, **overrides: Any) -> Classifier:
     """The model called `name` with `num_classes` outputs; an override of None
     keeps the variant's own value.
 
@@ -136,9 +143,9 @@ def build(name: str, num_classes: int, **overrides) -> nn.Module:
         raise UserError(f'{name!r} has several forms: {", ".join(FORMS[name])}; name one of them')
     if name not in MODELS:
         raise unknown('model', name, MODELS)
-    make = MODELS[name]
-    allowed = {f.name for f in dataclasses.fields(make.func)} - {'parent', 'name'}
-    limited = fields.own(make.func)
+    cls = family(name)
+    allowed = {f.name for f in dataclasses.fields(cls)} - {'parent', 'name'}
+    limited = fields.own(cls)
     chosen = {key: value for key, value in overrides.items() if value is not None}
     for key, value in chosen.items():
         if key not in allowed:
@@ -147,7 +154,7 @@ def build(name: str, num_classes: int, **overrides) -> nn.Module:
         chosen[key], words = fields.fit(value, limited[key]) if key in limited else (value, '')
         if words:
             raise UserError(f'{key} {value} of model {name!r} is not possible; it must be {words}')
-    return make(num_classes=num_classes, **chosen)
+    return MODELS[name](num_classes=num_classes, **chosen)
 
 
-__all__ = ['FORMS', 'MODELS', 'Output', 'build']
+__all__ = ['FORMS', 'MODELS', 'Classifier', 'Output', 'build', 'family']

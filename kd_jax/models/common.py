@@ -121,7 +121,7 @@ class Classifier(nn.Module, kw_only=True):
         return {}
 
     @nn.compact
-    def __call__(self, image, *, train: bool) -> Output:
+    def __call__(self, image: jax.Array, *, train: bool) -> Output:
         setting = Setting(
             self.axis_name,
             self.dtype,
@@ -220,7 +220,7 @@ class ConvBN(nn.Module):
     setting: Setting = Setting()
 
     @nn.compact
-    def __call__(self, x, *, train: bool):
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         x = layers.Conv(
             self.features,
             self.kernel,
@@ -248,7 +248,7 @@ class Adapter(nn.Module):
     setting: Setting = Setting()
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         conv = partial(layers.Conv, kernel=1, use_bias=True, setting=self.setting)
         y = nn.relu(conv(self.hidden, name='down')(x))
         return x + conv(x.shape[-1], zero_init=True, name='up')(y)
@@ -264,7 +264,7 @@ def block(module: nn.Module, x: jax.Array, *, train: bool) -> jax.Array:
     return _adapted(module, module(x, train=train))
 
 
-def _adapted(module, x):
+def _adapted(module: Any, x: jax.Array) -> jax.Array:
     hidden = module.setting.adapter
     x = Adapter(hidden, module.setting, name=f'{module.name}_adapter')(x) if hidden else x
     return jax.lax.optimization_barrier(x) if module.setting.fast else x
@@ -279,9 +279,10 @@ def run_stage(
     The blocks leave their last ReLU to this function; without `relu` they have none, and
     there is no `stage<number>_pre`.
     """
+    pre = x
     for module in blocks:
         pre = module(x, train=train)
-        # its barrier leaves `pre` out: nobody may want it
+        # The barrier in it leaves `pre` out: nobody may want it.
         x = _adapted(module, nn.relu(pre) if relu else pre)
     before = {f'stage{number}_pre': pre} if relu and not module.setting.adapter else {}
     return before | {f'stage{number}': x}
@@ -301,8 +302,8 @@ class Dropout(nn.Module):
     whole_example: bool = False
 
     @nn.compact
-    def __call__(self, x, *, train: bool):
-        # initialisation runs outside the device axis
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        # Initialisation runs outside the device axis.
         if not train or self.rate == 0.0 or self.is_initializing():
             return x
         first = jax.lax.axis_index(self.axis_name) * x.shape[0] if self.axis_name else 0
@@ -313,7 +314,7 @@ class Dropout(nn.Module):
         return jnp.where(keep, x / (1.0 - self.rate), 0.0).astype(x.dtype)
 
 
-def check_size(x, least: int, name: str) -> None:
+def check_size(x: jax.Array, least: int, name: str) -> None:
     """Raises `UserError` if the images `[B, H, W, C]` are too small for the model called `name`."""
     if min(x.shape[1:3]) < least:
         raise UserError(
@@ -334,7 +335,7 @@ class Head(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, pooled, *, train: bool):
+    def __call__(self, pooled: jax.Array, *, train: bool) -> jax.Array:
         pooled = Dropout(self.dropout, self.axis_name)(pooled, train=train)
         dense = layers.Dense(self.num_classes)
         nn.share_scope(self, dense)
@@ -355,7 +356,7 @@ class AuxiliaryHead(nn.Module):
     setting: Setting = Setting()
 
     @nn.compact
-    def __call__(self, x, size: tuple[int, int], *, train: bool) -> Exit:
+    def __call__(self, x: jax.Array, size: Sequence[int], *, train: bool) -> Exit:
         size = tuple(min(a, b) for a, b in zip(size, x.shape[1:3], strict=True))
         x = ConvBN(self.width, 1, setting=self.setting, name='reduce')(
             adaptive_avg_pool(x, size), train=train

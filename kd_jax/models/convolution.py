@@ -7,6 +7,7 @@ depthwise convolutions and their gradients are 10 to 150 times slower than they 
 `fast` takes another form of the same sum for each of them; values and gradients agree to rounding.
 """
 
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import jax
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 Pair = tuple[int, int]
+Saved = tuple[jax.Array, jax.Array]  # image and kernel; of a gradient, likewise
 LAYOUT = ('NHWC', 'HWIO', 'NHWC')
 # Examples at once in the gradient of a kernel: many fall out of the cache, and take up to three
 # times as long; few are many operations to compile.
@@ -39,13 +41,13 @@ def fast(x: jax.Array, kernel: jax.Array, stride: Pair, padding: Pair, groups: i
         return _depthwise(x, kernel, stride, padding)
     if groups == 1:
         return _dense(x, kernel, stride, padding)
-    # others crash XLA's library in gradients (jaxlib 0.10.2: 256 to 32 in 32 groups)
+    # Others crash XLA's library in gradients (jaxlib 0.10.2: 256 to 32 in 32 groups).
     if outputs == inputs:
         return _grouped(x, kernel, stride, padding, groups)
     return plain(x, kernel, stride, padding, groups)
 
 
-def _pointwise(x, kernel, stride, groups):
+def _pointwise(x: jax.Array, kernel: jax.Array, stride: Pair, groups: int) -> jax.Array:
     """A 1x1 convolution as a matrix product for each group."""
     x = x[:, :: stride[0], :: stride[1]]
     rows = x.reshape(-1, x.shape[-1])
@@ -56,7 +58,9 @@ def _pointwise(x, kernel, stride, groups):
     return jnp.concatenate(products, axis=1).reshape(*x.shape[:3], kernel.shape[-1])
 
 
-def _grouped(x, kernel, stride, padding, groups):
+def _grouped(
+    x: jax.Array, kernel: jax.Array, stride: Pair, padding: Pair, groups: int
+) -> jax.Array:
     """Few groups: one dense convolution each. Many: neighbours share one,
     whose kernel is block-diagonal.
 
@@ -79,7 +83,7 @@ def _grouped(x, kernel, stride, padding, groups):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _dense(x, kernel, stride, padding):
+def _dense(x: jax.Array, kernel: jax.Array, stride: Pair, padding: Pair) -> jax.Array:
     """`plain` without groups; its gradients are convolutions of the same `LAYOUT`: in
     loops XLA is slow with any other.
     """
@@ -90,7 +94,7 @@ def _dense(x, kernel, stride, padding):
     return y.reshape(*y.shape[:2], 2 * y.shape[2], kernel.shape[-1])
 
 
-def _goes_in_pairs(x, kernel, stride, padding):
+def _goes_in_pairs(x: jax.Array, kernel: jax.Array, stride: Pair, padding: Pair) -> bool:
     """Whether two neighbours of a row are computed at once: their kernels side by side as
     twice the channels, at stride 2.
 
@@ -104,11 +108,13 @@ def _goes_in_pairs(x, kernel, stride, padding):
     )
 
 
-def _dense_forward(x, kernel, stride, padding):
+def _dense_forward(
+    x: jax.Array, kernel: jax.Array, stride: Pair, padding: Pair
+) -> tuple[jax.Array, Saved]:
     return _dense(x, kernel, stride, padding), (x, kernel)
 
 
-def _dense_backward(stride, padding, saved, dy):
+def _dense_backward(stride: Pair, padding: Pair, saved: Saved, dy: jax.Array) -> Saved:
     x, kernel = saved
     turned = kernel[::-1, ::-1].swapaxes(2, 3)
     edges = [(low, high) for low, high, _ in _edges(x, kernel, dy, stride, padding)]
@@ -128,7 +134,9 @@ def _dense_backward(stride, padding, saved, dy):
     return dx, dkernel.astype(kernel.dtype)
 
 
-def _kernel_gradient(x, dy, size, stride, padding):
+def _kernel_gradient(
+    x: jax.Array, dy: jax.Array, size: Pair, stride: Pair, padding: Pair
+) -> jax.Array:
     """The gradient `[*size, C, O]` in float32: `x` with its channels as batch, convolved with
     `dy`; examples are channels.
     """
@@ -154,7 +162,9 @@ def _kernel_gradient(x, dy, size, stride, padding):
 _dense.defvjp(_dense_forward, _dense_backward)
 
 
-def _edges(x, kernel, dy, stride, padding):
+def _edges(
+    x: jax.Array, kernel: jax.Array, dy: jax.Array, stride: Pair, padding: Pair
+) -> list[tuple[int, int, int]]:
     """How `dy` is padded for the gradient with respect to `x`: (low,
     high, between) of each axis.
     """
@@ -166,7 +176,9 @@ def _edges(x, kernel, dy, stride, padding):
     ]
 
 
-def _windows(x, kernels, stride, sizes):
+def _windows(
+    x: jax.Array, kernels: Sequence[int], stride: Pair, sizes: Sequence[int]
+) -> Iterator[jax.Array]:
     """The padded image as each of the kernel's positions sees it, row by row:
     kh * kw arrays `[B, H', W', C]`.
     """
@@ -176,7 +188,7 @@ def _windows(x, kernels, stride, sizes):
             yield lax.slice(x, (0, i, j, 0), (x.shape[0], *ends, x.shape[3]), (1, *stride, 1))
 
 
-def _weighted_sum(x, kernel, stride, sizes):
+def _weighted_sum(x: jax.Array, kernel: jax.Array, stride: Pair, sizes: Sequence[int]) -> jax.Array:
     """Sum over the kernel's positions of window times weight: a depthwise convolution
     of a padded image, in float32.
     """
@@ -186,25 +198,27 @@ def _weighted_sum(x, kernel, stride, sizes):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _depthwise(x, kernel, stride, padding):
+def _depthwise(x: jax.Array, kernel: jax.Array, stride: Pair, padding: Pair) -> jax.Array:
     """A depthwise convolution as shifted products: XLA fuses them into one pass over the image."""
     (top, left), sizes = padding, _output_sizes(x, kernel, stride, padding)
     padded = jnp.pad(x, ((0, 0), (top, top), (left, left), (0, 0)))
     return _weighted_sum(padded, kernel, stride, sizes).astype(x.dtype)
 
 
-def _output_sizes(x, kernel, stride, padding):
+def _output_sizes(x: jax.Array, kernel: jax.Array, stride: Pair, padding: Pair) -> tuple[int, ...]:
     return tuple(
         (n + 2 * p - k) // s + 1
         for n, k, s, p in zip(x.shape[1:3], kernel.shape[:2], stride, padding, strict=True)
     )
 
 
-def _depthwise_forward(x, kernel, stride, padding):
+def _depthwise_forward(
+    x: jax.Array, kernel: jax.Array, stride: Pair, padding: Pair
+) -> tuple[jax.Array, Saved]:
     return _depthwise(x, kernel, stride, padding), (x, kernel)
 
 
-def _depthwise_backward(stride, padding, saved, dy):
+def _depthwise_backward(stride: Pair, padding: Pair, saved: Saved, dy: jax.Array) -> Saved:
     x, kernel = saved
     dy = dy.astype(jnp.float32)
     sizes, kernels, outputs = x.shape[1:3], kernel.shape[:2], dy.shape[1:3]

@@ -3,10 +3,12 @@
 from functools import partial
 
 import flax.linen as nn
+import jax
 
 from kd_jax.models.common import (
     Classifier,
     ConvBN,
+    Features,
     block,
     deepened,
     divisible,
@@ -14,6 +16,7 @@ from kd_jax.models.common import (
     odd,
     share,
 )
+from kd_jax.models.layers import Setting
 from kd_jax.models.mobilenet import InvertedResidual
 from kd_jax.models.pooling import global_pool
 
@@ -47,7 +50,7 @@ class EfficientNet(Classifier, kw_only=True):
     kernel: int | None = odd(None)
     stochastic_depth: float = share(0.2, 'such as 0.2')
 
-    def backbone(self, x, setting, train):
+    def backbone(self, x: jax.Array, setting: Setting, train: bool) -> Features:
         unit = partial(ConvBN, act=nn.silu, setting=setting)
         x = unit(divisible(32, self.width), 3, 2, name='stem')(x, train=train)
         features = {'stem': x}
@@ -69,7 +72,7 @@ class EfficientNet(Classifier, kw_only=True):
                 unit_i = make(
                     hidden=divisible(inputs, expansion),
                     stride=first_stride if number == 1 else 1,
-                    # of the block's input, not of the expanded channels
+                    # A quarter of the block's input, not of the expanded channels.
                     squeeze=max(inputs // 4, 1),
                     drop=self.stochastic_depth * done / sum(counts),
                     name=f'stage{stage}_block{number}',

@@ -1,11 +1,21 @@
 """GoogLeNet (Inception-v1)."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from kd_jax.fields import flag
 from kd_jax.models import layers
-from kd_jax.models.common import Classifier, ConvBN, Dropout, Exit, block, check_size, scaled
+from kd_jax.models.common import (
+    Classifier,
+    ConvBN,
+    Dropout,
+    Exit,
+    Features,
+    block,
+    check_size,
+    scaled,
+)
 from kd_jax.models.layers import Setting
 from kd_jax.models.pooling import adaptive_avg_pool, global_pool, max_pool
 
@@ -40,10 +50,10 @@ class Inception(nn.Module):
     setting: Setting = Setting()
 
     @nn.compact
-    def __call__(self, x, *, train: bool):
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         channels = [scaled(n, self.width) for n in self.channels]
 
-        def unit(name, number, x, kernel=1):
+        def unit(name: str, number: int, x: jax.Array, kernel: int = 1) -> jax.Array:
             return ConvBN(channels[number], kernel, setting=self.setting, name=name)(x, train=train)
 
         one = unit('one', 0, x)
@@ -65,10 +75,10 @@ class GoogLeNetAux(nn.Module):
     setting: Setting = Setting()
 
     @nn.compact
-    def __call__(self, x, *, train: bool) -> Exit:
+    def __call__(self, x: jax.Array, *, train: bool) -> Exit:
         x = adaptive_avg_pool(x, (4, 4))
         x = ConvBN(scaled(128, self.width), 1, setting=self.setting, name='conv')(x, train=train)
-        # flattened as PyTorch does: channels first
+        # Flattened as PyTorch does: channels first.
         x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
         x = nn.relu(
             layers.Dense(scaled(1024, self.width), dtype=self.setting.dtype, name='dense1')(x)
@@ -95,10 +105,12 @@ class GoogLeNet(Classifier, kw_only=True):
 
     EPSILON = 1e-3
 
-    def backbone(self, x, setting, train):
+    def backbone(self, x: jax.Array, setting: Setting, train: bool) -> Features:
         check_size(x, 15, 'GoogLeNet')
 
-        def stem(x, number, channels, kernel, stride=1):
+        def stem(
+            x: jax.Array, number: int, channels: int, kernel: int, stride: int = 1
+        ) -> jax.Array:
             return ConvBN(
                 scaled(channels, self.width), kernel, stride, setting=setting, name=f'stem{number}'
             )(x, train=train)
@@ -117,12 +129,12 @@ class GoogLeNet(Classifier, kw_only=True):
                     train=train,
                 )
                 if self.aux and (stage, number) in AUX:
-                    # inside a stage: `own_heads` takes it out again
+                    # It is inside a stage: `own_heads` takes it out again.
                     features[AUX[stage, number]] = x
             features[f'stage{stage}'] = x
         return features | {'pooled': global_pool(x)}
 
-    def own_heads(self, features, setting, train):
+    def own_heads(self, features: Features, setting: Setting, train: bool) -> dict[str, Exit]:
         heads = {}
         for name in AUX.values() if self.aux else ():
             make = GoogLeNetAux(self.num_classes, self.width, setting, name=f'head_{name}')

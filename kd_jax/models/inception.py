@@ -1,11 +1,14 @@
 """Inception-v3."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from kd_jax.fields import flag
 from kd_jax.models import layers
-from kd_jax.models.common import Classifier, ConvBN, Exit, block, check_size, scaled
+from kd_jax.models.common import Classifier, ConvBN, Exit, Features, block, check_size, scaled
 from kd_jax.models.layers import Setting
 from kd_jax.models.pooling import adaptive_avg_pool, avg_pool, global_pool, max_pool
 
@@ -18,7 +21,16 @@ class Mixed(nn.Module):
     width: float = 1.0
     setting: Setting = Setting()
 
-    def unit(self, x, name, channels, kernel=1, stride=1, *, train):
+    def unit(
+        self,
+        x: jax.Array,
+        name: str,
+        channels: int,
+        kernel: int | tuple[int, int] = 1,
+        stride: int = 1,
+        *,
+        train: bool,
+    ) -> jax.Array:
         """ConvBN with `channels` times the width; the strided ones, which
         halve the map, are not padded.
         """
@@ -37,7 +49,7 @@ class MixedA(Mixed):
     pool: int = 64  # channels of the pooled branch
 
     @nn.compact
-    def __call__(self, x, *, train: bool):
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         one = self.unit(x, 'one', 64, train=train)
         five = self.unit(x, 'five1', 48, train=train)
         five = self.unit(five, 'five2', 64, 5, train=train)
@@ -54,7 +66,7 @@ class MixedB(Mixed):
     """
 
     @nn.compact
-    def __call__(self, x, *, train: bool):
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         three = self.unit(x, 'three', 384, 3, 2, train=train)
         double = self.unit(x, 'double1', 64, train=train)
         double = self.unit(double, 'double2', 96, 3, train=train)
@@ -68,7 +80,7 @@ class MixedC(Mixed):
     hidden: int = 128  # channels inside the branches of 7x7
 
     @nn.compact
-    def __call__(self, x, *, train: bool):
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         one = self.unit(x, 'one', 192, train=train)
         seven = self.unit(x, 'seven1', self.hidden, train=train)
         seven = self.unit(seven, 'seven2', self.hidden, (1, 7), train=train)
@@ -86,7 +98,7 @@ class MixedD(Mixed):
     """Halves the map: strided 3x3; 7x7 as 1x7 and 7x1, then strided 3x3; max pool."""
 
     @nn.compact
-    def __call__(self, x, *, train: bool):
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         three = self.unit(x, 'three1', 192, train=train)
         three = self.unit(three, 'three2', 320, 3, 2, train=train)
         seven = self.unit(x, 'seventhree1', 192, train=train)
@@ -100,24 +112,25 @@ class MixedE(Mixed):
     """1x1; 1x3 beside 3x1; 3x3, then 1x3 beside 3x1; pooled 1x1 (figure 7 of the paper)."""
 
     @nn.compact
-    def __call__(self, x, *, train: bool):
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         one = self.unit(x, 'one', 320, train=train)
         three = self.unit(x, 'three1', 384, train=train)
-        three = [
+        threes = [
             self.unit(three, 'three2a', 384, (1, 3), train=train),
             self.unit(three, 'three2b', 384, (3, 1), train=train),
         ]
         double = self.unit(x, 'double1', 448, train=train)
         double = self.unit(double, 'double2', 384, 3, train=train)
-        double = [
+        doubles = [
             self.unit(double, 'double3a', 384, (1, 3), train=train),
             self.unit(double, 'double3b', 384, (3, 1), train=train),
         ]
         pool = self.unit(avg_pool(x, 3, 1, 1), 'pool', 192, train=train)
-        return jnp.concatenate([one, *three, *double, pool], axis=-1)
+        return jnp.concatenate([one, *threes, *doubles, pool], axis=-1)
 
 
-STAGES = (
+# Modules with their fields, one tuple a stage.
+STAGES: tuple[tuple[tuple[Callable[..., Mixed], dict[str, int]], ...], ...] = (
     ((MixedA, {'pool': 32}), (MixedA, {}), (MixedA, {})),
     (
         (MixedB, {}),
@@ -143,7 +156,7 @@ class InceptionAux(nn.Module):
     setting: Setting = Setting()
 
     @nn.compact
-    def __call__(self, x, *, train: bool) -> Exit:
+    def __call__(self, x: jax.Array, *, train: bool) -> Exit:
         x = adaptive_avg_pool(x, (5, 5)) if min(x.shape[1:3]) < 17 else avg_pool(x, 5, 3)
         x = ConvBN(scaled(128, self.width), 1, setting=self.setting, name='conv0')(x, train=train)
         x = ConvBN(scaled(768, self.width), 5, padding=0, setting=self.setting, name='conv1')(
@@ -171,10 +184,12 @@ class InceptionV3(Classifier, kw_only=True):
 
     EPSILON = 1e-3
 
-    def backbone(self, x, setting, train):
+    def backbone(self, x: jax.Array, setting: Setting, train: bool) -> Features:
         check_size(x, 75, 'Inception-v3')
 
-        def stem(x, number, channels, kernel, stride=1, padding=0):
+        def stem(
+            x: jax.Array, number: int, channels: int, kernel: int, stride: int = 1, padding: int = 0
+        ) -> jax.Array:
             channels = scaled(channels, self.width)
             unit = ConvBN(
                 channels, kernel, stride, padding=padding, setting=setting, name=f'stem{number}'
@@ -196,7 +211,7 @@ class InceptionV3(Classifier, kw_only=True):
             features[f'stage{stage}'] = x
         return features | {'pooled': global_pool(x)}
 
-    def own_heads(self, features, setting, train):
+    def own_heads(self, features: Features, setting: Setting, train: bool) -> dict[str, Exit]:
         if not self.aux:
             return {}
         make = InceptionAux(self.num_classes, self.width, setting, name='head_aux')

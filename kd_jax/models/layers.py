@@ -31,7 +31,10 @@ class Setting:
 
 def pair(value: int | tuple[int, int]) -> tuple[int, int]:
     """(height, width) of a number that may stand for both."""
-    return (value, value) if isinstance(value, int) else tuple(value)
+    if isinstance(value, int):
+        return value, value
+    height, width = value
+    return height, width
 
 
 class Conv(nn.Module):
@@ -55,10 +58,10 @@ class Conv(nn.Module):
     setting: Setting = Setting()
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         size, dtype = pair(self.kernel), self.setting.dtype
-        # not SAME: differs at stride 2
-        pad = tuple(k // 2 for k in size) if self.padding is None else pair(self.padding)
+        # Not SAME, which differs at stride 2.
+        pad = pair((size[0] // 2, size[1] // 2) if self.padding is None else self.padding)
         start = Normal(
             0.0 if self.zero_init else math.sqrt(2 / (size[0] * size[1] * self.features))
         )
@@ -85,12 +88,10 @@ class BatchNorm(nn.Module):
     setting: Setting = Setting()
 
     @nn.compact
-    def __call__(self, x, *, train: bool):
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         setting, shape = self.setting, x.shape[-1:]
-        scale, bias = (
-            param(self, 'scale', Constant(1.0), shape),
-            param(self, 'bias', Constant(0.0), shape),
-        )
+        scale = param(self, 'scale', Constant(1.0), shape)
+        bias = param(self, 'bias', Constant(0.0), shape)
         mean = self.variable('batch_stats', 'mean', jnp.zeros, shape, jnp.float32)
         var = self.variable('batch_stats', 'var', jnp.ones, shape, jnp.float32)
         path = '/'.join((*self.path, 'mean'))
@@ -98,7 +99,7 @@ class BatchNorm(nn.Module):
             inverse = jax.lax.rsqrt(var.value + setting.epsilon)
             return normalization.affine(x, mean.value, scale * inverse, bias).astype(setting.dtype)
         normalize = normalization.fast if setting.fast else normalization.plain
-        # initialisation runs outside the device axis
+        # Initialisation runs outside the device axis.
         axis_name = None if self.is_initializing() else setting.axis_name
         y, batch_mean, batch_var = normalize(x, scale, bias, setting.epsilon, axis_name)
         if not self.is_initializing():
@@ -114,7 +115,7 @@ class Dense(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         start = Uniform(x.shape[-1] ** -0.5)
         kernel = param(self, 'kernel', start, (x.shape[-1], self.features))
         bias = param(self, 'bias', start, (self.features,))

@@ -15,6 +15,7 @@ from kd_jax.models.common import (
     Classifier,
     ConvBN,
     Dropout,
+    Features,
     block,
     deepened,
     divisible,
@@ -54,7 +55,7 @@ class SqueezeExcitation(nn.Module):
     setting: Setting = Setting()
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         conv = partial(layers.Conv, kernel=1, use_bias=True, setting=self.setting)
         y = x.mean(axis=(1, 2), keepdims=True, dtype=jnp.float32).astype(x.dtype)  # [B, 1, 1, C]
         y = self.act(conv(self.hidden, name='reduce')(y))
@@ -78,13 +79,13 @@ class InvertedResidual(nn.Module):
     act: Activation = nn.relu
     always_expand: bool = False
     squeeze: int = 0
-    # of the hidden channels, of the weights
+    # after the hidden channels, and of the weights
     squeeze_acts: tuple[Activation, Activation] = (nn.relu, nn.sigmoid)
     drop: float = 0.0
     setting: Setting = Setting()
 
     @nn.compact
-    def __call__(self, x, *, train: bool):
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         unit = partial(ConvBN, act=self.act, setting=self.setting)
         y = x
         if self.always_expand or self.hidden != x.shape[-1]:
@@ -118,7 +119,7 @@ class CifarMobileNetV2(Classifier, kw_only=True):
     depth: float = multiplier()
     kernel: int = odd(3)
 
-    def backbone(self, x, setting, train):
+    def backbone(self, x: jax.Array, setting: Setting, train: bool) -> Features:
         x = ConvBN(scaled(32, self.width), self.kernel, 2, setting=setting, name='stem')(
             x, train=train
         )
@@ -160,7 +161,7 @@ class MobileNetV2(Classifier, kw_only=True):
     depth: float = multiplier()
     kernel: int = odd(3)
 
-    def backbone(self, x, setting, train):
+    def backbone(self, x: jax.Array, setting: Setting, train: bool) -> Features:
         if len(self.strides) != 1 + len(STAGES):
             raise UserError(
                 f'strides {tuple(self.strides)} of MobileNetV2 are {len(self.strides)}; '
@@ -197,7 +198,7 @@ class DepthwiseSeparable(nn.Module):
     setting: Setting = Setting()
 
     @nn.compact
-    def __call__(self, x, *, train: bool):
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         unit = partial(ConvBN, setting=self.setting)
         channels = x.shape[-1]
         x = unit(channels, self.kernel, self.stride, groups=channels, name='depthwise')(
@@ -223,7 +224,7 @@ class MobileNetV1(Classifier, kw_only=True):
     depth: float = multiplier()
     kernel: int = odd(3)
 
-    def backbone(self, x, setting, train):
+    def backbone(self, x: jax.Array, setting: Setting, train: bool) -> Features:
         x = ConvBN(scaled(32, self.width), 3, 2, setting=setting, name='stem')(x, train=train)
         features = {'stem': x}
         make = partial(DepthwiseSeparable, kernel=self.kernel, setting=setting)

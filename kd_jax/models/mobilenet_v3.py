@@ -4,10 +4,21 @@ from functools import partial
 from typing import ClassVar, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from kd_jax.models import layers
-from kd_jax.models.common import Classifier, ConvBN, block, deepened, divisible, multiplier, odd
+from kd_jax.models.common import (
+    Classifier,
+    ConvBN,
+    Features,
+    block,
+    deepened,
+    divisible,
+    multiplier,
+    odd,
+)
+from kd_jax.models.layers import Setting
 from kd_jax.models.mobilenet import InvertedResidual
 from kd_jax.models.pooling import global_pool
 
@@ -62,7 +73,7 @@ class MobileNetV3(Classifier, kw_only=True):
     EPSILON: ClassVar[float] = 1e-3
     MOMENTUM: ClassVar[float] = 0.01
 
-    def backbone(self, x, setting, train):
+    def backbone(self, x: jax.Array, setting: Setting, train: bool) -> Features:
         unit = partial(ConvBN, act=nn.hard_swish, setting=setting)
         x = unit(divisible(16, self.width), 3, 2, name='stem')(x, train=train)
         features = {'stem': x}

@@ -1,16 +1,21 @@
 """Pooling as PyTorch defines it, of images `[B, H, W, C]`."""
 
+from collections.abc import Sequence
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 
-def global_pool(x):
+def global_pool(x: jax.Array) -> jax.Array:
     """Average over the image, in float32: `[B, H, W, C] -> [B, C]`."""
     return x.mean(axis=(1, 2), dtype=jnp.float32)
 
 
-def max_pool(x, kernel: int, stride: int, padding: int = 0, ceil: bool = False):
+def max_pool(
+    x: jax.Array, kernel: int, stride: int, padding: int = 0, ceil: bool = False
+) -> jax.Array:
     """PyTorch's max pooling of `[B, H, W, C]`; with `ceil` a last window that begins
     inside the image counts too.
     """
@@ -26,12 +31,12 @@ def max_pool(x, kernel: int, stride: int, padding: int = 0, ceil: bool = False):
     return nn.max_pool(x, (kernel, kernel), (stride, stride), pads)
 
 
-def avg_pool(x, kernel: int, stride: int, padding: int = 0):
+def avg_pool(x: jax.Array, kernel: int, stride: int, padding: int = 0) -> jax.Array:
     """PyTorch's average pooling of `[B, H, W, C]`; the padding's zeros count."""
     return nn.avg_pool(x, (kernel, kernel), (stride, stride), [(padding, padding)] * 2)
 
 
-def adaptive_avg_pool(x, size: tuple[int, int]):
+def adaptive_avg_pool(x: jax.Array, size: Sequence[int]) -> jax.Array:
     """PyTorch's adaptive average pooling, `[B, H, W, C] -> [B, *size, C]`.
 
     Output i averages rows floor(i H / h) to ceil((i + 1) H / h) - 1: with more
@@ -40,7 +45,7 @@ def adaptive_avg_pool(x, size: tuple[int, int]):
     if x.shape[1:3] == tuple(size):
         return x
 
-    def weights(length, outputs):
+    def weights(length: int, outputs: int) -> jax.Array:
         matrix = np.zeros((outputs, length), np.float32)
         for i in range(outputs):
             first, last = i * length // outputs, -(-(i + 1) * length // outputs)

@@ -37,7 +37,7 @@ class BasicBlock(nn.Module):
     setting: Setting = Setting()
 
     @nn.compact
-    def __call__(self, x, *, train: bool):
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         unit = partial(ConvBN, self.features, setting=self.setting)
         y = unit(self.kernel, self.stride, name='conv1')(x, train=train)
         y = unit(self.kernel, act=None, name='conv2')(y, train=train)
@@ -62,7 +62,7 @@ class Bottleneck(nn.Module):
     setting: Setting = Setting()
 
     @nn.compact
-    def __call__(self, x, *, train: bool):
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         unit = partial(ConvBN, setting=self.setting)
         y = unit(self.hidden, 1, name='conv1')(x, train=train)
         y = unit(self.hidden, self.kernel, self.stride, self.groups, name='conv2')(y, train=train)
@@ -85,7 +85,7 @@ def residual_stages(
 
     The first block of each stage after the first halves the image.
     """
-    features = {}
+    features: Features = {}
     for stage, count in enumerate(counts, start=1):
         strides = [1 if stage == 1 else 2] + [1] * (count - 1)
         blocks = [
@@ -114,7 +114,7 @@ class CifarResNet(Classifier, kw_only=True):
     depth: float = multiplier()
     kernel: int = odd(3)
 
-    def backbone(self, x, setting, train):
+    def backbone(self, x: jax.Array, setting: Setting, train: bool) -> Features:
         if len(self.stage_sizes) != len(self.widths):
             raise UserError(
                 f'stage_sizes {tuple(self.stage_sizes)} are {len(self.stage_sizes)} '
@@ -122,7 +122,7 @@ class CifarResNet(Classifier, kw_only=True):
                 'give one number a stage in both'
             )
 
-        def make(stage, stride, name):
+        def make(stage: int, stride: int, name: str) -> nn.Module:
             return BasicBlock(
                 scaled(self.widths[stage - 1], self.width), stride, self.kernel, setting, name=name
             )
@@ -158,7 +158,7 @@ class ResNet(Classifier, kw_only=True):
     depth: float = multiplier()
     kernel: int = odd(3)
 
-    def backbone(self, x, setting, train):
+    def backbone(self, x: jax.Array, setting: Setting, train: bool) -> Features:
         if not self.bottleneck and (self.groups, self.group_width) != (1, 64):
             raise UserError(
                 f'groups {self.groups} with group_width {self.group_width} need bottleneck '
@@ -166,7 +166,7 @@ class ResNet(Classifier, kw_only=True):
                 'or take resnet50 or cifar_resnet50'
             )
 
-        def make(stage, stride, name):
+        def make(stage: int, stride: int, name: str) -> nn.Module:
             features = scaled(64 * 2 ** (stage - 1), self.width)
             if not self.bottleneck:
                 return BasicBlock(features, stride, self.kernel, setting, name=name)

@@ -3,6 +3,7 @@
 from functools import partial
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from kd_jax.errors import UserError
@@ -10,6 +11,7 @@ from kd_jax.fields import field
 from kd_jax.models.common import (
     Classifier,
     ConvBN,
+    Features,
     block,
     deepened,
     multiplier,
@@ -30,7 +32,7 @@ def multiple(channels: int, width: float, by: int) -> int:
     return -(-scaled(channels, width) // by) * by
 
 
-def shuffle(x, groups: int):
+def shuffle(x: jax.Array, groups: int) -> jax.Array:
     """Channel n * i + j of `[B, H, W, C]`, the j-th of group i of n = C / groups,
     becomes channel groups * j + i.
     """
@@ -40,7 +42,9 @@ def shuffle(x, groups: int):
     return x.reshape(*outer, groups, channels // groups).swapaxes(-1, -2).reshape(x.shape)
 
 
-def entry(x, channels: int, kernel: int, small: bool, setting: Setting, train: bool):
+def entry(
+    x: jax.Array, channels: int, kernel: int, small: bool, setting: Setting, train: bool
+) -> jax.Array:
     """The stem. Unless the images are `small` it strides and a max pooling follows:
     `[B, H / 4, W / 4, channels]`.
     """
@@ -67,7 +71,7 @@ class GroupedUnit(nn.Module):
     setting: Setting = Setting()
 
     @nn.compact
-    def __call__(self, x, *, train: bool):
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         unit = partial(ConvBN, setting=self.setting)
         new = self.features - x.shape[-1] if self.stride == 2 else self.features
         groups = 1 if self.first else self.groups
@@ -109,7 +113,7 @@ class ShuffleNetV1(Classifier, kw_only=True):
     depth: float = multiplier()
     kernel: int = odd(3)
 
-    def backbone(self, x, setting, train):
+    def backbone(self, x: jax.Array, setting: Setting, train: bool) -> Features:
         x = entry(
             x,
             multiple(self.stem, self.width, self.groups),
@@ -161,7 +165,7 @@ class SplitUnit(nn.Module):
     setting: Setting = Setting()
 
     @nn.compact
-    def __call__(self, x, *, train: bool):
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         unit = partial(ConvBN, setting=self.setting)
         half = self.features // 2
         if self.stride == 1:
@@ -208,7 +212,7 @@ class ShuffleNetV2(Classifier, kw_only=True):
     depth: float = multiplier()
     kernel: int = odd(3)
 
-    def backbone(self, x, setting, train):
+    def backbone(self, x: jax.Array, setting: Setting, train: bool) -> Features:
         x = entry(x, scaled(self.stem, self.width), self.stem_kernel, self.small, setting, train)
         features = {'stem': x}
         if len(self.stage_sizes) != len(self.widths):

@@ -3,6 +3,7 @@
 from functools import partial
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from kd_jax.models import layers
@@ -18,6 +19,7 @@ from kd_jax.models.common import (
     run_stage,
     scaled,
 )
+from kd_jax.models.layers import Setting
 from kd_jax.models.pooling import adaptive_avg_pool, global_pool, max_pool
 
 CHANNELS = (64, 128, 256, 512, 512)  # of the convolutions of each stage
@@ -40,13 +42,13 @@ class VGG(Classifier, kw_only=True):
     depth: float = multiplier()
     kernel: int = odd(3)
 
-    def backbone(self, x, setting, train):
+    def backbone(self, x: jax.Array, setting: Setting, train: bool) -> Features:
         check_size(x, 32, 'VGG')
-        features = {}
+        features: Features = {}
         for stage, count in enumerate(deepened(self.stage_sizes, self.depth), start=1):
             features |= convolutions(self, x, stage, count, self.norm, setting, train)
             x = max_pool(features[f'stage{stage}'], 2, 2)
-        # flattened as PyTorch does: channels first
+        # Flattened as PyTorch does: channels first.
         x = adaptive_avg_pool(x, (7, 7)).transpose(0, 3, 1, 2)
         hidden = scaled(4096, self.width)
         x = nn.relu(
@@ -70,12 +72,12 @@ class CifarVGG(Classifier, kw_only=True):
     depth: float = multiplier()
     kernel: int = odd(3)
 
-    def backbone(self, x, setting, train):
+    def backbone(self, x: jax.Array, setting: Setting, train: bool) -> Features:
         pools = 4 if x.shape[1] == 64 else 3
         check_size(
             x, 2**pools, 'this VGG' if pools == 3 else 'this VGG, for images 64 pixels high,'
         )
-        features = {}
+        features: Features = {}
         for stage, count in enumerate(deepened(self.stage_sizes, self.depth), start=1):
             features |= convolutions(self, x, stage, count, True, setting, train)
             x = features[f'stage{stage}']
@@ -84,7 +86,15 @@ class CifarVGG(Classifier, kw_only=True):
         return features | {'stem': features['stage1'], 'pooled': global_pool(x)}
 
 
-def convolutions(model, x, stage, count, norm, setting, train) -> Features:
+def convolutions(
+    model: 'VGG | CifarVGG',
+    x: jax.Array,
+    stage: int,
+    count: int,
+    norm: bool,
+    setting: Setting,
+    train: bool,
+) -> Features:
     """One stage, `count` convolutions each with ReLU, inside `model`: `x [B, H, W, C]`
     gives `[B, H, W, channels]`.
     """

@@ -1,9 +1,19 @@
 """Wide residual networks for small images: wrn_16_1 ... wrn_40_2 of the CIFAR tables."""
 
 import flax.linen as nn
+import jax
 
 from kd_jax.fields import number
-from kd_jax.models.common import Classifier, Dropout, deepened, multiplier, odd, scaled, share
+from kd_jax.models.common import (
+    Classifier,
+    Dropout,
+    Features,
+    deepened,
+    multiplier,
+    odd,
+    scaled,
+    share,
+)
 from kd_jax.models.layers import BatchNorm, Conv, Setting
 from kd_jax.models.pooling import global_pool
 from kd_jax.models.resnet import residual_stages
@@ -23,7 +33,7 @@ class PreactivationBlock(nn.Module):
     setting: Setting = Setting()
 
     @nn.compact
-    def __call__(self, x, *, train: bool):
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         y = nn.relu(BatchNorm(self.setting, name='norm1')(x, train=train))
         if self.stride != 1 or x.shape[-1] != self.features:
             x = Conv(self.features, 1, self.stride, setting=self.setting, name='shortcut')(y)
@@ -52,8 +62,8 @@ class WideResNet(Classifier, kw_only=True):
     depth: float = multiplier()
     kernel: int = odd(3)
 
-    def backbone(self, x, setting, train):
-        def make(stage, stride, name):
+    def backbone(self, x: jax.Array, setting: Setting, train: bool) -> Features:
+        def make(stage: int, stride: int, name: str) -> nn.Module:
             features = scaled(16 * self.widen * 2 ** (stage - 1), self.width)
             return PreactivationBlock(
                 features, stride, self.kernel, self.block_dropout, setting, name=name

@@ -149,7 +149,7 @@ def _loss(label: str, given: Mapping[str, Any], **setting: Any) -> Loss:
             'underscores, not beginning with a digit, and no name that the program '
             'uses itself: call it kl_late, say'
         )
-    name = loss_of(label, given)
+    name: Any = loss_of(label, given)
     if not isinstance(name, str) or name not in OBJECTIVES:
         error = unknown(
             'objective' if name == label else f'loss of objective.{label}', name, OBJECTIVES

@@ -2,12 +2,15 @@
 losses that a run minimises.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from kd_jax import fields
 from kd_jax.fields import choice, number
@@ -49,7 +52,7 @@ class Loss(nn.Module):
     sees_ensemble: ClassVar[bool] = False
 
     @nn.nowrap
-    def weight_at(self, epoch) -> jax.Array:
+    def weight_at(self, epoch: jax.Array | np.ndarray | float) -> jax.Array:
         """The weight after `epoch` epochs (a float; fractions count): a float32 scalar."""
         if self.ramp_epochs == 0:
             return jnp.float32(self.weight)
@@ -121,17 +124,16 @@ class Objective(nn.Module):
         values = {}
         for label, loss in self.losses:
             if loss.needs_teacher:
-                value = 0.0
+                parts = []
                 for name, share, teacher in self._teacher_parts(label, loss, teachers):
                     part = share * loss.copy(name=name)(student, teacher, batch)
-                    value += (
-                        part
-                        if loss.only_where == 'always'
-                        else part * loss.counts(student, teacher, batch)
-                    )
+                    if loss.only_where != 'always':
+                        part = part * loss.counts(student, teacher, batch)
+                    parts.append(part)
+                value = total(parts)
             else:
                 value = loss.copy(name=label)(student, None, batch)
-            # a loss that reduces would be counted wrongly, silently
+            # A loss that reduces would be counted wrongly, silently.
             if jnp.shape(value) != batch['mask'].shape:
                 raise ValueError(
                     f'objective {label!r} returned shape '
@@ -164,7 +166,7 @@ class Objective(nn.Module):
         return [f'{label}_{k}' for k in range(len(self.teacher_weights))]
 
     @nn.nowrap
-    def weights(self, epoch) -> dict[str, jax.Array]:
+    def weights(self, epoch: jax.Array | np.ndarray | float) -> dict[str, jax.Array]:
         """Each loss's weight after `epoch` epochs: label -> scalar."""
         return {label: loss.weight_at(epoch) for label, loss in self.losses}
 
@@ -190,7 +192,7 @@ class Objective(nn.Module):
         `hparams()`; other keys are ignored.
         """
 
-        def changed(label, loss):
+        def changed(label: str, loss: Loss) -> Loss:
             keys = {field: f'objective.{label}.{field}' for field in fields.swept(type(loss))}
             return loss.clone(
                 **{field: hparams[key] for field, key in keys.items() if key in hparams}
@@ -199,6 +201,11 @@ class Objective(nn.Module):
         return self.clone(
             losses=tuple((label, changed(label, loss)) for label, loss in self.losses)
         )
+
+
+def total(values: Iterable[jax.Array]) -> jax.Array:
+    """The sum of one array or more."""
+    return functools.reduce(operator.add, values)
 
 
 def labelled(batch: Batch) -> jax.Array:

@@ -9,8 +9,9 @@ import numpy as np
 
 from kd_jax.errors import UserError
 from kd_jax.fields import number
+from kd_jax.models.common import Output
 from kd_jax.models.layers import Dense
-from kd_jax.objectives.common import Loss, gather, unit
+from kd_jax.objectives.common import Batch, Loss, gather, total, unit
 
 EPSILON = 1e-7
 
@@ -92,7 +93,7 @@ class CRD(Loss):
     needs_features: ClassVar[bool] = True
 
     @nn.compact
-    def __call__(self, student, teacher, batch):
+    def __call__(self, student: Output, teacher: Output, batch: Batch) -> jax.Array:
         mine, theirs = (
             unit(Dense(self.dim, name=f'embed_{name}')(output.features['pooled']))
             for name, output in (('student', student), ('teacher', teacher))
@@ -106,7 +107,7 @@ class CRD(Loss):
         drawn = draw_negatives(self.make_rng('negatives'), batch['index'], groups, self.negatives)
         chosen = jnp.concatenate([batch['index'][:, None], drawn], axis=1)
 
-        def scores(anchor, name, other):
+        def scores(anchor: jax.Array, name: str, other: str) -> jax.Array:
             # Products with the whole memory, of which a few are taken: less to move than
             # the embeddings of the chosen.
             products = anchor @ jax.lax.stop_gradient(banks[other].value).T
@@ -118,28 +119,26 @@ class CRD(Loss):
                 constant.value = jnp.where(constant.value < 0, mean * count, constant.value)
             return score / jax.lax.stop_gradient(constant.value)
 
-        value = 0.0
+        values = []
         for anchor, name, other in ((mine, 'student', 'teacher'), (theirs, 'teacher', 'student')):
             score = scores(anchor, name, other)
-            value += contrast(score[:, 0], score[:, 1:], count)
+            values.append(contrast(score[:, 0], score[:, 1:], count))
         if not self.is_initializing():
             index = gather(batch['index'], self.axis_name)
             for embedding, name in ((mine, 'student'), (theirs, 'teacher')):
-                new, old = (
-                    gather(jax.lax.stop_gradient(embedding), self.axis_name),
-                    banks[name].value,
-                )
+                new = gather(jax.lax.stop_gradient(embedding), self.axis_name)
+                old = banks[name].value
                 mixed = self.momentum * old[index] + (1 - self.momentum) * new
                 banks[name].value = old.at[index].set(unit(mixed))
-        return value
+        return total(values)
 
-    def _start(self, count):
+    def _start(self, count: int) -> jax.Array:
         bound = (3 / self.dim) ** 0.5
         return jax.random.uniform(
             self.make_rng('params'), (count, self.dim), minval=-bound, maxval=bound
         )
 
-    def _groups(self, batch):
+    def _groups(self, batch: Batch) -> dict[str, jax.Array]:
         """`by_class` of the training images."""
         arrays = (
             by_class(batch['train_label'])

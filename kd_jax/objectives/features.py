@@ -6,7 +6,7 @@ unless they say otherwise. A term with several pairs of features sums over them.
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import ClassVar
 
@@ -15,12 +15,14 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.fields import number
-from kd_jax.models.common import ConvBN
+from kd_jax.models.common import ConvBN, Output
 from kd_jax.models.initial import Constant, param
 from kd_jax.models.layers import Conv
 from kd_jax.models.pooling import adaptive_avg_pool
-from kd_jax.objectives.common import unit
+from kd_jax.objectives.common import Batch, total, unit
 from kd_jax.objectives.matching import FeatureLoss, as_map, before_activation, same_size
+
+Layer = Callable[[jax.Array], jax.Array]
 
 
 def mean_square(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -37,7 +39,7 @@ class FitNet(FeatureLoss):
     """
 
     @nn.compact
-    def __call__(self, student, teacher, batch):
+    def __call__(self, student: Output, teacher: Output, batch: Batch) -> jax.Array:
         maps = self.maps(student, teacher)
         mine, theirs = same_size(*maps[(len(maps) - 1) // 2])
         return mean_square(self.regressed(mine, theirs.shape[-1], 0), theirs)
@@ -61,8 +63,8 @@ def at(student: jax.Array, teacher: jax.Array) -> jax.Array:
 class AT(FeatureLoss):
     """`at` of every pair; the tables weigh it 1000."""
 
-    def __call__(self, student, teacher, batch):
-        return sum(at(*same_size(*pair)) for pair in self.maps(student, teacher))
+    def __call__(self, student: Output, teacher: Output, batch: Batch) -> jax.Array:
+        return total(at(*same_size(*pair)) for pair in self.maps(student, teacher))
 
 
 def nst(student: jax.Array, teacher: jax.Array) -> jax.Array:
@@ -74,10 +76,10 @@ def nst(student: jax.Array, teacher: jax.Array) -> jax.Array:
     """
     a, b = (unit(x.reshape(len(x), -1, x.shape[-1]), axis=1) for x in (student, teacher))
 
-    def kernel(x, y):
+    def kernel(x: jax.Array, y: jax.Array) -> jax.Array:
         return jnp.mean(jnp.einsum('bpc,bpd->bcd', x, y) ** 2, axis=(1, 2))
 
-    # the same, by products of pixels instead of channels
+    # The same by products of pixels instead of channels, where those are fewer.
     if a.shape[1] < max(a.shape[2], b.shape[2]):
         first, second = (jnp.einsum('bpc,bqc->bpq', x, x) / x.shape[-1] for x in (a, b))
         return jnp.sum((first - second) ** 2, axis=(1, 2))
@@ -87,8 +89,8 @@ def nst(student: jax.Array, teacher: jax.Array) -> jax.Array:
 class NST(FeatureLoss):
     """`nst` of every pair; the tables weigh it 50."""
 
-    def __call__(self, student, teacher, batch):
-        return sum(nst(*same_size(*pair)) for pair in self.maps(student, teacher))
+    def __call__(self, student: Output, teacher: Output, batch: Batch) -> jax.Array:
+        return total(nst(*same_size(*pair)) for pair in self.maps(student, teacher))
 
 
 class VID(FeatureLoss):
@@ -101,8 +103,8 @@ class VID(FeatureLoss):
     """
 
     @nn.compact
-    def __call__(self, student, teacher, batch):
-        value = 0.0
+    def __call__(self, student: Output, teacher: Output, batch: Batch) -> jax.Array:
+        values = []
         for k, pair in enumerate(self.maps(student, teacher)):
             mine, theirs = same_size(*pair)
             scale = param(
@@ -110,8 +112,8 @@ class VID(FeatureLoss):
             )
             variance = (jax.nn.softplus(scale) + 1e-5)[None, None, None]
             error = self.regressed(mine, theirs.shape[-1], k) - theirs
-            value += jnp.mean(0.5 * (error**2 / variance + jnp.log(variance)), axis=(1, 2, 3))
-        return value
+            values.append(jnp.mean(0.5 * (error**2 / variance + jnp.log(variance)), axis=(1, 2, 3)))
+        return total(values)
 
 
 def ab(student: jax.Array, teacher: jax.Array, margin: float = 1.0) -> jax.Array:
@@ -141,16 +143,13 @@ class AB(FeatureLoss):
     rectified: ClassVar[bool] = False
 
     @nn.compact
-    def __call__(self, student, teacher, batch):
-        maps, value = self.maps(student, teacher), 0.0
+    def __call__(self, student: Output, teacher: Output, batch: Batch) -> jax.Array:
+        maps, values = self.maps(student, teacher), []
         for k, pair in enumerate(maps):
             mine, theirs = same_size(*pair)
-            value += (
-                ab(self.regressed(mine, theirs.shape[-1], k), theirs, self.margin)
-                * 2.0 ** (k + 1 - len(maps))
-                * 0.003
-            )
-        return value
+            value = ab(self.regressed(mine, theirs.shape[-1], k), theirs, self.margin)
+            values.append(value * 2.0 ** (k + 1 - len(maps)) * 0.003)
+        return total(values)
 
 
 def ofd(student: jax.Array, teacher: jax.Array, margin: jax.Array) -> jax.Array:
@@ -176,18 +175,17 @@ class OFD(FeatureLoss):
     rectified: ClassVar[bool] = False
 
     @nn.compact
-    def __call__(self, student, teacher, batch):
-        maps, value = self.maps(student, teacher), 0.0
+    def __call__(self, student: Output, teacher: Output, batch: Batch) -> jax.Array:
+        maps, values = self.maps(student, teacher), []
         for k, pair in enumerate(maps):
-            # of the teacher's own map: its average has weaker responses
+            # The margin is of the teacher's own map: its average has weaker responses.
             margin = self._margin(pair[1], k)
             mine, theirs = same_size(*pair)
-            value += ofd(self.regressed(mine, theirs.shape[-1], k), theirs, margin) / 2.0 ** (
-                len(maps) - 1 - k
-            )
-        return value
+            value = ofd(self.regressed(mine, theirs.shape[-1], k), theirs, margin)
+            values.append(value / 2.0 ** (len(maps) - 1 - k))
+        return total(values)
 
-    def _margin(self, teacher, number):
+    def _margin(self, teacher: jax.Array, number: int) -> jax.Array:
         running = self.variable(
             'batch_stats', f'margin_{number}', jnp.zeros, teacher.shape[-1:], jnp.float32
         )
@@ -217,21 +215,23 @@ class FT(FeatureLoss):
     reconstruction: float = number(0.001, at_least=0)
 
     @nn.compact
-    def __call__(self, student, teacher, batch):
+    def __call__(self, student: Output, teacher: Output, batch: Batch) -> jax.Array:
         mine, theirs = self.maps(student, teacher)[-1]
         inner, width = max(int(theirs.shape[-1] * self.rate), 1), theirs.shape[-1]
         leaky = partial(nn.leaky_relu, negative_slope=0.1)
 
-        def chain(x, name, widths, layer):
+        def chain(
+            x: jax.Array, name: str, widths: Sequence[int], layer: Callable[..., Layer]
+        ) -> jax.Array:
             for k, features in enumerate(widths, start=1):
                 x = layer(features, name=f'{name}_{k}')(x)
             return x
 
-        def plain(features, name):
+        def plain(features: int, name: str) -> Layer:
             conv = Conv(features, use_bias=True, setting=self.setting(), name=name)
             return lambda x: leaky(conv(x))
 
-        def normed(features, name):
+        def normed(features: int, name: str) -> Layer:
             unit_ = ConvBN(features, act=leaky, use_bias=True, setting=self.setting(), name=name)
             return lambda x: unit_(x, train=True)
 
@@ -264,7 +264,7 @@ class FSP(FeatureLoss):
     """
 
     @nn.compact
-    def __call__(self, student, teacher, batch):
+    def __call__(self, student: Output, teacher: Output, batch: Batch) -> jax.Array:
         pairs = self.pairs(student, teacher)
         if not self.student_features and not self.teacher_features:
             pairs = [('stem', 'stem'), *pairs]
@@ -276,7 +276,7 @@ class FSP(FeatureLoss):
             x if x.shape[-1] == y.shape[-1] else self.regressed(x, y.shape[-1], k)
             for k, (x, y) in enumerate(zip(mine, theirs, strict=True))
         ]
-        return sum(
+        return total(
             jnp.mean((a - b) ** 2, axis=(1, 2))
             for a, b in zip(flow(mine), flow(theirs), strict=True)
         )
@@ -301,7 +301,7 @@ def hcl(student: jax.Array, teacher: jax.Array) -> jax.Array:
     return value / total
 
 
-def nearest(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+def nearest(x: jax.Array, size: Sequence[int]) -> jax.Array:
     """A map `[B, H, W, C]` at another size, of the nearest pixels as PyTorch chooses them."""
     rows, columns = (
         (jnp.arange(new) * old) // new for old, new in zip(x.shape[1:3], size, strict=True)
@@ -322,7 +322,7 @@ class ReviewKD(FeatureLoss):
     mid: int = number(512, at_least=1)
 
     @nn.compact
-    def __call__(self, student, teacher, batch):
+    def __call__(self, student: Output, teacher: Output, batch: Batch) -> jax.Array:
         maps = [
             (as_map(student.features[name]), as_map(before_activation(teacher.features, other)))
             for name, other in self.pairs(student, teacher)
@@ -331,7 +331,7 @@ class ReviewKD(FeatureLoss):
             maps.append((as_map(student.features['pooled']), as_map(teacher.features['pooled'])))
         width = min(self.mid, maps[-1][0].shape[-1])
         unit_ = partial(ConvBN, act=None, setting=self.setting())
-        value, fused = 0.0, None
+        values, fused = [], None
         for k, (mine, theirs) in reversed(list(enumerate(maps))):
             x = unit_(width, 1, name=f'enter_{k}')(mine, train=True)
             if fused is not None:
@@ -340,7 +340,6 @@ class ReviewKD(FeatureLoss):
                 share = jax.nn.sigmoid(conv(jnp.concatenate([x, below], axis=-1)))
                 x = x * share[..., :1] + below * share[..., 1:]
             fused = x
-            value += hcl(
-                *same_size(unit_(theirs.shape[-1], 3, name=f'leave_{k}')(x, train=True), theirs)
-            )
-        return value
+            left = unit_(theirs.shape[-1], 3, name=f'leave_{k}')(x, train=True)
+            values.append(hcl(*same_size(left, theirs)))
+        return total(values)

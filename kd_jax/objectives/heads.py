@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from kd_jax.fields import number
 from kd_jax.models import Output
 from kd_jax.models.common import Exit
-from kd_jax.objectives.common import Loss, over_labels
+from kd_jax.objectives.common import Batch, Loss, over_labels, total
 from kd_jax.objectives.logits import cross_entropy, kl
 
 
@@ -36,15 +36,16 @@ class DeepSupervision(Loss):
     needs_label: ClassVar[bool] = True
     needs_heads: ClassVar[bool] = True
 
-    def __call__(self, student, teacher, batch):
+    def __call__(self, student: Output, teacher: Output | None, batch: Batch) -> jax.Array:
         auxiliary, _ = _split(student)
-        values = [
-            over_labels(
-                batch, lambda labels, z=head.logits: cross_entropy(z, labels, self.label_smoothing)
+
+        def of_head(head: Exit) -> jax.Array:
+            return over_labels(
+                batch, lambda labels: cross_entropy(head.logits, labels, self.label_smoothing)
             )
-            for head in auxiliary
-        ]
-        return sum(values) / len(values)
+
+        values = [of_head(head) for head in auxiliary]
+        return total(values) / len(values)
 
 
 class SelfDistillation(Loss):
@@ -59,9 +60,10 @@ class SelfDistillation(Loss):
     needs_teacher: ClassVar[bool] = False
     needs_heads: ClassVar[bool] = True
 
-    def __call__(self, student, teacher, batch):
+    def __call__(self, student: Output, teacher: Output | None, batch: Batch) -> jax.Array:
         auxiliary, deepest = _split(student)
-        return sum(kl(head.logits, deepest.logits, self.tau) for head in auxiliary) / len(auxiliary)
+        values = [kl(head.logits, deepest.logits, self.tau) for head in auxiliary]
+        return total(values) / len(values)
 
 
 class SelfHint(Loss):
@@ -75,8 +77,8 @@ class SelfHint(Loss):
     needs_teacher: ClassVar[bool] = False
     needs_heads: ClassVar[bool] = True
 
-    def __call__(self, student, teacher, batch):
+    def __call__(self, student: Output, teacher: Output | None, batch: Batch) -> jax.Array:
         auxiliary, deepest = _split(student)
-        return sum(
+        return total(
             jnp.mean((head.pooled - deepest.pooled) ** 2, axis=-1) for head in auxiliary
         ) / len(auxiliary)

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from kd_jax.objectives.common import gather, norm
+from kd_jax.objectives.common import gather, norm, total
 
 
-def _log_softmax(logits, tau=1.0):
+def _log_softmax(logits: jax.Array, tau: float = 1.0) -> jax.Array:
     return jax.nn.log_softmax(logits.astype(jnp.float32) / tau, axis=-1)
 
 
@@ -101,9 +101,10 @@ def three_term(
     teacher, the softened teacher.
 
     L_softmax is `cross_entropy` with the labels (0 where a label is -1). The other two are
-      by default:    `soft_cross_entropy` at temperature 1, and `kl` at temperature tau (with its
-      tau^2); with printed:  `-log(sum_k p_T(k) p_S(k) / sum_k p_S(k))`, and
-      `-(1/tau) log sum_k p_T(k) p_S(k)`, both with probabilities at temperature 1.
+      by default:    `soft_cross_entropy` at temperature 1, and `kl` at temperature tau (with
+                     its tau^2);
+      with printed:  `-log(sum_k p_T(k) p_S(k) / sum_k p_S(k))`, and
+                     `-(1/tau) log sum_k p_T(k) p_S(k)`, both with probabilities at temperature 1.
     The second pair is the formula as its source prints it. It is an inner product, not a
     cross entropy: unless the teacher is certain, its minimum is not at p_S = p_T but
     where the student puts everything on the teacher's first class, so the other classes
@@ -171,7 +172,7 @@ def tckd(
         for x in log_p
     ]
     student, teacher = parts
-    return tau**2 * sum(jnp.exp(t) * (t - s) for s, t in zip(student, teacher, strict=True))
+    return tau**2 * total(jnp.exp(t) * (t - s) for s, t in zip(student, teacher, strict=True))
 
 
 def nckd(
@@ -235,14 +236,14 @@ def nkd(
     return -jnp.exp(log_t) * log_s - gamma * tau**2 * others
 
 
-def _target(labels, teacher_logits):
+def _target(labels: jax.Array, teacher_logits: jax.Array) -> jax.Array:
     """`[B, K]` bool: the class of the label, or the teacher's likeliest where there is none."""
     labels = jnp.asarray(labels, jnp.int32)
     classes = jnp.where(labels >= 0, labels, jnp.argmax(teacher_logits, -1))
     return classes[:, None] == jnp.arange(teacher_logits.shape[-1])[None]
 
 
-def _log_softmax_of_others(logits, target, tau):
+def _log_softmax_of_others(logits: jax.Array, target: jax.Array, tau: float) -> jax.Array:
     """Log-softmax over all classes but the target, where it is 0."""
     z = logits.astype(jnp.float32) / tau
     rest = jax.nn.logsumexp(jnp.where(target, -jnp.inf, z), axis=-1, keepdims=True)
@@ -272,7 +273,7 @@ def dist(
     return tau**2 * (beta * (1 - _pearson(*of_example)) + gamma * (1 - _pearson(*of_class).mean()))
 
 
-def _pearson(a, b):
+def _pearson(a: jax.Array, b: jax.Array) -> jax.Array:
     """Correlation of the rows of two `[N, M]`, with the published epsilon."""
     a, b = (x - x.mean(-1, keepdims=True) for x in (a, b))
     return jnp.sum(a * b, -1) / (norm(a)[:, 0] * norm(b)[:, 0] + 1e-8)

@@ -28,7 +28,7 @@ def ladder(features: Mapping[str, jax.Array]) -> list[str]:
     deepest: names of `features`.
     """
     stages = [name for name in features if name.startswith('stage') and name[5:].isdecimal()]
-    last = {}
+    last: dict[tuple[int, ...], str] = {}
     for name in sorted(stages, key=lambda name: int(name[5:])):
         last[features[name].shape[1:3]] = name
     return list(last.values())
@@ -58,8 +58,9 @@ def pairs(
                 raise unknown(f'feature of the {who}', name, output.features)
         sides.append(list(given) or ladder(output.features))
     count = min(map(len, sides))
-    for given, side, other in ((student_names, *sides), (teacher_names, *reversed(sides))):
-        if len(given) > count:
+    named = len(student_names), len(teacher_names)
+    for number, side, other in zip(named, sides, reversed(sides), strict=True):
+        if number > count:
             raise UserError(
                 f'the features {tuple(side)} need as many of the other network, which has '
                 f'{tuple(other)}; name as many in student_features as in teacher_features'

@@ -12,12 +12,13 @@ import jax.numpy as jnp
 from optax.losses import huber_loss
 
 from kd_jax.fields import number
+from kd_jax.models.common import Output
 from kd_jax.models.layers import Dense
-from kd_jax.objectives.common import Loss, first_of_mine, gather, norm, unit
+from kd_jax.objectives.common import Batch, Loss, first_of_mine, gather, norm, unit
 from kd_jax.objectives.matching import FeatureLoss
 
 
-def _flat(x):
+def _flat(x: jax.Array) -> jax.Array:
     return x.reshape(len(x), -1).astype(jnp.float32)
 
 
@@ -29,7 +30,7 @@ def sp(student: jax.Array, teacher: jax.Array, axis_name: str | None = None) -> 
     mean is `|G_T - G_S|^2 / B^2`.
     """
 
-    def similarities(x):
+    def similarities(x: jax.Array) -> jax.Array:
         x = _flat(x)
         return unit(x @ gather(x, axis_name).T)
 
@@ -40,7 +41,7 @@ def sp(student: jax.Array, teacher: jax.Array, axis_name: str | None = None) -> 
 class SP(FeatureLoss):
     """`sp` of the deepest pair; the tables weigh it 3000."""
 
-    def __call__(self, student, teacher, batch):
+    def __call__(self, student: Output, teacher: Output, batch: Batch) -> jax.Array:
         name, other = self.pairs(student, teacher)[-1]
         return sp(student.features[name], teacher.features[other], self.axis_name)
 
@@ -74,12 +75,12 @@ class CC(Loss):
     needs_features: ClassVar[bool] = True
 
     @nn.compact
-    def __call__(self, student, teacher, batch):
+    def __call__(self, student: Output, teacher: Output, batch: Batch) -> jax.Array:
         mine = Dense(self.dim, name='student')(student.features['pooled'])
         return cc(mine, Dense(self.dim, name='teacher')(teacher.features['pooled']), self.axis_name)
 
 
-def _products(x, axis_name):
+def _products(x: jax.Array, axis_name: str | None) -> jax.Array:
     """Products `[N, N]` of the features of all devices' examples, which are
     centred: relations do not change.
     """
@@ -88,13 +89,13 @@ def _products(x, axis_name):
     return centred @ centred.T
 
 
-def _squares(products):
+def _squares(products: jax.Array) -> jax.Array:
     """Squared distances `[N, N]`."""
     diagonal = jnp.diagonal(products)
     return jnp.maximum(diagonal[:, None] + diagonal[None] - 2 * products, 1e-12)
 
 
-def _mine(x, like, axis_name):
+def _mine(x: jax.Array, like: jax.Array, axis_name: str | None) -> jax.Array:
     return jax.lax.dynamic_slice_in_dim(x, first_of_mine(like, axis_name), len(like))
 
 
@@ -103,7 +104,7 @@ def rkd_distance(student: jax.Array, teacher: jax.Array, axis_name: str | None =
     Park et al. 2019 (arXiv:1904.05068), eq. 7.
     """
 
-    def distances(x):
+    def distances(x: jax.Array) -> jax.Array:
         squares = _squares(_products(x, axis_name))
         distance = jnp.where(jnp.eye(len(squares), dtype=bool), 0.0, jnp.sqrt(squares))
         return _mine(
@@ -126,7 +127,7 @@ def rkd_angle(student: jax.Array, teacher: jax.Array, axis_name: str | None = No
     their size apart have no angle.
     """
 
-    def cosines(x):
+    def cosines(x: jax.Array) -> jax.Array:
         products = _products(x, axis_name)
         squares = _squares(products)
         # Between such examples there is rounding only.
@@ -154,7 +155,7 @@ class RKD(Loss):
 
     needs_features: ClassVar[bool] = True
 
-    def __call__(self, student, teacher, batch):
+    def __call__(self, student: Output, teacher: Output, batch: Batch) -> jax.Array:
         given = student.features['pooled'], teacher.features['pooled'], self.axis_name
         return self.distance * rkd_distance(*given) + self.angle * rkd_angle(*given)
 
@@ -168,7 +169,7 @@ def pkt(student: jax.Array, teacher: jax.Array, axis_name: str | None = None) ->
     """
     epsilon = 1e-7
 
-    def shares(x):
+    def shares(x: jax.Array) -> jax.Array:
         x = _flat(x)
         x = x / (norm(x) + epsilon)
         likeness = (x @ gather(x, axis_name).T + 1) / 2
@@ -183,5 +184,5 @@ class PKT(Loss):
 
     needs_features: ClassVar[bool] = True
 
-    def __call__(self, student, teacher, batch):
+    def __call__(self, student: Output, teacher: Output, batch: Batch) -> jax.Array:
         return pkt(student.features['pooled'], teacher.features['pooled'], self.axis_name)

@@ -9,7 +9,7 @@ import jax
 from kd_jax.errors import UserError
 from kd_jax.fields import flag, is_number, number, several
 from kd_jax.models.common import Output
-from kd_jax.objectives.common import Loss, over_labels
+from kd_jax.objectives.common import Batch, Loss, over_labels
 from kd_jax.objectives.logits import (
     cross_entropy,
     dist,
@@ -35,7 +35,7 @@ class CrossEntropy(Loss):
     needs_teacher: ClassVar[bool] = False
     needs_label: ClassVar[bool] = True
 
-    def __call__(self, student, teacher, batch):
+    def __call__(self, student: Output, teacher: Output | None, batch: Batch) -> jax.Array:
         return over_labels(
             batch,
             lambda labels: cross_entropy(
@@ -43,7 +43,7 @@ class CrossEntropy(Loss):
             ),
         )
 
-    def check(self, path, num_classes):
+    def check(self, path: str, num_classes: int | None) -> None:
         if (
             self.class_weights
             and num_classes is not None
@@ -68,9 +68,9 @@ class LogitLoss(Loss):
     def logits(self, student: Output, teacher: Output) -> tuple[jax.Array, jax.Array]:
         """What student and teacher said, `[B, K]` each, the teacher's without gradient."""
         both = student.logits, jax.lax.stop_gradient(teacher.logits)
-        return tuple(map(standardize, both)) if self.standardize else both
+        return (standardize(both[0]), standardize(both[1])) if self.standardize else both
 
-    def check(self, path, num_classes):
+    def check(self, path: str, num_classes: int | None) -> None:
         if self.standardize:
             why = 'standardised logits of two classes are always the same'
             refuse_two_classes(f'{path}.standardize=True', num_classes, why, 'standardize=False')
@@ -92,7 +92,7 @@ class KL(LogitLoss):
 
     tau: float = number(4.0, above=0, sweep=True)
 
-    def __call__(self, student, teacher, batch):
+    def __call__(self, student: Output, teacher: Output, batch: Batch) -> jax.Array:
         return kl(*self.logits(student, teacher), self.tau)
 
 
@@ -101,14 +101,14 @@ class SoftCrossEntropy(LogitLoss):
 
     tau: float = number(4.0, above=0, sweep=True)
 
-    def __call__(self, student, teacher, batch):
+    def __call__(self, student: Output, teacher: Output, batch: Batch) -> jax.Array:
         return soft_cross_entropy(*self.logits(student, teacher), self.tau)
 
 
 class LogitMSE(LogitLoss):
     """`logit_mse` to the teacher's logits."""
 
-    def __call__(self, student, teacher, batch):
+    def __call__(self, student: Output, teacher: Output, batch: Batch) -> jax.Array:
         return logit_mse(*self.logits(student, teacher))
 
 
@@ -122,7 +122,7 @@ class ThreeTerm(LogitLoss):
     tau: float = number(4.0, above=0, sweep=True)
     printed: bool = flag(False)
 
-    def __call__(self, student, teacher, batch):
+    def __call__(self, student: Output, teacher: Output, batch: Batch) -> jax.Array:
         of_labels = over_labels(batch, lambda labels: cross_entropy(student.logits, labels))
         return of_labels + three_term_of_teacher(
             *self.logits(student, teacher), self.lam, self.beta, self.tau, self.printed
@@ -140,13 +140,13 @@ class DKD(LogitLoss):
 
     sees_ensemble: ClassVar[bool] = True
 
-    def __call__(self, student, teacher, batch):
+    def __call__(self, student: Output, teacher: Output, batch: Batch) -> jax.Array:
         logits = self.logits(student, teacher)
         return over_labels(
             batch, lambda labels: dkd(*logits, labels, self.alpha, self.beta, self.tau)
         )
 
-    def check(self, path, num_classes):
+    def check(self, path: str, num_classes: int | None) -> None:
         super().check(path, num_classes)
         if self.beta:
             refuse_two_classes(
@@ -165,11 +165,11 @@ class NKD(LogitLoss):
 
     sees_ensemble: ClassVar[bool] = True
 
-    def __call__(self, student, teacher, batch):
+    def __call__(self, student: Output, teacher: Output, batch: Batch) -> jax.Array:
         logits = self.logits(student, teacher)
         return over_labels(batch, lambda labels: nkd(*logits, labels, self.gamma, self.tau))
 
-    def check(self, path, num_classes):
+    def check(self, path: str, num_classes: int | None) -> None:
         super().check(path, num_classes)
         if self.gamma:
             refuse_two_classes(
@@ -189,10 +189,10 @@ class DIST(LogitLoss):
 
     sees_ensemble: ClassVar[bool] = True
 
-    def __call__(self, student, teacher, batch):
+    def __call__(self, student: Output, teacher: Output, batch: Batch) -> jax.Array:
         return dist(*self.logits(student, teacher), self.beta, self.gamma, self.tau, self.axis_name)
 
-    def check(self, path, num_classes):
+    def check(self, path: str, num_classes: int | None) -> None:
         super().check(path, num_classes)
         if self.beta:
             refuse_two_classes(
@@ -212,7 +212,7 @@ class VirtualTeacher(Loss):
     needs_teacher: ClassVar[bool] = False
     needs_label: ClassVar[bool] = True
 
-    def check(self, path, num_classes):
+    def check(self, path: str, num_classes: int | None) -> None:
         if num_classes and self.correct <= 1 / num_classes:
             raise UserError(
                 f'{path}.correct is {self.correct}; with {num_classes} classes the virtual '
@@ -220,7 +220,7 @@ class VirtualTeacher(Loss):
                 f'{1 / num_classes:.3g}, such as 0.99'
             )
 
-    def __call__(self, student, teacher, batch):
+    def __call__(self, student: Output, teacher: Output | None, batch: Batch) -> jax.Array:
         return over_labels(
             batch, lambda labels: virtual_teacher(student.logits, labels, self.correct, self.tau)
         )

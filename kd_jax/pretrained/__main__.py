@@ -9,7 +9,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from kd_jax import models, pretrained
 from kd_jax.errors import UserError, told_to_the_user
@@ -21,7 +21,7 @@ SMALL = 32  # the size of images of models that have no published one
 class _Parser(argparse.ArgumentParser):
     """One sentence instead of the usage and a line."""
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         raise UserError(f'{message}; see python -m kd_jax.pretrained --help')
 
 
@@ -67,21 +67,18 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def override(name: str, text: str) -> tuple[str, Any]:
     """'width=0.5' -> ('width', 0.5), of the type that the model's field has."""
-    key, equals, value = text.partition('=')
+    key, equals, word = text.partition('=')
+    value: Any = word
     if not equals:
         raise UserError(f'override {text!r} is not of the form FIELD=VALUE, such as width=0.5')
     with contextlib.suppress(ValueError, SyntaxError):  # otherwise it is a word
-        value = ast.literal_eval(value.capitalize() if value in ('true', 'false') else value)
-    make = models.MODELS.get(name)
-    fields = {f.name: f.default for f in dataclasses.fields(make.func)} if make else {}
-    default = fields.get(key)
+        value = ast.literal_eval(word.capitalize() if word in ('true', 'false') else word)
+    known = dataclasses.fields(models.family(name)) if name in models.MODELS else ()
+    default = {field.name: field.default for field in known}.get(key)
     if isinstance(default, float) and type(value) is int:
         value = float(value)
     if isinstance(default, (bool, int, float, tuple)) and type(value) is not type(default):
-        raise UserError(
-            f'{key}={text.partition("=")[2]} is no value for model '
-            f'{name!r}; it must be like {default!r}'
-        )
+        raise UserError(f'{key}={word} is no value for model {name!r}; it must be like {default!r}')
     return key, value
 
 
@@ -92,7 +89,7 @@ def run(options: argparse.Namespace) -> str:
     )
     overrides = {key: value for key, value in model.items() if key != 'name'}
     if not set(overrides) & set(pretrained.OWN):
-        # refuses what the model does not have before the file is read
+        # Refuses what the model does not have before the file is read.
         models.build(options.model, 1, **overrides)
     name = options.name or options.model
     if Path(name).name != name or name in ('.', '..'):

@@ -3,7 +3,7 @@ which images.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from kd_jax import models
@@ -65,7 +65,7 @@ _TORCHVISION = (
     vgg.torchvision,
     vgg.torchvision_bn,
 )
-SOURCES: dict[str, tuple[re.Pattern, tuple[Rule, ...]]] = {
+SOURCES: dict[str, tuple[re.Pattern[str], tuple[Rule, ...]]] = {
     'torchvision': (re.compile(rf'(?!({SMALL_IMAGES.pattern})$).+'), _TORCHVISION),
     'RepDistiller': (SMALL_IMAGES, _TABLES),
     'mdistiller': (
@@ -75,10 +75,17 @@ SOURCES: dict[str, tuple[re.Pattern, tuple[Rule, ...]]] = {
     'pytorch-cifar-models': (re.compile(r'resnet(20|32|44|56)'), (resnet.chenyaofo,)),
 }
 
-IMAGENET = {'size': 224, 'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
-# what torchvision's `transform_input` amounts to
-HALVES = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)}
-DEFAULTS = {'inception_v3': HALVES | {'size': 299}, 'googlenet': IMAGENET | HALVES}
+IMAGENET: Mapping[str, Any] = {
+    'size': 224,
+    'mean': (0.485, 0.456, 0.406),
+    'std': (0.229, 0.224, 0.225),
+}
+# What torchvision's `transform_input` amounts to.
+HALVES: Mapping[str, Any] = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)}
+DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    'inception_v3': {**HALVES, 'size': 299},
+    'googlenet': {**IMAGENET, **HALVES},
+}
 
 
 def input_of(name: str) -> dict[str, Any] | None:
@@ -88,9 +95,9 @@ def input_of(name: str) -> dict[str, Any] | None:
     return None if SMALL_IMAGES.fullmatch(name) else dict(DEFAULTS.get(name, IMAGENET))
 
 
-def family_of(name: str) -> type:
+def family_of(name: str) -> type[models.Classifier]:
     """The class of the model called `name`; `UserError` if there is no such model."""
     if name in models.FORMS or name not in models.MODELS:
         models.build(name, 1)  # says what is wrong with it
         raise unknown('model', name, models.MODELS)
-    return models.MODELS[name].func
+    return models.family(name)

@@ -6,7 +6,7 @@
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from kd_jax.errors import UserError
 
@@ -48,13 +48,13 @@ def torchvision_googlenet(module: str, blocks: Sequence[str]) -> str:
     return _unit(module, _googlenet, 'GoogLeNet')
 
 
-def _unit(module, name_of, network):
+def _unit(module: str, name_of: Callable[[str], str | None], network: str) -> str:
     """A convolution with BatchNorm: `name_of` names it, its two layers
     have the same names everywhere.
     """
     unit = UNIT.fullmatch(module)
     name = name_of(unit[1]) if unit else None
-    if name is None:
+    if unit is None or name is None:
         raise UserError(
             f'module {module!r} has no counterpart in the {network} of '
             'torchvision; leave it as initialised'
@@ -62,7 +62,7 @@ def _unit(module, name_of, network):
     return f'{name}.{"bn" if unit[2] == "norm" else "conv"}'
 
 
-def _inception_v3(unit):
+def _inception_v3(unit: str) -> str | None:
     if auxiliary := re.fullmatch(r'head_aux/(conv[01])', unit):
         return f'AuxLogits.{auxiliary[1]}'
     if stem := re.fullmatch(r'stem([1-5])', unit):
@@ -70,13 +70,13 @@ def _inception_v3(unit):
     block = BLOCK.fullmatch(unit)
     if block is None or block[3] not in BRANCHES:
         return None
-    # in torchvision's count Mixed_5a is the max pool in front
+    # In torchvision's count Mixed_5a is the max pool in front.
     letters = '_bcd' if block[1] == '1' else '_abcde'
     name = f'Mixed_{int(block[1]) + 4}{letters[int(block[2])]}.{BRANCHES[block[3]]}'
     return f'{name}_{block[4]}' if block[4] else name
 
 
-def _googlenet(unit):
+def _googlenet(unit: str) -> str | None:
     if auxiliary := re.fullmatch(r'head_(aux[12])/conv', unit):
         return f'{auxiliary[1]}.conv'
     if stem := re.fullmatch(r'stem([1-3])', unit):

@@ -61,7 +61,9 @@ def shapes_of(name: str, overrides: Mapping[str, Any]) -> dict[tuple[str, ...], 
 
 
 @cache
-def _cached_shapes(name, overrides):
+def _cached_shapes(
+    name: str, overrides: tuple[tuple[str, Any], ...]
+) -> dict[tuple[str, ...], tuple[int, ...]]:
     model = models.build(name, CLASSES, **dict(overrides))
     size = (input_of(name) or {'size': 32})['size']
     tree = jax.eval_shape(
@@ -104,8 +106,8 @@ def _fit(
     if places is None:
         return None
     expected = {key: _torch_shape(shapes[place], place[-1]) for key, place in places.items()}
-    sizes = {}
-    # a kernel decides before a bias
+    sizes: dict[int, int] = {}
+    # A kernel decides before a bias.
     for key in sorted(expected, key=lambda key: -len(expected[key])):
         if key in tensors and tensors[key].ndim == len(expected[key]):
             for want, size in zip(expected[key], tensors[key].shape, strict=True):

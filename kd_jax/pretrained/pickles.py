@@ -14,6 +14,7 @@ under which one is remembered.
 import pickletools
 import struct
 import warnings
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 
@@ -139,7 +140,7 @@ def interpret(data: bytes) -> Any:
       Malformed: if it is cut short or is no pickle of a known kind.
     """
     try:
-        # of what damaged text would be in Python's source
+        # Warnings of what damaged text would be in Python's source.
         with warnings.catch_warnings(action='ignore'):
             return _Machine().run(data)
     except (
@@ -151,14 +152,14 @@ def interpret(data: bytes) -> Any:
         EOFError,
         struct.error,
     ) as error:
-        # what Python's own readers raise for a pickle with damaged bytes
+        # Python's own readers raise these for a pickle with damaged bytes.
         raise Malformed(str(error)) from error
 
 
 class _Machine:
     """The stack machine: `stack` is the part above the last mark, `marked` what is below it."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.stack: list[Any] = []
         self.marked: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
@@ -217,7 +218,7 @@ class _Machine:
             self.spend(arguments)
             self.stack.append(_call(function, arguments))
         elif name == 'BUILD':
-            # attributes of an object, such as a state dict's `_metadata`: nobody reads them
+            # Attributes of an object, such as a state dict's `_metadata`: nobody reads them.
             self.take(1)
         elif name == 'BINPERSID':
             stack.append(_storage(stack.pop()))
@@ -255,7 +256,7 @@ class _Machine:
         return items
 
 
-def _dict_of(pairs) -> dict[Any, Any]:
+def _dict_of(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
     """The pairs whose key is a name. No weights have another key, and hashing one
     could take any time and depth.
     """

@@ -8,7 +8,7 @@ import struct
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,9 +20,11 @@ from kd_jax.pretrained import pickles
 
 # Where training scripts keep the state dict in a checkpoint; of several, the
 # first in this order is taken.
-CONTAINERS = ('state_dict', 'model', 'model_state_dict', 'net', 'network', 'weights', 'params')
-CONTAINERS += ('model_ema', 'state_dict_ema', 'ema', 'student', 'teacher')
-# of DataParallel, torch.compile and PyTorch Lightning
+CONTAINERS = (
+    'state_dict', 'model', 'model_state_dict', 'net', 'network', 'weights', 'params',
+    'model_ema', 'state_dict_ema', 'ema', 'student', 'teacher',
+)  # fmt: skip
+# Of names, by DataParallel, torch.compile and PyTorch Lightning.
 PREFIXES = ('module.', '_orig_mod.', 'model.')
 COUNTER = 'num_batches_tracked'  # the one integer of a state dict that is kept
 
@@ -43,7 +45,7 @@ INTEGERS = {
 SAVE = 'torch.save(model.state_dict(), new_path)'
 AGAIN = 'download or copy it again'
 ONLY_PYTORCH = 'only PyTorch weights can be read: .pth or .safetensors'
-# the first bytes of PyTorch's format before 1.6
+# The first bytes of PyTorch's format before 1.6.
 LEGACY = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'
 # (first bytes, what such a file is, the fix) of what people take for weights.
 OTHERS = (
@@ -63,7 +65,7 @@ OTHERS = (
     (b'\x93NUMPY', 'is a NumPy array', ONLY_PYTORCH),
     (b'\x80', 'is a pickle that torch.save did not write', f'save the weights with {SAVE}'),
 )
-ZIP_ERRORS = (
+ZIP_ERRORS: tuple[type[Exception], ...] = (
     zipfile.BadZipFile,
     zlib.error,
     NotImplementedError,
@@ -202,7 +204,7 @@ class _Archive:
         self.names = [entry.filename for entry in self.entries]
 
     @contextlib.contextmanager
-    def guard(self):
+    def guard(self) -> Iterator[None]:
         try:
             yield
         except ZIP_ERRORS as error:

@@ -64,11 +64,11 @@ def make_run(
     info = to_json({'run': name, 'seed': 0, 'learning_rate': None, 'data': data, 'config': config})
     if _already_there(directory, info) and directory.finished():
         return False
-    # of several processes one writes the files, and all save the checkpoint
+    # Of several processes one writes the files, and all save the checkpoint.
     parallel.barrier(f'{name} looked up')
     if parallel.is_main():
         directory.start(info)
-        # what an interrupted import of the same weights left
+        # What an interrupted import of the same weights left.
         shutil.rmtree(directory.checkpoints, ignore_errors=True)
     parallel.barrier(f'{name} directory')
     variables = dict(imported.variables)
@@ -100,7 +100,13 @@ def _result(name: str, imported: Imported, measured: Mapping[str, Any]) -> dict[
     return to_json(result | unmeasured | dict(measured))
 
 
-def _check_data(imported: Imported, image_shape, mean, std, class_names) -> None:
+def _check_data(
+    imported: Imported,
+    image_shape: Sequence[int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    class_names: Sequence[str] | None,
+) -> None:
     """Raises `UserError` unless the model of the weights can see such
     images and has so many classes.
     """

@@ -34,11 +34,11 @@ def repdistiller(module: str, blocks: Sequence[str]) -> str:
     if unit is None:
         raise _no_counterpart(module, 'RepDistiller')
     stage, number, part = unit.groups()
-    # convolution, BatchNorm, ReLU
+    # In the order convolution, BatchNorm, ReLU.
     return f'block{int(stage) - 1}.{3 * (int(number) - 1) + (part == "norm")}'
 
 
-def _features(module, blocks, layers):
+def _features(module: str, blocks: Sequence[str], layers: Sequence[str]) -> str:
     """torchvision's one list of all layers: `layers` for each convolution, and
     a max pool after each stage.
     """
@@ -52,7 +52,7 @@ def _features(module, blocks, layers):
     return f'features.{before * len(layers) + pools + layers.index(unit[3])}'
 
 
-def _no_counterpart(module, source):
+def _no_counterpart(module: str, source: str) -> UserError:
     return UserError(
         f'module {module!r} has no counterpart in this VGG of {source}; leave it as initialised'
     )
