@@ -10,7 +10,8 @@ import pytest
 from helpers import FASTEST_COMPILE, quickly
 from model_facts import EXPECTED, NARROWEST, SIBLINGS, SMALLEST
 
-from kd_jax.models import MODELS
+from kd_jax.models import MODELS, build
+from kd_jax.pretrained import matching, resnet
 
 NAMES = sorted(EXPECTED)
 SIBLINGS_SLOWLY = [
@@ -110,3 +111,25 @@ def macs_of(jaxpr):
         for value in eqn.params.values():
             total += macs_of(value.jaxpr) if hasattr(value, 'jaxpr') else 0
     return total
+
+
+def state_of(classes, seed=0, **overrides):
+    """(state dict with the names of the distillation tables' code,
+    variables) of a random resnet8.
+    """
+    variables = random_variables(build('resnet8', classes, **overrides), (2, 8, 8, 3), seed)
+    shapes = {('params', *p): x for p, x in flat(variables['params'])} | {
+        ('batch_stats', *p): x for p, x in flat(variables['batch_stats'])
+    }
+    state = {}
+    for path, x in shapes.items():
+        name = f'{resnet.repdistiller("/".join(path[1:-1]), ())}.{matching.LEAVES[path[-1]]}'
+        state[name] = np.ascontiguousarray(x.transpose(3, 2, 0, 1) if x.ndim == 4 else x.T)
+    return state, variables
+
+
+def flat(tree, path=()):
+    for key, value in tree.items():
+        yield from (
+            flat(value, (*path, key)) if isinstance(value, dict) else [((*path, key), value)]
+        )

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import FAST_COMPILE, random_splits, save_npz
+from helpers import random_splits, save_npz
 from steps import largest_difference, metrics_of
 from studies import config_of
 
@@ -34,25 +34,17 @@ CHANGES = {
 }
 
 
-DEEP = CHANGES | {'model.name': 'resnet8', 'augment.mixup': 0.5}
-
-
-@pytest.fixture(autouse=True)
-def quickly_compiled(monkeypatch):
-    """With the options of a run and those that compile fast: the order of the sums is
-    what is tested, not their speed.
-    """
-    options = Parallel._options
-    monkeypatch.setattr(Parallel, '_options', lambda self: (options(self) or {}) | FAST_COMPILE)
+MIXED = CHANGES | {'augment.mixup': 0.5}
+DEEP = {'model.name': 'resnet8'}
 
 
 def run_of(**changes):
-    """A run like `DEEP`; with 60 images an epoch is 3 steps of 20."""
-    return config_of('none', alone=(None, DEEP | changes)).runs.alone.copy_and_resolve_references()
+    """A run like `MIXED`; with 60 images an epoch is 3 steps of 20."""
+    return config_of('none', alone=(None, MIXED | changes)).runs.alone.copy_and_resolve_references()
 
 
 def executor_of(parallel, steps_per_dispatch=0, **changes):
-    """Of a run like `DEEP`, with its first state."""
+    """Of a run like `MIXED`, with its first state."""
     run = run_of(**changes)
     spec = build.run_spec('alone', run, random_splits(), {}, parallel, steps_per_dispatch)
     executor = executors.DataParallel(spec, parallel)
@@ -128,13 +120,15 @@ def test_the_step_at_which_a_loss_breaks_is_named_however_steps_are_dispatched(t
 
 
 def test_half_precision_keeps_parameters_and_logits_in_float32_and_learns_the_same():
-    executor = executor_of(Parallel('jit', 1), 4, precision='bfloat16')
-    student, dataset = executor.run.step.students['student'], executor.run.dataset
+    half = {'precision': 'bfloat16'}
+    deep = executor_of(Parallel('jit', 1), 4, **DEEP | half)
+    student, dataset = deep.run.step.students['student'], deep.run.dataset
     assert student.model.dtype == jnp.bfloat16
-    state, history = dispatched(executor, [4])
-    leaves = jax.tree.leaves((state.params, state.model_state, state.ema))
-    assert {leaf.dtype for leaf in leaves} == {np.dtype('float32')}
-    variables = {'params': state.params['student'], **state.model_state['student']}
+    state, history = dispatched(executor_of(Parallel('jit', 1), 4, **half), [4])
+    leaves = jax.tree.leaves((state.params, state.model_state, state.ema, deep.states()))
+    assert {leaf.dtype for leaf in leaves if leaf.ndim} == {np.dtype('float32')}
+    (first,) = deep.states()
+    variables = {'params': first.params['student'], **first.model_state['student']}
     output = jax.eval_shape(student.predict, variables, np.float32(dataset.val.image))
     types = {name: feature.dtype for name, feature in output.features.items()}
     stages = [f'stage{i}{end}' for i in (1, 2, 3) for end in ('', '_pre')]
@@ -155,7 +149,7 @@ def test_products_have_the_precision_that_was_asked(precision, found, fast):
     """Every product and convolution of the compiled programs, those of gradients too: 9
     convolutions and a dense layer.
     """
-    executor = executor_of(Parallel('jit', 1, fast=fast), 2, precision=precision)
+    executor = executor_of(Parallel('jit', 1, fast=fast), 2, **DEEP, precision=precision)
     placement, (state,) = executor.placement, executor.states()
     evaluated = {'index': np.zeros(4, np.int32), 'mask': np.ones(4, np.float32)}
     order = batches.TrainOrder(executor.run.pool, 60, 20, 0)

@@ -1,9 +1,6 @@
-"""Studies: the order of the runs, what references mean, what a run can be
-made of, and what comes out.
-"""
+"""Studies: what references mean, what a run can be made of, and what comes out."""
 
 import json
-import math
 
 import numpy as np
 import pytest
@@ -11,7 +8,7 @@ from helpers import random_splits, save_npz
 from studies import config_of, final_params, train
 
 from configs import common
-from kd_jax import jobs, report, study, trained
+from kd_jax import trained
 from kd_jax.errors import UserError
 from kd_jax.evaluate import evaluate_run, evaluate_together
 from kd_jax.workdir import RunDirectory
@@ -21,33 +18,6 @@ from kd_jax.workdir import RunDirectory
 def data(tmp_path_factory):
     """60 training images in 3 classes that a small network learns in a few epochs."""
     return save_npz(tmp_path_factory.mktemp('data') / 'three.npz', random_splits())
-
-
-def test_runs_are_ordered_by_what_they_name_whatever_their_names():
-    config = config_of(
-        'x',
-        a_student=(common.distillation(), {'teachers': ('m_assistant', 'z_teacher/seed1')}),
-        m_assistant=(common.distillation(), {'teachers': ('z_teacher',)}),
-        z_teacher=(None, {}),
-        b_finetuned=(None, {'init': 'a_student'}),
-        c_external=(common.distillation(), {'teachers': ('/somewhere/else',)}),
-    )
-    names = jobs.order(config.runs)
-    assert sorted(names) == sorted(config.runs)
-    for earlier, later in (
-        ('z_teacher', 'm_assistant'),
-        ('m_assistant', 'a_student'),
-        ('a_student', 'b_finetuned'),
-    ):
-        assert names.index(earlier) < names.index(later)
-
-
-def test_a_circle_is_refused_by_name():
-    config = config_of(
-        'x', a=(common.distillation(), {'teachers': ('b',)}), b=(None, {'init': 'a'})
-    )
-    with pytest.raises(UserError, match='in a circle: a -> b -> a|in a circle: b -> a -> b'):
-        jobs.order(config.runs)
 
 
 def test_teacher_assistant_student_in_one_study(data, tmp_path):
@@ -213,42 +183,6 @@ def test_a_students_learning_rate_as_a_factor_of_its_teachers(data, tmp_path):
         train(config_of(data, alone=(None, {'optim.teacher_factor': 0.1})), tmp_path / 'x')
 
 
-def test_only_labelled_images_are_drawn_where_no_term_uses_the_others(data, tmp_path):
-    config = config_of(
-        data,
-        teacher=(None, {}),
-        alone=(None, {'data.labels_per_class': 2}),
-        student=(common.distillation(), {'teachers': ('teacher',), 'data.labels_per_class': 2}),
-    )
-    checked = study.Study(config, tmp_path)
-    checked.check()
-    assert {name: len(spec.pool) for name, spec in checked.specs.items()} == {
-        'teacher': 60,
-        'alone': 6,
-        'student': 60,
-    }
-    steps = {name: spec.timing.total_steps for name, spec in checked.specs.items()}
-    assert steps == {'teacher': 24, 'alone': 24, 'student': 24}
-
-
-def test_early_stopping_and_the_best_checkpoint(data, tmp_path):
-    """With a hopeless learning rate nothing improves after the first validations, and
-    the best one is what is tested.
-    """
-    changes = {'optim.learning_rate': 1e-12, 'epochs': 12.0, 'patience': 2}
-    results = train(config_of(data, alone=(None, changes)), tmp_path)
-    assert results['alone', 0]['steps'] < 36
-    lines = [
-        json.loads(line)
-        for line in (tmp_path / 'alone/seed0/metrics.jsonl').read_text().splitlines()
-    ]
-    val = {m['step']: (m['top1'], -m['nll']) for m in lines if m['split'] == 'val'}
-    best = max(val, key=lambda step: (val[step], -step))
-    assert results['alone', 0]['checkpoint'] == best
-    assert results['alone', 0]['steps'] == best + 2 * 3
-    assert results['alone', 0]['val']['nll'] == pytest.approx(-val[best][1], abs=1e-6)
-
-
 def test_select_last_is_the_end_of_training(data, tmp_path):
     results = train(config_of(data, alone=(None, {'select': 'last'})), tmp_path)
     assert results['alone', 0]['checkpoint'] == results['alone', 0]['steps'] == 24
@@ -291,124 +225,6 @@ def test_stopping_between_steps_saves(data, tmp_path):
     cut, whole = final_params(tmp_path / 'cut', 'alone'), final_params(tmp_path / 'whole', 'alone')
     for name in whole:
         assert np.array_equal(cut[name], whole[name])
-
-
-def test_a_damaged_latest_checkpoint_costs_the_steps_since_the_one_before(data, tmp_path, capsys):
-    asked = iter([False] * 8 + [True] * 1000)
-    from kd_jax.train import Stopped
-
-    with pytest.raises(Stopped):
-        train(config_of(data, alone=(None, {})), tmp_path / 'cut', should_stop=lambda: next(asked))
-    checkpoints = tmp_path / 'cut/alone/seed0/checkpoints'
-    latest = max(int(p.name) for p in checkpoints.iterdir() if p.name.isdigit())
-    files = [p for p in (checkpoints / str(latest) / 'state').rglob('*') if p.is_file()]
-    largest = max(files, key=lambda p: p.stat().st_size)
-    content = bytearray(largest.read_bytes())
-    content[len(content) // 2] ^= 1
-    largest.write_bytes(content)
-    train(config_of(data, alone=(None, {})), tmp_path / 'cut')
-    assert f'the checkpoint of step {latest} in' in capsys.readouterr().err
-    train(config_of(data, alone=(None, {})), tmp_path / 'whole')
-    cut, whole = final_params(tmp_path / 'cut', 'alone'), final_params(tmp_path / 'whole', 'alone')
-    for name in whole:
-        assert np.array_equal(cut[name], whole[name])
-
-
-@pytest.mark.parametrize(
-    ('changes', 'message'),
-    [
-        (
-            {'batch_size': 21, 'optim.accumulate': 2},
-            (
-                'a batch of 21 cannot be shared equally by 4 devices in 2 '
-                'parts each; take a multiple of 8'
-            ),
-        ),
-        ({'optim.ema_decay': 1.5}, 'ema_decay'),
-        ({'patience': -1}, 'patience is -1'),
-        ({'seeds': ()}, r'seeds is \(\); it must be one or more different whole numbers'),
-        ({'seeds': (0, 0)}, r'seeds is \(0, 0\); it must be one or more different whole numbers'),
-        ({'model.dropout': 1.5}, 'dropout'),
-        ({'model.width': 0.001}, 'width'),
-        ({'augment.crop': -1}, 'augment.crop'),
-        ({'augment.mixup': -1.0}, 'augment.mixup'),
-        ({'augment.cutout': -2}, 'augment.cutout'),
-        ({'teacher_weights': (1.0,)}, 'teacher_weights'),
-    ],
-    ids=lambda value: str(next(iter(value))) if isinstance(value, dict) else None,
-)
-def test_values_that_make_no_sense_are_refused_before_training(data, tmp_path, changes, message):
-    with pytest.raises(UserError, match=message):
-        train(config_of(data, alone=(None, changes)), tmp_path)
-
-
-def test_mean_and_spread_are_the_samples():
-    assert report.mean_std([1.0, 2.0, 4.0]) == {
-        'mean': pytest.approx(7 / 3),
-        'std': pytest.approx(math.sqrt(7 / 3)),
-        'n': 3,
-    }
-    assert report.mean_std([5.0])['std'] is None
-
-
-def test_gains_are_paired_by_seed_and_only_against_the_same_model():
-    def result(run, seed, top1):
-        return {'run': run, 'seed': seed, 'test': {'top1': top1}}
-
-    def run(model, teachers=(), init=''):
-        return {
-            'teachers': teachers,
-            'init': init,
-            'model': {'name': model, 'width': 1},
-            'seeds': (0, 1),
-        }
-
-    runs = {
-        'alone': run('cnn'),
-        'teacher': run('resnet8'),
-        'student': run('cnn', ('teacher',)),
-        'first': run('cnn', ('teacher',)),
-    }
-    results = [
-        result('alone', 0, 0.5),
-        result('alone', 1, 0.7),
-        result('student', 0, 0.6),
-        result('student', 1, 0.9),
-    ]
-    results += [result('first', 0, 0.1), result('second', 0, 0.8), result('second', 1, 0.9)]
-    (gain, other) = report.gains(results, runs | {'second': run('cnn', init='first')})
-    # and what it started from is not compared
-    assert (other['run'], other['against']) == ('second', 'alone')
-    assert other['top-1 points']['mean'] == pytest.approx(25.0)
-    assert (gain['run'], gain['against']) == ('student', 'alone')
-    assert gain['top-1 points']['mean'] == pytest.approx(15.0)
-    assert gain['top-1 points']['std'] == pytest.approx(math.sqrt(50))
-    assert (
-        report.gain_line(gain)
-        == 'student against alone: +15.00 ± 7.07 points of test top-1 (n = 2, paired by seed)'
-    )
-
-
-def test_a_wide_table_is_shown_in_pieces(capsys):
-    split = {'top1': 0.5, 'top5': None, 'f1_macro': 0.5, 'nll': 1.0, 'ece': 0.1, 'count': 10}
-    names = [f'student-kl.tau={k}-learning_rate=0.05' for k in range(9)]
-    shared = {
-        'model': 'cnn',
-        'params': 5,
-        'flops': 1e6,
-        'latency_ms': 1.0,
-        'images_per_second': 9.0,
-        'seconds': 1.0,
-    }
-    results = [
-        {'run': name, 'seed': 0, 'test': split, 'val': split, 'teacher': None, **shared}
-        for name in names
-    ]
-    report.show(report.aggregate(results), [])
-    lines = capsys.readouterr().out.splitlines()
-    assert max(map(len, lines)) <= 150
-    heads = [line.split() for line in lines if line.startswith('run ')]
-    assert len(heads) == 3 and [name for head in heads for name in head[1:]] == names
 
 
 @pytest.mark.parametrize(('sweep', 'given_up'), [('', 2), ('objective.kl.tau=1,2', 3)])

@@ -9,42 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch_files
-from helpers import random_splits, run_main, save_npz
+from helpers import random_splits, save_npz
 from model_reference import Reference
-from small_models import random_variables
+from small_models import flat, state_of
 from studies import config_of, final_params, train
 
 from configs import common
 from kd_jax import imported, trained
 from kd_jax.errors import UserError
 from kd_jax.evaluate import evaluate_run
-from kd_jax.models import build
-from kd_jax.networks import Network
-from kd_jax.pretrained import matching, resnet
 
 MEAN, STD = (0.3, 0.4, 0.5), (0.2, 0.25, 0.3)
-
-
-def state_of(classes, seed=0, **overrides):
-    """(state dict with the names of the distillation tables' code,
-    variables) of a random resnet8.
-    """
-    variables = random_variables(build('resnet8', classes, **overrides), (2, 8, 8, 3), seed)
-    shapes = {('params', *p): x for p, x in _flat(variables['params'])} | {
-        ('batch_stats', *p): x for p, x in _flat(variables['batch_stats'])
-    }
-    state = {}
-    for path, x in shapes.items():
-        name = f'{resnet.repdistiller("/".join(path[1:-1]), ())}.{matching.LEAVES[path[-1]]}'
-        state[name] = np.ascontiguousarray(x.transpose(3, 2, 0, 1) if x.ndim == 4 else x.T)
-    return state, variables
-
-
-def _flat(tree, path=()):
-    for key, value in tree.items():
-        yield from (
-            _flat(value, (*path, key)) if isinstance(value, dict) else [((*path, key), value)]
-        )
 
 
 @pytest.fixture
@@ -102,22 +77,6 @@ def test_an_imported_teacher_sees_the_students_view_in_its_own_way(data, weights
     )
     table = json.loads((tmp_path / 'w/results.json').read_text())['table']
     assert [row['run'] for row in table] == ['big', 'student']
-
-
-def test_resizing_and_colours_belong_to_the_network_and_leave_its_own_shape_alone():
-    pixels = jnp.float32(np.random.default_rng(0).uniform(0, 255, (2, 6, 8, 3)))
-    same = Network(None, MEAN, STD, (6, 8, 3)).normalize(pixels)
-    np.testing.assert_array_equal(same, Network(None, MEAN, STD).normalize(pixels))
-    np.testing.assert_allclose(same, (np.float64(pixels) / 255 - MEAN) / STD, atol=1e-5)
-    double = Network(None, (0.0,) * 3, (1.0,) * 3, (12, 16, 3)).normalize(pixels)
-    assert double.shape == (2, 12, 16, 3)
-    np.testing.assert_allclose(double.mean((1, 2)), pixels.mean((1, 2)) / 255, rtol=0.05)
-    # bilinear keeps a ramp; pixel centres at i + 1/2
-    ramp = jnp.tile(jnp.arange(8.0)[None, None, :, None], (1, 6, 1, 1))
-    wide = 255 * Network(None, (0.0,), (1.0,), (6, 16, 1)).normalize(ramp)
-    np.testing.assert_allclose(
-        wide[0, 0, 1:-1, 0], (np.arange(16) + 0.5)[1:-1] / 2 - 0.5, atol=1e-5
-    )
 
 
 def test_again_nothing_is_read_or_written_and_other_weights_are_refused(data, weights, tmp_path):
@@ -211,7 +170,7 @@ def test_a_run_starts_from_pytorch_weights_with_a_new_head(tmp_path, capsys):
     assert 'these start afresh: head_stage1' in said
     after = final_params(tmp_path / 'w', 'tuned')
     for collection in ('params', 'batch_stats'):
-        for p, x in _flat(variables[collection]):
+        for p, x in flat(variables[collection]):
             if p[0] != 'head':
                 np.testing.assert_array_equal(after[f'{collection}/{"/".join(p)}'], x)
     assert after['params/head/kernel'].shape == (64, 3)
@@ -242,26 +201,3 @@ def test_the_command_makes_a_teacher_that_a_study_can_name(data, weights, tmp_pa
     assert train(config, tmp_path / 'w')['student', 0]['teacher']['agreement'] > 0.5
     with pytest.raises(UserError, match='was imported and names no data'):
         evaluate_run(tmp_path / 't/resnet8')
-
-
-def test_a_mistake_in_the_file_is_one_line_and_exit_status_two(tmp_path):
-    path = tmp_path / 'cut.pth'
-    path.write_bytes(torch_files.state_dict(state_of(3)[0])[:5000])
-    flags = (
-        '--config=configs/pretrained.py',
-        f'--config.teachers.teacher.torch={path}',
-        f'--workdir={tmp_path}/w',
-    )
-    data = save_npz(tmp_path / 'd.npz', random_splits(classes=10, train=100))
-    done = run_main(
-        *flags,
-        '--config.data.source=npz',
-        f'--config.data.path={data}',
-        '--config.data.labels_per_class=0',
-    )
-    assert done.returncode == 2
-    assert (
-        len(done.stderr.strip().splitlines()) == 1
-        and 'cut.pth' in done.stderr
-        and 'Traceback' not in done.stderr
-    )

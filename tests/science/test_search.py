@@ -14,7 +14,6 @@ from studies import config_of, final_params, train
 
 from configs import common
 from kd_jax import evaluate, search
-from kd_jax.errors import UserError
 from kd_jax.train import Stopped
 
 SPACE = 'objective.kl.tau=1..16 log; optim.learning_rate=0.001..0.05 log'
@@ -151,53 +150,6 @@ def test_two_workers_share_a_search(data, tmp_path):
     assert [trial.number for trial in one._ask(6)] == [0, 1, 2, 3]
     search_of(data, tmp_path, worker='two', prune=False).go(6, never)
     assert one.go(6, never)['counts']['COMPLETE'] == 6
-
-
-@pytest.mark.parametrize(
-    ('space', 'words'),
-    [
-        ('', '--space is empty'),
-        (
-            'objective.kl.tua=1..2',
-            (
-                "unknown field of runs.student in --space 'objective.kl.tua'; "
-                "did you mean 'objective.kl.tau'"
-            ),
-        ),
-        ('objective.kl=1..2', 'which is a group; name one of its fields: .*tau'),
-        ('objective.kl.tau', 'write each field once'),
-        ('objective.kl.tau=4..1', 'LOW..HIGH'),
-        ('objective.kl.tau=0..1 log', 'above 0 for weights and with log'),
-        ('objective.kl.weight=0..1', 'above 0 for weights'),
-        ('model.name=1..2', 'LOW..HIGH'),
-        ('batch_size=20,large', 'or different values'),
-        ('batch_size=20,20', 'or different values'),
-        ('model.name=cnn,resnet9', "unknown model 'resnet9'; did you mean"),
-        ('objective.kl.tau=-1,-2', 'must be a finite number greater than 0'),
-    ],
-)
-def test_a_space_that_makes_no_sense_is_one_sentence(data, tmp_path, space, words):
-    with pytest.raises(UserError, match=words) as caught:
-        search_of(data, tmp_path, space).go(4, never)
-    assert '\n' not in str(caught.value)
-
-
-def test_other_mistakes_are_one_sentence(data, tmp_path):
-    with pytest.raises(
-        UserError, match='--run=pupil is no run of the study; it has student, teacher'
-    ):
-        search.Search(study_of(data), tmp_path, 'pupil', SPACE, together=2)
-    with pytest.raises(UserError, match='--together is 0'):
-        search_of(data, tmp_path, together=0)
-    with pytest.raises(UserError, match='has a sweep or patience'):
-        search_of(data, tmp_path, changes={'patience': 2})
-    with pytest.raises(UserError, match='--storage=nodb://x cannot be used'):
-        search_of(data, tmp_path, storage='nodb://x')
-    search_of(data, tmp_path / 'a')
-    with pytest.raises(UserError, match='holds a search with another space'):
-        search_of(data, tmp_path / 'a', 'objective.kl.tau=1..2')
-    with pytest.raises(UserError, match='holds a search with another run'):
-        search_of(data, tmp_path / 'a', changes={'epochs': 4.0})
 
 
 def test_the_command_is_stopped_and_goes_on(tmp_path):
