@@ -72,7 +72,7 @@ def kind(
         )
     if wanted == 'exact':
         if not views.countable:
-            drawn = ' and '.join(name for name in ('rotate', 'cutout') if getattr(views, name))
+            drawn = ' and '.join(views.uncountable)
             raise UserError(
                 f"{field} is 'exact', but augment.{drawn} makes more views than can be kept; turn "
                 "that off, or give the number of views to keep, such as '8', or 'live'"

@@ -4,7 +4,7 @@ over the batch, inside the step.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import jax
@@ -14,32 +14,30 @@ from jax.scipy.ndimage import map_coordinates
 from kd_jax.fields import flag, number
 
 OFF = '0 (off) or more'
+Fill = float | Sequence[float]
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """The fields `augment` of a study and of a run."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What makes a view of an image; every part that is 0 or False is absent from the program."""
 
     crop: int = number(0, at_least=0, words=OFF)  # pixels of zero padding before a random crop
     flip: bool = flag(False)  # horizontal
     # degrees, uniform in +- this
     rotate: float = number(0.0, at_least=0, at_most=180, words='from 0 (off) to 180 degrees')
     cutout: int = number(0, at_least=0, words=OFF)  # side in pixels of the square that is blanked
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings(Parts):
+    """The fields `augment` of a study and of a run."""
+
     # Beta(mixup, mixup) share of a second image; 0 = off
     mixup: float = number(0.0, at_least=0, words=OFF)
 
 
-def augment(
-    key: jax.Array,
-    image: jax.Array,
-    *,
-    crop: int = 0,
-    flip: bool = False,
-    rotate: float = 0.0,
-    cutout: int = 0,
-    fill: float | Sequence[float] = 0.0,
-) -> jax.Array:
-    """A random view of `image`; every part that is 0 or False is absent from the program.
+def augment(key: jax.Array, image: jax.Array, parts: Parts, fill: Fill = 0.0) -> jax.Array:
+    """A random view of an image: a window of it, then each part of `DRAWN` that is on.
 
     Each part draws from its own sub-key, so that switching one on does
     not change what another draws.
@@ -47,24 +45,18 @@ def augment(
     Args:
       key: a key of `jax.random`, one an image.
       image: float32 `[H, W, C]`, in 0..255.
-      crop: pad with so many zero pixels on every side, cut a window of the
-        image's size at a uniform place.
-      flip: mirror left-right with probability 1/2.
-      rotate: turn by a uniform angle in ±`rotate` degrees, bilinear, zeros outside.
-      cutout: side in pixels of a square at a uniform centre, clipped at the borders, replaced by
-        `fill` (DeVries & Taylor 2017, arXiv:1708.04552).
-      fill: `[C]` or a number, in 0..255. The paper fills with the mean of the data.
+      parts: crop: pad with so many zero pixels on every side, cut a window of the image's size at
+        a uniform place; flip: mirror left-right with probability 1/2.
+      fill: `[C]` or a number, in 0..255, for parts that blank something.
 
     Returns:
       float32 `[H, W, C]`.
     """
-    image = window(image, draw_window(key, crop=crop, flip=flip), crop=crop, flip=flip)
-    if rotate:
-        image = rotate_image(
-            image, jax.random.uniform(jax.random.fold_in(key, 2), minval=-rotate, maxval=rotate)
-        )
-    if cutout:
-        image = _cutout(jax.random.fold_in(key, 3), image, cutout, fill)
+    number = draw_window(key, crop=parts.crop, flip=parts.flip)
+    image = window(image, number, crop=parts.crop, flip=parts.flip)
+    for place, (name, part) in enumerate(DRAWN.items(), start=2):  # 0 and 1 are the window's
+        if value := getattr(parts, name):
+            image = part(jax.random.fold_in(key, place), image, value, fill)
     return image
 
 
@@ -122,9 +114,15 @@ def mixup_share(key: jax.Array, alpha: float) -> jax.Array:
     return jnp.maximum(share, 1.0 - share)
 
 
-def _cutout(
-    key: jax.Array, image: jax.Array, side: int, fill: float | Sequence[float]
-) -> jax.Array:
+def _rotate(key: jax.Array, image: jax.Array, most: float, fill: Fill) -> jax.Array:
+    """Turned by a uniform angle in ±`most` degrees, bilinear, zeros outside."""
+    return rotate_image(image, jax.random.uniform(key, minval=-most, maxval=most))
+
+
+def _cutout(key: jax.Array, image: jax.Array, side: int, fill: Fill) -> jax.Array:
+    """A square of `side` pixels at a uniform centre, clipped at the borders, is `fill` (DeVries &
+    Taylor 2017, arXiv:1708.04552, who fill with the mean of the data).
+    """
     height, width, channels = image.shape
     y_key, x_key = jax.random.split(key)
     top = jax.random.randint(y_key, (), 0, height) - side // 2
@@ -133,3 +131,8 @@ def _cutout(
     hole = (y >= top) & (y < top + side) & (x >= left) & (x < left + side)
     colour = jnp.broadcast_to(jnp.asarray(fill, image.dtype), (channels,))
     return jnp.where(hole, colour[None, None, :], image)
+
+
+# Field of `Parts` -> what draws and makes it: (key, image, value, fill) -> image. Their order is
+# that in which they are applied, and gives each its sub-key: a new one comes last.
+DRAWN: Mapping[str, Callable[..., jax.Array]] = {'rotate': _rotate, 'cutout': _cutout}

@@ -10,22 +10,18 @@ import jax.numpy as jnp
 from kd_jax.data import augment
 
 
-@dataclasses.dataclass(frozen=True)
-class Views:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Views(augment.Parts):
     """The views of a run's training images; every one is a function of (key, index, number) alone:
     batch size, order, the number of devices and a restart change nothing. `number` is the pass over
     the data, as `batches.TrainOrder` counts.
 
-    crop, flip, rotate, cutout, fill: see `kd_jax.data.augment.augment`.
+    fill: of what is blanked, see `kd_jax.data.augment.augment`.
     repeated: so many views of an image, the same for every key, come again and again;
       0: every pass has a new one.
     seed: of the repeated views.
     """
 
-    crop: int = 0
-    flip: bool = False
-    rotate: float = 0.0
-    cutout: int = 0
     fill: tuple[float, ...] = (0.0,)
     repeated: int = 0
     seed: int = 0
@@ -40,7 +36,12 @@ class Views:
     @property
     def countable(self) -> bool:
         """Whether `count` is all that there are."""
-        return bool(self.repeated) or not (self.rotate or self.cutout)
+        return bool(self.repeated) or not self.uncountable
+
+    @property
+    def uncountable(self) -> list[str]:
+        """The parts that are on and make more views than can be counted."""
+        return [name for name in augment.DRAWN if getattr(self, name)]
 
     def augment(
         self, key: jax.Array, images: jax.Array, index: jax.Array, number: jax.Array
@@ -82,15 +83,7 @@ class Views:
     def _one(
         self, key: jax.Array, image: jax.Array, index: jax.Array, number: jax.Array
     ) -> jax.Array:
-        return augment.augment(
-            _key(key, index, number),
-            image,
-            crop=self.crop,
-            flip=self.flip,
-            rotate=self.rotate,
-            cutout=self.cutout,
-            fill=self.fill,
-        )
+        return augment.augment(_key(key, index, number), image, self, self.fill)
 
 
 def _key(key: jax.Array, index: jax.Array, number: jax.Array) -> jax.Array:

@@ -3,7 +3,7 @@ from the example's key alone.
 """
 
 from collections import Counter
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +12,9 @@ import pytest
 import scipy.integrate
 import scipy.ndimage
 import scipy.stats
-from helpers import quickly
+from helpers import FASTEST_COMPILE, quickly
 
-from kd_jax.data.augment import augment, mixup_share, rotate_image
+from kd_jax.data.augment import Parts, augment, mixup_share, rotate_image
 
 
 def image_of(height, width, channels, seed=0):
@@ -23,13 +23,24 @@ def image_of(height, width, channels, seed=0):
     )
 
 
-def views(image, count, seed=0, **parts):
-    def view(key, image):
-        return jax.vmap(partial(augment, **parts), in_axes=(0, None))(
-            jax.random.split(key, count), image
-        )
+def viewed(fill=0.0, **parts):
+    """`augment` with those parts: (key, image) -> a view."""
+    return partial(augment, parts=Parts(**parts), fill=fill)
 
-    return np.asarray(quickly(view)(jax.random.key(seed), image))
+
+@cache
+def program(count, items):
+    """(key, image) -> so many views; compiled once for all tests that ask for the same."""
+
+    def view(key, image):
+        keys = jax.random.split(key, count)
+        return jax.vmap(viewed(**dict(items)), in_axes=(0, None))(keys, image)
+
+    return quickly(view, FASTEST_COMPILE)
+
+
+def views(image, count, seed=0, **parts):
+    return np.asarray(program(count, tuple(parts.items()))(jax.random.key(seed), image))
 
 
 def frequencies(found, allowed):
@@ -79,7 +90,7 @@ def test_cutout_is_a_square_at_a_uniform_centre_clipped_at_the_borders(side):
             top, left = y - side // 2, x - side // 2
             one[max(top, 0) : top + side, max(left, 0) : left + side] = fill
             allowed.append(one)
-    found = views(image, 7200, cutout=side, fill=fill)
+    found = views(image, 7200, cutout=side, fill=tuple(map(float, fill)))
     assert_uniform(frequencies(found, allowed))
     area = (found[..., 0] == -3).sum((1, 2))
     assert (
@@ -170,11 +181,11 @@ ALL = {'crop': 2, 'flip': True, 'rotate': 15.0, 'cutout': 3, 'fill': (1.0, 2.0, 
 def test_a_view_depends_on_its_key_and_image_alone():
     images = jnp.asarray(np.stack([image_of(8, 8, 3, seed) for seed in range(6)]))
     keys = jax.random.split(jax.random.key(1), 6)
-    view = jax.jit(jax.vmap(partial(augment, **ALL)))
+    view = quickly(jax.vmap(viewed(**ALL)), FASTEST_COMPILE)
     whole = view(keys, images)
     order = np.array([4, 1, 5, 0, 2, 2])
     np.testing.assert_array_equal(view(keys[order], images[order]), whole[order])
-    alone = jax.jit(partial(augment, **ALL))(keys[2], images[2])
+    alone = quickly(viewed(**ALL), FASTEST_COMPILE)(keys[2], images[2])
     assert alone.shape == (8, 8, 3) and alone.dtype == jnp.float32
     np.testing.assert_allclose(alone, whole[2], atol=1e-4)
     assert len({one.tobytes() for one in np.asarray(view(keys, images[:1].repeat(6, 0)))}) == 6
@@ -182,15 +193,13 @@ def test_a_view_depends_on_its_key_and_image_alone():
 
 def test_parts_that_are_off_are_not_in_the_program():
     image = jnp.zeros((4, 4, 1))
-    program = jax.make_jaxpr(partial(augment, crop=0, flip=False, rotate=0.0, cutout=0))(
-        jax.random.key(0), image
-    )
+    program = jax.make_jaxpr(viewed())(jax.random.key(0), image)
     assert program.eqns == []
 
 
 @pytest.mark.parametrize('alpha', [0.2, 1.0, 4.0])
 def test_mixup_share_is_the_larger_of_two_beta_shares(alpha):
-    draw = quickly(jax.vmap(partial(mixup_share, alpha=alpha)))
+    draw = quickly(jax.vmap(partial(mixup_share, alpha=alpha)), FASTEST_COMPILE)
     share = np.asarray(draw(jax.random.split(jax.random.key(0), 2000)))
     assert share.min() >= 0.5 and share.max() <= 1.0
     beta = scipy.stats.beta(alpha, alpha)
