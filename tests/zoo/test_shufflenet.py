@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from model_checks import assert_equal_to_reference
 from model_facts import EXPECTED, SHUFFLENETS
-from model_reference import Reference, rectified
+from shufflenet_reference import Shuffled
 from small_models import (
     feature_shapes,
     image_of,
@@ -24,7 +25,7 @@ from small_models import (
 
 from kd_jax.errors import UserError
 from kd_jax.models import build
-from kd_jax.models.shufflenet import ShuffleNetV1, ShuffleNetV2, shuffle
+from kd_jax.models.shufflenet import ShuffleNetV1, ShuffleNetV2
 from kd_jax.pretrained import shufflenet as names
 
 COUNTS = (4, 8, 4)  # units in each stage, the striding one included
@@ -42,26 +43,6 @@ V2 = {
     'cifar_shufflenet_v2_x2_0': (224, 488, 976, 2048),
 }
 V1 = ('imagenet_shufflenet_v1', 'cifar_shufflenet_v1')
-
-
-def test_shuffle_interleaves_the_groups():
-    x = jnp.arange(2 * 3 * 12).reshape(2, 1, 3, 12)
-    assert shuffle(x, 3)[0, 0, 0].tolist() == [0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11]
-    assert shuffle(x, 2)[1, 0, 2].tolist() == [60, 66, 61, 67, 62, 68, 63, 69, 64, 70, 65, 71]
-    assert shuffle(x, 1).tolist() == x.tolist()
-
-
-@pytest.mark.parametrize('name', SHUFFLENETS)
-def test_feature_shapes_at_the_reference_size(name):
-    *widths, last = V2.get(name, (240, 480, 960, 960))
-    stem, *sides = (56, 28, 14, 7) if name.startswith('imagenet') else (32, 16, 8, 4)
-    image = 224 if name.startswith('imagenet') else 32
-    stages = {f'stage{i + 1}': (sides[i], sides[i], widths[i]) for i in range(3)}
-    assert feature_shapes(build(name, 10), 2, image, image, 3) == {
-        'stem': (stem, stem, 24),
-        **stages,
-        'pooled': (last,),
-    }
 
 
 def test_odd_and_tiny_images():
@@ -161,72 +142,6 @@ def test_version_1_costs_what_its_papers_first_table_says(groups, base, millions
     assert size(variables['params']) == params + (4 * base + 1) * 1000
 
 
-class Shuffled(Reference):
-    """Forward passes of both versions in float64; channels are shuffled by
-    their numbers, one at a time.
-    """
-
-    def shuffled(self, x, groups):
-        n = x.shape[-1] // groups
-        order = [group * n + place for place in range(n) for group in range(groups)]
-        return x[..., order]
-
-    def windows(self, x):
-        """The nine shifted copies of x under a 3x3 window of stride 2 in zeros of width 1."""
-        height, width = (-(-n // 2) for n in x.shape[1:3])
-        x = np.pad(x, ((0, 0), (1, 2), (1, 2), (0, 0)))
-        return [
-            x[:, i : i + 2 * height : 2, j : j + 2 * width : 2] for i in range(3) for j in range(3)
-        ]
-
-    def begin(self, x, small):
-        x = self.unit('stem', x, 1 if small else 2)
-        # after ReLU zeros stand for minus infinity
-        return x if small else np.max(self.windows(x), axis=0)
-
-    def each_unit(self):
-        found = {re.match(r'params/(stage(\d+)_block(\d+))/', path) for path in self.values}
-        return sorted({(int(m[2]), int(m[3]), m[1]) for m in found if m})
-
-    def ended(self, features, x):
-        features['pooled'] = x.mean(axis=(1, 2))
-        return features | {'logits': self.linear('head', features['pooled'])}
-
-    def v1(self, x, groups, small):
-        features = {'stem': self.begin(x, small)}
-        x = features['stem']
-        for stage, number, name in self.each_unit():
-            stride, here = (2 if number == 1 else 1), (1 if stage == number == 1 else groups)
-            y = self.shuffled(self.unit(f'{name}/conv1', x, groups=here), here)
-            y = self.unit(f'{name}/conv2', y, stride, groups=y.shape[-1], relu=small)
-            y = self.unit(f'{name}/conv3', y, groups=groups, relu=False)
-            y = (
-                y + x
-                if stride == 1
-                else np.concatenate([y, np.mean(self.windows(x), axis=0)], axis=-1)
-            )
-            features |= rectified(stage, y)
-            x = features[f'stage{stage}']
-        return self.ended(features, x)
-
-    def v2(self, x, small):
-        features = {'stem': self.begin(x, small)}
-        x = features['stem']
-        for stage, number, name in self.each_unit():
-            if number == 1:
-                kept = self.unit(f'{name}/shortcut1', x, 2, groups=x.shape[-1], relu=False)
-                kept, y = self.unit(f'{name}/shortcut2', kept), x
-            else:
-                kept, y = np.split(x, 2, axis=-1)
-            y = self.unit(f'{name}/conv1', y)
-            y = self.unit(
-                f'{name}/conv2', y, 2 if number == 1 else 1, groups=y.shape[-1], relu=False
-            )
-            y = self.unit(f'{name}/conv3', y)
-            features[f'stage{stage}'] = x = self.shuffled(np.concatenate([kept, y], axis=-1), 2)
-        return self.ended(features, self.unit('top', x))
-
-
 SHORT = {'num_classes': 5, 'stage_sizes': (2, 1, 2)}
 FORWARD = {
     'v1': (
@@ -256,13 +171,9 @@ FORWARD = {
 @pytest.mark.parametrize(('model', 'image', 'reference'), FORWARD.values(), ids=FORWARD)
 def test_logits_and_features_equal_a_float64_forward_pass(model, image, reference):
     variables, x = random_variables(model, image), image_of(*image)
-    output = predict(model, variables, x)
-    expected = reference(Shuffled(variables), np.float64(x))
-    got = {**output.features, 'logits': output.logits}
-    assert got.keys() == expected.keys()
-    for key, value in expected.items():
-        assert value.std() > 1e-2  # a dead network would prove nothing
-        np.testing.assert_allclose(got[key], value, atol=2e-4 * np.abs(value).max(), err_msg=key)
+    assert_equal_to_reference(
+        predict(model, variables, x), reference(Shuffled(variables), np.float64(x))
+    )
 
 
 def kernels_of(model, *image):
