@@ -174,6 +174,7 @@ def _become(request, files):
     sys.path[:1] = [request['cwd'], *filter(None, request['env'].get('PYTHONPATH', '').split(':'))]
     sys.argv = [request['module'], *request['arguments']]
     runpy.run_module(request['module'], run_name='__main__', alter_sys=True)
+    sys.exit()  # a module that returns has succeeded
 
 
 if __name__ == '__main__':

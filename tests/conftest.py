@@ -60,9 +60,9 @@ SLOW_TIERS = ('zoo', 'science')
 
 
 def pytest_collection_modifyitems(items):
-    """A tier is a folder; all tests of some are slow."""
+    """A tier is a folder; all tests of some are slow, but for those that are `long`."""
     for item in items:
-        if item.path.parent.name in SLOW_TIERS:
+        if item.path.parent.name in SLOW_TIERS and not item.get_closest_marker('long'):
             item.add_marker(pytest.mark.slow)
 
 

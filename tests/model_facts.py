@@ -1,5 +1,5 @@
-"""What is expected of every model: published counts, by family; `zoo/test_models.py`
-checks that none is missing.
+"""What is expected of every model: published counts, by family; `unit/test_models.py`
+checks that none is missing, `zoo/test_table.py` compares them with the models.
 """
 
 from typing import NamedTuple
@@ -23,7 +23,7 @@ class Facts(NamedTuple):
 
 
 # resnet20, resnet56, resnet32x4, cifar_mobilenet_v2_x0.5: as the code behind the published tables
-# has them. The others follow from the same structure (see the arithmetic in test_models.py).
+# has them. The others follow from the same structure (see the arithmetic in zoo/).
 CIFAR = {
     'cnn': Facts(556_708, 0, 6_140_416, 2, 128),
     'resnet8': Facts(83_892, 672, 12_507_392, 3, 64),
@@ -109,47 +109,97 @@ INCEPTIONS = {
 
 EXPECTED = {**CIFAR, **RESNETS, **MOBILENETS, **SHUFFLENETS, **VGGS, **INCEPTIONS}
 
+
+def _of(sides, widths, pooled):
+    return [*zip(sides, widths, strict=True), pooled]
+
+
+def _shuffled(large, widths, pooled):
+    sides = (56, 28, 14, 7) if large else (32, 16, 8, 4)
+    return _of(sides, (24, *widths), pooled)
+
+
+_VGG_WIDTHS = (64, 64, 128, 256, 512, 512)
+_V2 = (116, 232, 464)
+_SHUFFLENET_V2 = {
+    'x0_2': ((40, 80, 160), 512),
+    'x0_3': ((40, 80, 160), 512),
+    'x0_5': ((48, 96, 192), 1024),
+    'x1_5': ((176, 352, 704), 1024),
+}
+
+# The features of images of the size of `Facts`: (side, channels) of the stem and of every stage,
+# and what the classifier sees; from the papers' tables.
+FEATURES = {
+    'cnn': [(32, 32), (32, 32), (16, 64), 128],
+    **{
+        f'resnet{n}': [(32, 16), (32, 16), (16, 32), (8, 64), 64]
+        for n in (8, 14, 20, 32, 44, 56, 110)
+    },
+    **{f'resnet{n}x4': [(32, 32), (32, 64), (16, 128), (8, 256), 256] for n in (8, 32)},
+    **{
+        name: _of(
+            (32, 32, 16, 8, 4) if name.startswith('cifar') else (56, 56, 28, 14, 7),
+            (64, *(64 * times * 2**stage for stage in range(4))),
+            512 * times,
+        )
+        for name in RESNETS
+        if not name.startswith('wrn')
+        for times in [1 if name.endswith(('18', '34')) else 4]
+    },
+    **{
+        f'wrn_{depth}_{k}': [(32, 16), (32, 16 * k), (16, 32 * k), (8, 64 * k), 64 * k]
+        for depth in (16, 40)
+        for k in (1, 2)
+    },
+    **{
+        name: _of((16, 16, 16, 8, 4, 4, 2, 2), widths, 1280)
+        for name, widths in {
+            'cifar_mobilenet_v2': (32, 16, 24, 32, 64, 96, 160, 320),
+            'cifar_mobilenet_v2_x0.5': (16, 8, 12, 16, 32, 48, 80, 160),
+        }.items()
+    },
+    'imagenet_mobilenet_v2': _of(
+        (112, 112, 56, 28, 14, 14, 7, 7), (32, 16, 24, 32, 64, 96, 160, 320), 1280
+    ),
+    'mobilenet_v1': _of((112, 112, 56, 28, 14, 7), (32, 64, 128, 256, 512, 1024), 1024),
+    'mobilenet_v3_large': _of((112, 112, 56, 28, 14, 14, 7), (16, 16, 24, 40, 80, 112, 160), 1280),
+    'mobilenet_v3_small': _of((112, 56, 28, 14, 14, 7), (16, 16, 24, 40, 48, 96), 1024),
+    'efficientnet_b0': _of(
+        (112, 112, 56, 28, 14, 14, 7, 7), (32, 16, 24, 40, 80, 112, 192, 320), 1280
+    ),
+    'imagenet_shufflenet_v1': _shuffled(True, (240, 480, 960), 960),
+    'cifar_shufflenet_v1': _shuffled(False, (240, 480, 960), 960),
+    'imagenet_shufflenet_v2_x1_0': _shuffled(True, _V2, 1024),
+    'cifar_shufflenet_v2': _shuffled(False, _V2, 1024),
+    'imagenet_shufflenet_v2_x2_0': _shuffled(True, (244, 488, 976), 2048),
+    'cifar_shufflenet_v2_x2_0': _shuffled(False, (224, 488, 976), 2048),
+    **{
+        name: _shuffled(name.startswith('imagenet'), *_SHUFFLENET_V2[name[-4:]])
+        for name in SHUFFLENETS
+        if name[-4:] in _SHUFFLENET_V2
+    },
+    **{
+        name: _of((224, 224, 112, 56, 28, 14), _VGG_WIDTHS, 4096)
+        if name.startswith('imagenet')
+        else _of((32, 32, 16, 8, 4, 4), _VGG_WIDTHS, 512)
+        for name in VGGS
+    },
+    'inception_v3': [(35, 192), (35, 288), (17, 768), (8, 2048), 2048],
+    'googlenet': [(28, 192), (28, 480), (14, 832), (7, 1024), 1024],
+}
+
+
+def expected_shapes(features):
+    """{feature: shape without the batch} of an entry of `FEATURES`."""
+    *maps, pooled = features
+    keys = ['stem', *(f'stage{i}' for i in range(1, len(maps)))]
+    return {key: (side, side, width) for key, (side, width) in zip(keys, maps, strict=True)} | {
+        'pooled': (pooled,)
+    }
+
+
 # Exceptions of what the tests use: the smallest image (otherwise 8 pixels, 32 for
 # ImageNet's models) and width (0.125).
 SMALLEST = {'inception_v3': 75}
 NARROWEST = {'resnext50_32x4d': 0.25}
-
-# Larger members of families of which a smaller one is always trained;
-# these belong to the slow suite.
-SIBLINGS = {
-    *(
-        'resnet14',
-        'resnet20',
-        'resnet32',
-        'resnet44',
-        'resnet56',
-        'resnet110',
-        'resnet8x4',
-        'resnet32x4',
-        'resnet34',
-        'resnet101',
-        'resnet152',
-        'wide_resnet50_2',
-        'resnext50_32x4d',
-    ),
-    *(
-        'cifar_resnet18',
-        'cifar_resnet34',
-        'cifar_resnet50',
-        'wrn_16_1',
-        'wrn_40_1',
-        'wrn_40_2',
-        'cifar_mobilenet_v2',
-        'mobilenet_v3_large',
-    ),
-    *(
-        f'imagenet_vgg{n}{bn}'
-        for n in (11, 13, 16, 19)
-        for bn in ('', '_bn')
-        if (n, bn) != (11, '_bn')
-    ),
-    *(f'cifar_vgg{n}' for n in (11, 13, 16, 19)),
-    *(f'imagenet_shufflenet_v2_x{size}' for size in ('1_0', '1_5', '2_0')),
-    *(f'cifar_shufflenet_v2_x{size}' for size in ('0_2', '0_3', '0_5', '1_5', '2_0')),
-    *('inception_v3', 'googlenet', 'efficientnet_b0', 'cifar_shufflenet_v1'),
-}

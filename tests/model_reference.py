@@ -70,13 +70,13 @@ class Reference:
         features['pooled'] = x.mean(axis=(1, 2))
         return features | {'logits': self.linear('head', features['pooled'])}
 
-    def mobilenet(self, x):
+    def mobilenet(self, x, blocks=(1, 2, 3, 4, 3, 3, 1)):
         x = self.unit('stem', x, stride=2)
         features = {'stem': x}
-        for stage, (blocks, first) in enumerate(
-            [(1, 1), (2, 1), (3, 2), (4, 2), (3, 1), (3, 2), (1, 1)], start=1
+        for stage, (count, first) in enumerate(
+            zip(blocks, (1, 1, 2, 2, 1, 2, 1), strict=True), start=1
         ):
-            for block in range(1, blocks + 1):
+            for block in range(1, count + 1):
                 name, stride = f'stage{stage}_block{block}', first if block == 1 else 1
                 y = self.unit(f'{name}/expand', x)
                 y = self.unit(f'{name}/depthwise', y, stride, groups=y.shape[-1])

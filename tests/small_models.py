@@ -6,17 +6,13 @@ from functools import cache, partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from helpers import FASTEST_COMPILE, quickly
-from model_facts import EXPECTED, NARROWEST, SIBLINGS, SMALLEST
+from model_facts import EXPECTED, NARROWEST, SMALLEST
 
 from kd_jax.models import MODELS, build
 from kd_jax.pretrained import matching, resnet
 
 NAMES = sorted(EXPECTED)
-SIBLINGS_SLOWLY = [
-    pytest.param(n, marks=[pytest.mark.slow] if n in SIBLINGS else []) for n in NAMES
-]
 
 # Models whose stages end in a ReLU of the whole; blocks of the others end in a sum, a
 # linear layer or a concatenation.

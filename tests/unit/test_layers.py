@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import quickly
 from model_reference import conv_reference
 
 from kd_jax.models import layers
@@ -95,27 +96,36 @@ def test_batch_norm_normalises_and_averages_as_pytorch_says():
 
 
 def test_initial_values_are_torchvisions():
-    key, x = jax.random.key(0), jnp.zeros((1, 2, 2, 32))
-    kernel = layers.Conv(256).init(key, x)['params']['kernel']
+    x = jnp.zeros((1, 2, 2, 32))
+    modules = {
+        'conv': layers.Conv(256),
+        'depthwise': layers.Conv(4096, groups=32),
+        'unit': partial(ConvBN(8).init, train=False),
+        'bias': layers.Conv(8, use_bias=True),
+    }
+
+    def start(key):
+        found = {name: getattr(module, 'init', module)(key, x) for name, module in modules.items()}
+        return found | {'dense': layers.Dense(4000).init(key, jnp.zeros((1, 64)))}
+
+    found = jax.device_get(quickly(start)(jax.random.key(0)))
+    kernel = found['conv']['params']['kernel']
     # fan-out, not fan-in
-    assert float(kernel.std()) == pytest.approx(math.sqrt(2 / (9 * 256)), rel=0.02)
-    beyond = jnp.abs(kernel) > 2.5 * kernel.std()
-    assert float(beyond.mean()) == pytest.approx(0.0124, abs=0.003)  # normal, not truncated
-    depthwise = layers.Conv(4096, groups=32).init(key, x)['params']['kernel']
-    assert float(depthwise.std()) == pytest.approx(math.sqrt(2 / (9 * 4096)), rel=0.02)
-    unit = ConvBN(8).init(key, x, train=False)
+    assert kernel.std() == pytest.approx(math.sqrt(2 / (9 * 256)), rel=0.02)
+    beyond = np.abs(kernel) > 2.5 * kernel.std()
+    assert beyond.mean() == pytest.approx(0.0124, abs=0.003)  # normal, not truncated
+    depthwise = found['depthwise']['params']['kernel']
+    assert depthwise.std() == pytest.approx(math.sqrt(2 / (9 * 4096)), rel=0.02)
+    unit = found['unit']
     np.testing.assert_array_equal(unit['params']['norm']['scale'], np.ones(8))
     np.testing.assert_array_equal(unit['params']['norm']['bias'], np.zeros(8))
     np.testing.assert_array_equal(unit['batch_stats']['norm']['mean'], np.zeros(8))
     np.testing.assert_array_equal(unit['batch_stats']['norm']['var'], np.ones(8))
-    np.testing.assert_array_equal(
-        layers.Conv(8, use_bias=True).init(key, x)['params']['bias'], np.zeros(8)
-    )
-    dense = layers.Dense(4000).init(key, jnp.zeros((1, 64)))['params']
-    for value in dense.values():  # U(-1/8, 1/8)
-        assert 0.124 < float(jnp.abs(value).max()) <= 0.125
-        assert float(value.std()) == pytest.approx(0.125 / math.sqrt(3), rel=0.03)
-        assert float(value.mean()) == pytest.approx(0.0, abs=0.004)
+    np.testing.assert_array_equal(found['bias']['params']['bias'], np.zeros(8))
+    for value in found['dense']['params'].values():  # U(-1/8, 1/8)
+        assert 0.124 < np.abs(value).max() <= 0.125
+        assert value.std() == pytest.approx(0.125 / math.sqrt(3), rel=0.03)
+        assert value.mean() == pytest.approx(0.0, abs=0.004)
 
 
 def test_the_dropout_mask_does_not_depend_on_the_number_of_devices():

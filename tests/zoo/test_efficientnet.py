@@ -8,22 +8,19 @@ import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from helpers import FASTEST_COMPILE, quickly
 from mobilenet_reference import (
     Net,
     Row,
     arithmetic,
-    assert_equal,
     dense,
-    expected_shapes,
     named,
     sequence,
 )
+from model_checks import assert_equal_to_reference
 from model_facts import EXPECTED, Facts
-from small_models import feature_shapes, image_of, predict, random_variables, shapes_of, size
+from small_models import image_of, predict, random_variables
 
-from kd_jax.errors import UserError
 from kd_jax.models import build
 from kd_jax.pretrained import mobilenet as names
 
@@ -67,30 +64,6 @@ def test_the_expected_counts_follow_from_the_published_table():
     assert round(expected.params / 1e6, 1) == 5.3 and round(expected.macs / 1e9, 2) == 0.39
 
 
-@pytest.mark.parametrize(
-    ('width', 'depth', 'params'),
-    [  # of torchvision's efficientnet_b1 ... efficientnet_b7
-        (1.0, 1.1, 7_794_184),
-        (1.1, 1.2, 9_109_994),
-        (1.2, 1.4, 12_233_232),
-        (1.4, 1.8, 19_341_616),
-        (1.6, 2.2, 30_389_784),
-        (1.8, 2.6, 43_040_704),
-        (2.0, 3.1, 66_347_960),
-    ],
-)
-def test_width_and_depth_are_the_compound_scaling(width, depth, params):
-    assert (
-        size(shapes_of(build('efficientnet_b0', 1000, width=width, depth=depth))['params'])
-        == params
-    )
-
-
-def test_feature_shapes_at_the_reference_size():
-    maps = [(112, 32), (112, 16), (56, 24), (28, 40), (14, 80), (14, 112), (7, 192), (7, 320), 1280]
-    assert feature_shapes(build('efficientnet_b0', 10), 2, 224, 224, 3) == expected_shapes(maps)
-
-
 def test_logits_and_features_equal_a_float64_forward_pass():
     image = (2, 33, 40, 3)
     model = build('efficientnet_b0', 5, width=0.25)
@@ -98,16 +71,7 @@ def test_logits_and_features_equal_a_float64_forward_pass():
     expected = Net(variables, 1e-5).run(
         np.float64(x), b0_rows(), STAGES, 'silu', ('silu', 'sigmoid')
     )
-    assert_equal(predict(model, variables, x), expected)
-
-
-def test_kernel_replaces_that_of_every_depthwise_convolution_and_no_other():
-    plain, small = (
-        shapes_of(build('efficientnet_b0', 10, kernel=kernel))['params'] for kernel in (None, 3)
-    )
-    assert size(plain) - size(small) == sum(
-        row.hidden * (25 - 9) for row in b0_rows() if row.kernel == 5
-    )
+    assert_equal_to_reference(predict(model, variables, x), expected)
 
 
 def drops(**overrides):
@@ -160,15 +124,6 @@ def test_training_drops_blocks_by_the_key_and_evaluation_none():
     np.testing.assert_array_equal(
         *(predict(model, variables, image).logits for model in (random, certain))
     )
-
-
-@pytest.mark.parametrize('rate', [-0.1, 1.0])
-def test_an_impossible_stochastic_depth_is_refused(rate):
-    with pytest.raises(
-        UserError,
-        match=rf'^stochastic_depth {rate} .*is not possible; it must be at least 0 and less than 1',
-    ):
-        build('efficientnet_b0', 10, stochastic_depth=rate)
 
 
 def test_torchvisions_names():

@@ -1,55 +1,28 @@
 """The zoo against PyTorch: features and logits of `golden/`, made by
 `golden/make.py`, and the reference counts.
 
-The same random weights go through the importer, so its names are proved too. The slow
-test needs PyTorch and torchvision themselves: every network at its native size, from
-files written by `torch.save`.
+The same random weights go through the importer, so its names are proved too. The smallest
+networks are in unit/test_models.py. The `long` test needs PyTorch and torchvision themselves: every
+network at its native size, from files written by `torch.save`.
 """
 
 import importlib
-import json
-import sys
 import warnings
 
-import jax.numpy as jnp
+import model_checks as checks
 import numpy as np
 import pytest
 import small_models
-from helpers import TESTS
+from model_checks import COUNTS, GOLDEN, GOLDENS, SMALL_GOLDENS, VARIANTS, variant
 from model_facts import EXPECTED
+from weights import image, tensor
 
 from kd_jax import pretrained
 from kd_jax.models import MODELS, build
 
-GOLDEN = TESTS / 'golden'
-sys.path.insert(0, str(GOLDEN))
-
-from weights import image, sample, tensor  # noqa: E402
-
-NAMES = sorted(path.stem for path in GOLDEN.glob('*.npz'))
-COUNTS = json.loads((GOLDEN / 'counts.json').read_text())
-# what the table of models does not list by itself
-VARIANTS = {'googlenet_aux': {'name': 'googlenet', 'aux': True}}
-
-
-def model_of(name):
-    """{'name', and overrides} of what golden/ calls `name`."""
-    return VARIANTS.get(name, {'name': name})
-
-
-def predict(imported, images):
-    """Features, logits and the auxiliary heads' logits (`head_<name>`),
-    compiled in half the usual time.
-    """
-    model = build(num_classes=imported.num_classes, **imported.model)
-    output = small_models.predict(model, imported.variables, images)
-    heads = {f'head_{key}': head.logits for key, head in output.heads.items() if key != 'head'}
-    found = {**output.features, **heads, 'logits': output.logits}
-    return {key: np.asarray(value) for key, value in found.items() if not key.endswith('_pre')}
-
 
 def test_the_goldens_cover_every_family_that_weights_can_be_imported_for():
-    assert {MODELS[model_of(name)['name']].func for name in NAMES} == set(pretrained.RULES)
+    assert {MODELS[variant(name)['name']].func for name in GOLDENS} == set(pretrained.RULES)
     assert sum(path.stat().st_size for path in GOLDEN.glob('*.npz')) < 1_000_000
 
 
@@ -68,29 +41,9 @@ def test_the_random_weights_are_those_that_the_goldens_were_made_with():
     np.testing.assert_allclose(values, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', sorted({*GOLDENS} - {*SMALL_GOLDENS}))
 def test_imported_weights_give_the_features_and_logits_of_pytorch(name, monkeypatch, tmp_path):
-    with np.load(GOLDEN / f'{name}.npz') as file:
-        expected = dict(file)
-    lines = [line.split() for line in bytes(expected.pop('inventory')).decode().splitlines()]
-    state = {key: tensor(key, tuple(map(int, shape))) for key, *shape in lines}
-    # the slow test reads real files
-    monkeypatch.setattr(pretrained.reader, 'read', lambda path, note: state)
-    path = tmp_path / 'weights.pth'
-    path.touch()
-    imported = pretrained.load(path, model_of(name))
-    assert sum(x.size for x in state.values()) == sum(
-        small_models.size(tree) for tree in imported.variables.values()
-    )
-    got = predict(imported, image(*expected.pop('image')))
-    assert got.keys() == {key.partition('.')[0] for key in expected}
-    for key, value in got.items():
-        assert value.shape == tuple(expected[f'{key}.shape']), key
-        assert expected[key].std() > 0.01, key  # a dead network would prove nothing
-        value = value.reshape(-1) if key == 'logits' else sample(value)
-        np.testing.assert_allclose(
-            value, expected[key], rtol=0, atol=1e-4 * expected[f'{key}.max'], err_msg=key
-        )
+    checks.assert_equal_to_pytorch(name, monkeypatch, tmp_path)
 
 
 def test_the_reference_counts_are_those_that_torchvision_states():
@@ -139,7 +92,7 @@ def reference():
             pytest.skip(str(error))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     'name', sorted(name for name, row in COUNTS.items() if 'published_params' in row)
 )
@@ -154,9 +107,9 @@ def test_a_file_of_torchvision_gives_its_features_and_logits_at_the_native_size(
         for key, value in make.run(name, network, make.torch.from_numpy(images)).items()
     }
     del network
-    imported = pretrained.load(path, model_of(name))
+    imported = pretrained.load(path, variant(name))
     path.unlink()
-    got = predict(imported, jnp.asarray(images))
+    got = checks.features_and_logits(imported, images)
     assert got.keys() == expected.keys()
     errors = {
         key: np.abs(got[key] - value).max() / np.abs(value).max() for key, value in expected.items()

@@ -14,13 +14,12 @@ from mobilenet_reference import (
     V1,
     Net,
     arithmetic,
-    assert_equal,
     dense,
-    expected_shapes,
     named,
     sequence,
 )
-from model_facts import EXPECTED, Facts
+from model_checks import assert_equal_to_reference
+from model_facts import EXPECTED, Facts, expected_shapes
 from model_reference import conv_reference, rectified
 from small_models import (
     feature_shapes,
@@ -63,22 +62,6 @@ def test_the_expected_counts_of_mobilenet_v1_follow_from_its_table():
 
 
 @pytest.mark.parametrize(
-    ('name', 'overrides', 'params'),
-    [  # of torchvision's models with that width_mult
-        ('imagenet_mobilenet_v2', {'width': 0.35}, 1_677_128),
-        ('imagenet_mobilenet_v2', {'width': 0.75}, 2_636_424),
-        ('imagenet_mobilenet_v2', {'width': 1.4}, 6_108_776),
-        ('mobilenet_v3_large', {'width': 0.35}, 997_064),
-        ('mobilenet_v3_large', {'width': 1.25}, 8_164_744),
-        ('mobilenet_v3_small', {'width': 0.5}, 917_264),
-        ('mobilenet_v3_small', {'width': 0.75}, 1_653_920),
-    ],
-)
-def test_widths_round_as_torchvisions(name, overrides, params):
-    assert size(shapes_of(build(name, 1000, **overrides))['params']) == params
-
-
-@pytest.mark.parametrize(
     ('width', 'millions', 'macs'), [(0.75, 2.6, 325), (0.5, 1.3, 149), (0.25, 0.5, 41)]
 )
 def test_the_widths_of_mobilenet_v1_have_the_papers_cost(width, millions, macs):
@@ -87,39 +70,6 @@ def test_the_widths_of_mobilenet_v1_have_the_papers_cost(width, millions, macs):
     assert round(size(variables['params']) / 1e6, 1) == millions
     counted = macs_of(jax.make_jaxpr(partial(model.apply, train=False))(variables, image).jaxpr)
     assert abs(counted / 1e6 - macs) < 1  # to the paper's rounding
-
-
-# stem, stage1, ..., pooled at 224 pixels
-FEATURES = {
-    'imagenet_mobilenet_v2': [
-        (112, 32),
-        (112, 16),
-        (56, 24),
-        (28, 32),
-        (14, 64),
-        (14, 96),
-        (7, 160),
-        (7, 320),
-        1280,
-    ],
-    'mobilenet_v1': [(112, 32), (112, 64), (56, 128), (28, 256), (14, 512), (7, 1024), 1024],
-    'mobilenet_v3_large': [
-        (112, 16),
-        (112, 16),
-        (56, 24),
-        (28, 40),
-        (14, 80),
-        (14, 112),
-        (7, 160),
-        1280,
-    ],
-    'mobilenet_v3_small': [(112, 16), (56, 16), (28, 24), (14, 40), (14, 48), (7, 96), 1024],
-}
-
-
-@pytest.mark.parametrize('name', sorted(FEATURES))
-def test_feature_shapes_at_the_reference_size(name):
-    assert feature_shapes(build(name, 10), 2, 224, 224, 3) == expected_shapes(FEATURES[name])
 
 
 def test_strides_make_mobilenet_v2_one_for_small_images():
@@ -142,7 +92,7 @@ def test_logits_and_features_equal_a_float64_forward_pass(name, width, image):
     variables, x = random_variables(model, image), image_of(*image)
     net = Net(variables, 1e-3 if 'v3' in name else 1e-5)
     expected = net.run(np.float64(x), rows, stages, act, ('relu', 'hard_sigmoid'))
-    assert_equal(predict(model, variables, x), expected)
+    assert_equal_to_reference(predict(model, variables, x), expected)
 
 
 def test_mobilenet_v1_equals_a_float64_forward_pass():
@@ -159,13 +109,13 @@ def test_mobilenet_v1_equals_a_float64_forward_pass():
             expected |= rectified(stage, net.pointwise(f'{name}/pointwise', y, None))
             y = expected[f'stage{stage}']
     expected['pooled'] = y.mean(axis=(1, 2))
-    assert_equal(
+    assert_equal_to_reference(
         predict(model, variables, x), expected | {'logits': net.linear('head', expected['pooled'])}
     )
 
 
 def test_dropout_is_torchvisions_and_the_batch_norm_of_v3_moves_by_a_hundredth():
-    rates = {name: build(name, 10).dropout for name in FEATURES}
+    rates = {name: build(name, 10).dropout for name in ('mobilenet_v1', *FAMILIES)}
     assert rates == {
         'imagenet_mobilenet_v2': 0.2,
         'mobilenet_v1': 0,
@@ -173,7 +123,10 @@ def test_dropout_is_torchvisions_and_the_batch_norm_of_v3_moves_by_a_hundredth()
         'mobilenet_v3_small': 0.2,
     }
     for name, momentum in (('mobilenet_v3_small', 0.01), ('imagenet_mobilenet_v2', 0.1)):
-        model, image = build(name, 3, width=0.125), image_of(2, 8, 8, 3)
+        model, image = (
+            build(name, 3, width=0.125, depth=0.1, fast=False),
+            image_of(2, 8, 8, 3),
+        )
         variables = random_variables(model, image.shape)
         rngs = {'dropout': jax.random.key(0)}
         _, new = quickly(
@@ -187,51 +140,10 @@ def test_dropout_is_torchvisions_and_the_batch_norm_of_v3_moves_by_a_hundredth()
         np.testing.assert_allclose(got, (1 - momentum) * old + momentum * mean, atol=1e-6)
 
 
-def test_depth_scales_the_blocks_of_each_stage():
-    def blocks(name, depth):
-        params = shapes_of(build(name, 10, width=0.25, depth=depth))['params']
-        found = [key for key in params if '_block' in key]
-        return [
-            sum(key.startswith(f'stage{i}_') for key in found)
-            for i in range(1, EXPECTED[name].stages + 1)
-        ]
-
-    assert blocks('imagenet_mobilenet_v2', 2.0) == [2, 4, 6, 8, 6, 6, 2]
-    assert blocks('mobilenet_v3_large', 0.5) == [1, 1, 2, 2, 1, 2]
-    assert blocks('mobilenet_v1', 1.5) == [2, 3, 3, 9, 3]
+def test_a_deeper_stage_repeats_the_last_of_its_published_blocks():
     params = shapes_of(build('mobilenet_v3_small', 10, depth=2.0))['params']
     hidden = [params[f'stage3_block{i}']['project']['conv']['kernel'].shape[2] for i in range(1, 7)]
-    assert hidden == [96, 240, 240, 240, 240, 240]  # the last of the paper's is repeated
-
-
-@pytest.mark.parametrize('name', sorted(FEATURES))
-def test_kernel_replaces_that_of_every_depthwise_convolution_and_no_other(name):
-    plain, large = (build(name, 10, kernel=kernel) for kernel in (None, 7))
-    assert feature_shapes(large, 2, 64, 64, 3) == feature_shapes(plain, 2, 64, 64, 3)
-    if name == 'mobilenet_v1':
-        depthwise = [(inputs, 3) for inputs, _, _ in V1]
-    else:
-        depthwise = [(row.hidden, row.kernel) for row in FAMILIES[name][0]]
-    more = sum(channels * (49 - kernel**2) for channels, kernel in depthwise)
-    assert size(shapes_of(large)['params']) - size(shapes_of(plain)['params']) == more
-
-
-def test_an_adapter_stands_behind_every_block():
-    params = shapes_of(build('mobilenet_v3_small', 10, adapter=4))['params']
-    adapters = {key.removesuffix('_adapter') for key in params if key.endswith('_adapter')}
-    assert (
-        adapters == {key for key in params if '_block' in key and not key.endswith('_adapter')}
-        and len(adapters) == 11
-    )
-    assert params['stage5_block3_adapter']['down']['kernel'].shape == (1, 1, 96, 4)
-
-
-def test_wrong_strides_are_refused_in_a_sentence():
-    sentence = (
-        r'^strides \(2, 1\) of MobileNetV2 are 2; give 8: of the stem and of each of the 7 stages'
-    )
-    with pytest.raises(UserError, match=sentence):
-        shapes_of(build('imagenet_mobilenet_v2', 10, strides=(2, 1)))
+    assert hidden == [96, 240, 240, 240, 240, 240]
 
 
 def test_stochastic_depth_leaves_whole_examples_out_and_scales_the_others():

@@ -9,14 +9,15 @@ import flax
 import jax
 import numpy as np
 import pytest
+from model_checks import assert_equal_to_reference
 from model_facts import EXPECTED
 from model_reference import Reference, conv_reference, rectified
-from small_models import feature_shapes, image_of, predict, random_variables, shapes_of, size
+from small_models import feature_shapes, image_of, predict, random_variables, shapes_of
 
 from kd_jax.errors import UserError
 from kd_jax.models import build
 from kd_jax.models.layers import Setting
-from kd_jax.models.resnet import CifarResNet, ResNet
+from kd_jax.models.resnet import ResNet
 from kd_jax.models.wide_resnet import PreactivationBlock, WideResNet
 from kd_jax.pretrained import resnet as names
 
@@ -38,33 +39,6 @@ BLOCKS = {
     101: (3, 4, 23, 3),
     152: (3, 8, 36, 3),
 }
-
-
-def expected_shapes(stem, sides, widths):
-    shapes = [(side, side, width) for side, width in zip(sides, widths, strict=True)]
-    keys = [f'stage{i}' for i in range(1, len(shapes) + 1)]
-    return {'stem': stem, **dict(zip(keys, shapes, strict=True)), 'pooled': (widths[-1],)}
-
-
-@pytest.mark.parametrize('name', [*IMAGENET, *SMALL])
-def test_resnet_feature_shapes_at_the_reference_size(name):
-    times = 1 if name.endswith(('18', '34')) else 4
-    widths = [64 * times, 128 * times, 256 * times, 512 * times]
-    if name in IMAGENET:
-        assert feature_shapes(build(name, 10), 2, 224, 224, 3) == expected_shapes(
-            (56, 56, 64), (56, 28, 14, 7), widths
-        )
-    else:
-        assert feature_shapes(build(name, 10), 2, 32, 32, 3) == expected_shapes(
-            (32, 32, 64), (32, 16, 8, 4), widths
-        )
-
-
-@pytest.mark.parametrize('name', WIDE)
-def test_wide_resnet_feature_shapes_at_the_reference_size(name):
-    k = int(name[-1])
-    expected = expected_shapes((32, 32, 16), (32, 16, 8), (16 * k, 32 * k, 64 * k))
-    assert feature_shapes(build(name, 10), 2, 32, 32, 3) == expected
 
 
 def test_odd_and_tiny_images_halve_as_torchvisions():
@@ -229,143 +203,8 @@ FORWARD = {
 @pytest.mark.parametrize(('model', 'image', 'reference'), FORWARD.values(), ids=FORWARD)
 def test_logits_and_features_equal_a_float64_forward_pass(model, image, reference):
     variables, x = random_variables(model, image), image_of(*image)
-    output = predict(model, variables, x)
-    expected = reference(Residual(variables), np.float64(x))
-    got = {**output.features, 'logits': output.logits}
-    assert got.keys() == expected.keys()
-    for key, value in expected.items():
-        assert value.std() > 1e-2  # a dead network would prove nothing
-        np.testing.assert_allclose(got[key], value, atol=2e-4 * np.abs(value).max(), err_msg=key)
-
-
-def kernels_of(model, *image):
-    params = flax.traverse_util.flatten_dict(
-        shapes_of(model, image or (1, 32, 32, 3))['params'], sep='/'
-    )
-    return {
-        path.removesuffix('/kernel'): leaf.shape
-        for path, leaf in params.items()
-        if path.endswith('/kernel')
-    }
-
-
-def test_width_scales_every_layer_and_keeps_the_number_of_groups():
-    kernels = kernels_of(build('resnext50_32x4d', 10, width=0.5))
-    assert kernels['stem/conv'] == (7, 7, 3, 32)
-    assert kernels['stage1_block1/conv1/conv'] == (1, 1, 32, 64)  # 32 groups of 2
-    assert kernels['stage1_block1/conv2/conv'] == (3, 3, 2, 64)
-    assert kernels['stage4_block3/conv3/conv'] == (1, 1, 512, 1024)
-    assert kernels['head'] == (1024, 10)
-    kernels = kernels_of(build('wrn_16_2', 10, width=0.5))
-    assert kernels['stem'] == (3, 3, 3, 8)
-    assert kernels['stage3_block2/conv2'] == (3, 3, 64, 64)
-
-
-@pytest.mark.parametrize(
-    ('name', 'depth', 'blocks'),
-    [
-        ('resnet50', 0.5, (2, 2, 3, 2)),
-        ('cifar_resnet18', 0.1, (1, 1, 1, 1)),
-        ('wrn_16_2', 1.5, (3, 3, 3)),
-    ],
-)
-def test_depth_scales_the_blocks_of_each_stage(name, depth, blocks):
-    found = {
-        re.match(r'stage\d+_block\d+', path)[0]
-        for path in kernels_of(build(name, 10, depth=depth))
-        if 'stage' in path
-    }
-    assert found == {
-        f'stage{i}_block{j}' for i, count in enumerate(blocks, start=1) for j in range(1, count + 1)
-    }
-
-
-@pytest.mark.parametrize(
-    ('name', 'wide'), [('resnet18', 16), ('resnet50', 16), ('cifar_resnet34', 32), ('wrn_16_1', 12)]
-)
-def test_kernel_replaces_the_blocks_3x3_and_nothing_else(name, wide):
-    before, after = (kernels_of(build(name, 10, kernel=kernel)) for kernel in (3, 5))
-    changed = {path for path in before if before[path] != after[path]}
-    assert len(changed) == wide and not any('stem' in path for path in changed)
-    assert {before[path][:2] for path in changed} == {(3, 3)} and {
-        after[path][:2] for path in changed
-    } == {(5, 5)}
-    assert feature_shapes(build(name, 10, kernel=5), 1, 32, 32, 3) == feature_shapes(
-        build(name, 10), 1, 32, 32, 3
-    )
-
-
-@pytest.mark.parametrize(
-    ('name', 'widths'), [('resnet50', (256, 512, 1024, 2048)), ('wrn_40_2', (32, 64, 128))]
-)
-def test_every_block_gets_its_adapter(name, widths):
-    blocks = (3, 4, 6, 3) if name == 'resnet50' else (6, 6, 6)
-    added = sum(count * (2 * 4 * c + 4 + c) for count, c in zip(blocks, widths, strict=True))
-    model = build(name, EXPECTED[name].classes, adapter=4)
-    assert size(shapes_of(model)['params']) == EXPECTED[name].params + added
-
-
-@pytest.mark.parametrize(
-    ('model', 'sentence'),
-    [
-        (
-            build('resnet18', 10, groups=2),
-            (
-                'groups 2 with group_width 64 need bottleneck blocks, this model has basic ones '
-                '(groups 1, group_width 64); set bottleneck, or take resnet50 or cifar_resnet50'
-            ),
-        ),
-        (
-            build('resnext50_32x4d', 10, width=0.2),
-            'width 0.2 leaves no channel in the groups of 4; use 0.25 or more',
-        ),
-        (
-            build('cifar_resnet18', 10, width=0.001),
-            'width 0.001 leaves none of a layer of 64 channels; use 0.0156 or more',
-        ),
-        (
-            CifarResNet(num_classes=10, stage_sizes=(1, 1)),
-            (
-                'stage_sizes (1, 1) are 2 stages, but widths (16, 32, 64) are 3; '
-                'give one number a stage in both'
-            ),
-        ),
-    ],
-)
-def test_impossible_overrides_are_refused_in_one_sentence(model, sentence):
-    with pytest.raises(UserError) as error:
-        shapes_of(model)
-    assert str(error.value) == sentence
-
-
-@pytest.mark.parametrize(
-    ('name', 'field', 'value', 'words'),
-    [
-        ('resnet50', 'groups', 0, 'a whole number, 1 or more'),
-        ('resnet50', 'group_width', 0, 'a whole number, 1 or more'),
-        ('wrn_16_2', 'widen', 0, 'a whole number, 1 or more'),
-        (
-            'wrn_16_2',
-            'block_dropout',
-            1.0,
-            'at least 0 and less than 1: the share to drop, such as 0.3',
-        ),
-    ],
-)
-def test_overrides_outside_their_range_are_refused(name, field, value, words):
-    with pytest.raises(UserError) as error:
-        build(name, 10, **{field: value})
-    assert (
-        str(error.value) == f'{field} {value} of model {name!r} is not possible; it must be {words}'
-    )
-
-
-def test_the_narrowest_grouped_network_that_is_allowed():
-    assert kernels_of(build('resnext50_32x4d', 10, width=0.25))['stage1_block1/conv2/conv'] == (
-        3,
-        3,
-        1,
-        32,
+    assert_equal_to_reference(
+        predict(model, variables, x), reference(Residual(variables), np.float64(x))
     )
 
 

@@ -7,11 +7,11 @@ from functools import partial
 
 import flax
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from model_checks import assert_equal_to_reference
 from model_facts import EXPECTED, SHUFFLENETS
-from model_reference import Reference, rectified
+from shufflenet_reference import Shuffled
 from small_models import (
     feature_shapes,
     image_of,
@@ -24,7 +24,7 @@ from small_models import (
 
 from kd_jax.errors import UserError
 from kd_jax.models import build
-from kd_jax.models.shufflenet import ShuffleNetV1, ShuffleNetV2, shuffle
+from kd_jax.models.shufflenet import ShuffleNetV1, ShuffleNetV2
 from kd_jax.pretrained import shufflenet as names
 
 COUNTS = (4, 8, 4)  # units in each stage, the striding one included
@@ -44,33 +44,13 @@ V2 = {
 V1 = ('imagenet_shufflenet_v1', 'cifar_shufflenet_v1')
 
 
-def test_shuffle_interleaves_the_groups():
-    x = jnp.arange(2 * 3 * 12).reshape(2, 1, 3, 12)
-    assert shuffle(x, 3)[0, 0, 0].tolist() == [0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11]
-    assert shuffle(x, 2)[1, 0, 2].tolist() == [60, 66, 61, 67, 62, 68, 63, 69, 64, 70, 65, 71]
-    assert shuffle(x, 1).tolist() == x.tolist()
-
-
-@pytest.mark.parametrize('name', SHUFFLENETS)
-def test_feature_shapes_at_the_reference_size(name):
-    *widths, last = V2.get(name, (240, 480, 960, 960))
-    stem, *sides = (56, 28, 14, 7) if name.startswith('imagenet') else (32, 16, 8, 4)
-    image = 224 if name.startswith('imagenet') else 32
-    stages = {f'stage{i + 1}': (sides[i], sides[i], widths[i]) for i in range(3)}
-    assert feature_shapes(build(name, 10), 2, image, image, 3) == {
-        'stem': (stem, stem, 24),
-        **stages,
-        'pooled': (last,),
-    }
-
-
 def test_odd_and_tiny_images():
     shapes = feature_shapes(
         build('imagenet_shufflenet_v1', 10, width=0.25), 1, 75, 33, 1
     )  # 75, 38, 19, 10, 5, 3; 33, 17, 9, 5, 3, 2
     stages = {'stage1': (10, 5, 60), 'stage2': (5, 3, 120), 'stage3': (3, 2, 240)}
     assert shapes == {'stem': (19, 9, 6), **stages, 'pooled': (240,)}
-    for name in SHUFFLENETS:
+    for name in (*V1, 'imagenet_shufflenet_v2_x0_5', 'cifar_shufflenet_v2'):
         assert feature_shapes(build(name, 10), 1, 1, 1, 3)['stage3'][:2] == (1, 1)
 
 
@@ -148,83 +128,15 @@ def test_version_1_costs_what_its_papers_first_table_says(groups, base, millions
         build('imagenet_shufflenet_v1', 1000, groups=groups, fast=False),
         (1, 224, 224, 3),
     )
-    variables = shapes_of(model, image)
-    macs = (
-        macs_of(
-            jax.make_jaxpr(partial(model.apply, train=False))(variables, jnp.zeros(image)).jaxpr
-        )
-        - 4 * base * 1000
+    init = partial(model.init_with_output, train=False)
+    forward, (_, variables) = jax.make_jaxpr(init, return_shape=True)(
+        jax.random.key(0), jax.ShapeDtypeStruct(image, 'float32')
     )
+    macs = macs_of(forward.jaxpr) - 4 * base * 1000
     assert round(macs / 1e6) == millions  # the paper leaves the dense layer out
     params, statistics, expected = version_1(groups, base, small=False)
     assert macs == expected and size(variables['batch_stats']) == statistics
     assert size(variables['params']) == params + (4 * base + 1) * 1000
-
-
-class Shuffled(Reference):
-    """Forward passes of both versions in float64; channels are shuffled by
-    their numbers, one at a time.
-    """
-
-    def shuffled(self, x, groups):
-        n = x.shape[-1] // groups
-        order = [group * n + place for place in range(n) for group in range(groups)]
-        return x[..., order]
-
-    def windows(self, x):
-        """The nine shifted copies of x under a 3x3 window of stride 2 in zeros of width 1."""
-        height, width = (-(-n // 2) for n in x.shape[1:3])
-        x = np.pad(x, ((0, 0), (1, 2), (1, 2), (0, 0)))
-        return [
-            x[:, i : i + 2 * height : 2, j : j + 2 * width : 2] for i in range(3) for j in range(3)
-        ]
-
-    def begin(self, x, small):
-        x = self.unit('stem', x, 1 if small else 2)
-        # after ReLU zeros stand for minus infinity
-        return x if small else np.max(self.windows(x), axis=0)
-
-    def each_unit(self):
-        found = {re.match(r'params/(stage(\d+)_block(\d+))/', path) for path in self.values}
-        return sorted({(int(m[2]), int(m[3]), m[1]) for m in found if m})
-
-    def ended(self, features, x):
-        features['pooled'] = x.mean(axis=(1, 2))
-        return features | {'logits': self.linear('head', features['pooled'])}
-
-    def v1(self, x, groups, small):
-        features = {'stem': self.begin(x, small)}
-        x = features['stem']
-        for stage, number, name in self.each_unit():
-            stride, here = (2 if number == 1 else 1), (1 if stage == number == 1 else groups)
-            y = self.shuffled(self.unit(f'{name}/conv1', x, groups=here), here)
-            y = self.unit(f'{name}/conv2', y, stride, groups=y.shape[-1], relu=small)
-            y = self.unit(f'{name}/conv3', y, groups=groups, relu=False)
-            y = (
-                y + x
-                if stride == 1
-                else np.concatenate([y, np.mean(self.windows(x), axis=0)], axis=-1)
-            )
-            features |= rectified(stage, y)
-            x = features[f'stage{stage}']
-        return self.ended(features, x)
-
-    def v2(self, x, small):
-        features = {'stem': self.begin(x, small)}
-        x = features['stem']
-        for stage, number, name in self.each_unit():
-            if number == 1:
-                kept = self.unit(f'{name}/shortcut1', x, 2, groups=x.shape[-1], relu=False)
-                kept, y = self.unit(f'{name}/shortcut2', kept), x
-            else:
-                kept, y = np.split(x, 2, axis=-1)
-            y = self.unit(f'{name}/conv1', y)
-            y = self.unit(
-                f'{name}/conv2', y, 2 if number == 1 else 1, groups=y.shape[-1], relu=False
-            )
-            y = self.unit(f'{name}/conv3', y)
-            features[f'stage{stage}'] = x = self.shuffled(np.concatenate([kept, y], axis=-1), 2)
-        return self.ended(features, self.unit('top', x))
 
 
 SHORT = {'num_classes': 5, 'stage_sizes': (2, 1, 2)}
@@ -256,128 +168,23 @@ FORWARD = {
 @pytest.mark.parametrize(('model', 'image', 'reference'), FORWARD.values(), ids=FORWARD)
 def test_logits_and_features_equal_a_float64_forward_pass(model, image, reference):
     variables, x = random_variables(model, image), image_of(*image)
-    output = predict(model, variables, x)
-    expected = reference(Shuffled(variables), np.float64(x))
-    got = {**output.features, 'logits': output.logits}
-    assert got.keys() == expected.keys()
-    for key, value in expected.items():
-        assert value.std() > 1e-2  # a dead network would prove nothing
-        np.testing.assert_allclose(got[key], value, atol=2e-4 * np.abs(value).max(), err_msg=key)
-
-
-def kernels_of(model, *image):
-    params = flax.traverse_util.flatten_dict(
-        shapes_of(model, image or (1, 32, 32, 3))['params'], sep='/'
-    )
-    return {
-        path.removesuffix('/kernel'): leaf.shape
-        for path, leaf in params.items()
-        if path.endswith('/kernel')
-    }
-
-
-def test_width_scales_every_layer_and_rounds_up_to_whole_groups():
-    kernels = kernels_of(build('imagenet_shufflenet_v2_x1_0', 10, width=0.25))
-    assert kernels['stem/conv'] == (3, 3, 3, 6)
-    assert kernels['stage1_block2/conv1/conv'] == (1, 1, 15, 15)  # 116 / 4 = 29, made even
-    assert kernels['stage3_block1/conv1/conv'] == (1, 1, 58, 58)
-    assert kernels['top/conv'] == (1, 1, 116, 256)
-    kernels = kernels_of(build('cifar_shufflenet_v1', 10, width=0.1))
-    assert kernels['stem/conv'] == (1, 1, 3, 3)  # 2.4
-    assert kernels['stage1_block1/conv1/conv'] == (1, 1, 3, 6)  # a quarter of 24 - 3 is 5
-    assert kernels['stage1_block1/conv3/conv'] == (1, 1, 2, 21)
-    assert kernels['stage2_block2/conv1/conv'] == (1, 1, 16, 12)
-    assert kernels['head'] == (96, 10)
-
-
-@pytest.mark.parametrize(
-    ('name', 'width'), [(name, width) for name in SHUFFLENETS for width in (0.25, 0.33, 1.7)]
-)
-def test_no_width_leaves_channels_that_groups_do_not_divide(name, width):
-    ours = EXPECTED[name].params
-    narrow = size(shapes_of(build(name, EXPECTED[name].classes, width=width))['params'])
-    assert (narrow < ours) == (width < 1) and narrow != ours
-
-
-@pytest.mark.parametrize(
-    ('depth', 'blocks'), [(0.1, (1, 1, 1)), (0.5, (2, 4, 2)), (1.3, (6, 11, 6))]
-)
-@pytest.mark.parametrize('name', ['imagenet_shufflenet_v2_x0_5', 'cifar_shufflenet_v1'])
-def test_depth_scales_the_units_of_each_stage(name, depth, blocks):
-    found = {
-        re.match(r'stage\d_block\d+', path)[0]
-        for path in kernels_of(build(name, 10, depth=depth))
-        if 'stage' in path
-    }
-    assert found == {
-        f'stage{i}_block{j}' for i, count in enumerate(blocks, start=1) for j in range(1, count + 1)
-    }
-
-
-@pytest.mark.parametrize(
-    ('name', 'depthwise'),
-    [('imagenet_shufflenet_v1', 16), ('cifar_shufflenet_v1', 16), ('cifar_shufflenet_v2', 16 + 3)],
-)
-def test_kernel_replaces_the_depthwise_3x3_and_nothing_else(name, depthwise):
-    before, after = (kernels_of(build(name, 10, kernel=kernel)) for kernel in (3, 5))
-    changed = {path for path in before if before[path] != after[path]}
-    assert len(changed) == depthwise
-    assert {before[path][:3] for path in changed} == {(3, 3, 1)} and {
-        after[path][:3] for path in changed
-    } == {(5, 5, 1)}
-    assert feature_shapes(build(name, 10, kernel=5), 1, 40, 33, 3) == feature_shapes(
-        build(name, 10), 1, 40, 33, 3
+    assert_equal_to_reference(
+        predict(model, variables, x), reference(Shuffled(variables), np.float64(x))
     )
 
 
-@pytest.mark.parametrize(
-    ('name', 'widths'),
-    [('imagenet_shufflenet_v1', (240, 480, 960)), ('cifar_shufflenet_v2', (116, 232, 464))],
-)
-def test_every_unit_gets_its_adapter(name, widths):
-    added = sum(count * (2 * 4 * c + 4 + c) for count, c in zip(COUNTS, widths, strict=True))
-    model = build(name, EXPECTED[name].classes, adapter=4)
-    assert size(shapes_of(model)['params']) == EXPECTED[name].params + added
+@pytest.mark.parametrize('name', SHUFFLENETS)
+def test_no_width_leaves_channels_that_groups_do_not_divide(name):
+    """With one unit a stage, the striding one, and one more in the first."""
 
+    def params(width):
+        model = build(name, 10, width=width, stage_sizes=(2, 1, 1))
+        return size(shapes_of(model)['params'])
 
-@pytest.mark.parametrize(
-    ('model', 'sentence'),
-    [
-        (
-            build('cifar_shufflenet_v1', 10, groups=8, width=0.0209),
-            (
-                'width 0.0209 with 8 groups leaves stage 1 no more channels than it receives; '
-                'use a greater width or fewer groups'
-            ),
-        ),
-        (
-            build('cifar_shufflenet_v1', 10, width=0.02),
-            'width 0.02 leaves none of a layer of 24 channels; use 0.0417 or more',
-        ),
-        (
-            build('imagenet_shufflenet_v2_x1_0', 10, widths=(116, 232)),
-            (
-                'stage_sizes (4, 8, 4) are 3 stages, but widths (116, 232) are 2; '
-                'give one number a stage in both'
-            ),
-        ),
-    ],
-)
-def test_impossible_overrides_are_refused_in_one_sentence(model, sentence):
-    with pytest.raises(UserError) as error:
-        shapes_of(model)
-    assert str(error.value) == sentence
-
-
-def test_a_number_of_groups_that_the_paper_does_not_have_is_refused():
-    with pytest.raises(
-        UserError,
-        match=(
-            r"^groups 5 of model 'imagenet_shufflenet_v1' is not possible; "
-            r'it must be one of 1, 2, 3, 4, 8$'
-        ),
-    ):
-        build('imagenet_shufflenet_v1', 10, groups=5)
+    ours = params(1.0)
+    for width in (0.25, 0.33, 1.7):
+        narrow = params(width)
+        assert (narrow < ours) == (width < 1) and narrow != ours
 
 
 def torch_names(rule, model):

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import quickly
+from model_checks import assert_equal_to_reference
 from model_facts import EXPECTED, Facts
 from model_reference import Reference, conv_reference, rectified
-from small_models import image_of, predict, random_variables, shapes_of, size
+from small_models import image_of, predict, random_variables, shapes_of
 
 from kd_jax.errors import UserError
 from kd_jax.models import build
@@ -66,20 +67,6 @@ def feature_shapes(name, image):
         features[key].shape[1:]
         for key in ('stem', 'stage1', 'stage2', 'stage3', 'stage4', 'stage5', 'pooled')
     ]
-
-
-def test_the_feature_shapes_at_the_native_sizes():
-    at_224 = [
-        *[(224, 224, 64)] * 2,
-        (112, 112, 128),
-        (56, 56, 256),
-        (28, 28, 512),
-        (14, 14, 512),
-        (4096,),
-    ]
-    assert feature_shapes('imagenet_vgg16', (1, 224, 224, 3)) == at_224
-    at_32 = [*[(32, 32, 64)] * 2, (16, 16, 128), (8, 8, 256), *[(4, 4, 512)] * 2, (512,)]
-    assert feature_shapes('cifar_vgg8', (1, 32, 32, 3)) == at_32
 
 
 def test_the_small_networks_pool_a_fourth_time_in_images_64_high_and_in_no_others():
@@ -151,79 +138,9 @@ class VGGReference(Reference):
 def test_logits_and_features_equal_a_float64_forward_pass(name, image, reference):
     model = build(name, 5, width=0.0625)
     variables, x = random_variables(model, image), image_of(*image)
-    output = predict(model, variables, x)
-    expected = reference(VGGReference(variables), np.float64(x))
-    got = {**output.features, 'logits': output.logits}
-    assert got.keys() == expected.keys()
-    for key, value in expected.items():
-        assert value.std() > 1e-2, key  # a dead network would prove nothing
-        np.testing.assert_allclose(got[key], value, atol=2e-4 * np.abs(value).max(), err_msg=key)
-
-
-def test_width_scales_every_layer_depth_the_convolutions_and_kernel_their_size():
-    params = shapes_of(build('imagenet_vgg11', 10, width=0.4, depth=1.5, kernel=5), (1, 32, 32, 3))[
-        'params'
-    ]
-    counts = [sum(key.startswith(f'stage{stage}_') for key in params) for stage in range(1, 6)]
-    assert counts == [2, 2, 3, 3, 3]  # 1.5, 1.5, 3, 3, 3 rounded up
-    kernels = [
-        params[f'stage{stage}_block{count}']['conv']['kernel'].shape
-        for stage, count in enumerate(counts, start=1)
-    ]
-    assert kernels == [(5, 5, n, n) for n in (26, 51, 102, 205, 205)]  # 25.6, 51.2, 102.4, 204.8
-    assert params['top_dense1']['kernel'].shape == (7 * 7 * 205, 1638)  # 1638.4
-    assert params['top_dense2']['kernel'].shape == (1638, 1638) and params['head'][
-        'kernel'
-    ].shape == (1638, 10)
-    small = shapes_of(build('cifar_vgg19', 10, width=0.5, depth=0.5))['params']
-    assert [sum(key.startswith(f'stage{stage}_') for key in small) for stage in range(1, 6)] == [
-        1,
-        1,
-        2,
-        2,
-        2,
-    ]
-    assert small['head']['kernel'].shape == (256, 10)
-
-
-def test_a_larger_kernel_keeps_the_maps():
-    model, image = build('cifar_vgg8', 10, kernel=5), jnp.zeros((1, 32, 32, 3))
-    features = jax.eval_shape(
-        partial(model.apply, train=False), shapes_of(model, image.shape), image
-    ).features
-    assert [features[f'stage{i}'].shape[1] for i in range(1, 6)] == [32, 16, 8, 4, 4]
-
-
-@pytest.mark.parametrize(
-    ('name', 'side', 'words'),
-    [
-        (
-            'imagenet_vgg11',
-            (31, 40),
-            'VGG needs images of at least 32 x 32 pixels, these have 31 x 40',
-        ),
-        ('cifar_vgg8', (8, 7), 'this VGG needs images of at least 8 x 8 pixels, these have 8 x 7'),
-        (
-            'cifar_vgg8',
-            (64, 15),
-            (
-                'this VGG, for images 64 pixels high, needs images of at least 16 '
-                'x 16 pixels, these have 64 x 15'
-            ),
-        ),
-    ],
-)
-def test_an_image_that_is_too_small_is_refused(name, side, words):
-    with pytest.raises(UserError) as error:
-        shapes_of(build(name, 10), (1, *side, 3))
-    assert str(error.value) == words
-
-
-def test_a_width_that_leaves_no_channel_is_refused():
-    with pytest.raises(
-        UserError, match=r'^width 0\.005 leaves none of a layer of 64 channels; use 0\.0156 or more'
-    ):
-        shapes_of(build('cifar_vgg8', 10, width=0.005))
+    assert_equal_to_reference(
+        predict(model, variables, x), reference(VGGReference(variables), np.float64(x))
+    )
 
 
 def test_dropout_acts_before_the_second_dense_layer_too_and_only_in_training():
@@ -298,10 +215,3 @@ def test_the_names_of_repdistiller():
 def test_a_module_that_the_published_code_does_not_have_is_refused(rule, module):
     with pytest.raises(UserError, match=f"^module '{module}' has no counterpart in this VGG of "):
         rule(module, ['stage1_block1'])
-
-
-def test_both_forms_of_a_depth_differ_by_their_batch_norms():
-    plain, norm = (
-        shapes_of(build(f'imagenet_vgg19{form}', 10), (1, 32, 32, 3)) for form in ('', '_bn')
-    )
-    assert size(norm['params']) - size(plain['params']) == size(norm['batch_stats']) == 2 * 5504

@@ -189,14 +189,6 @@ class Net(Reference):
         return features | {'pooled': x, 'logits': self.linear('head', x)}
 
 
-def assert_equal(output, expected):
-    got = {**output.features, 'logits': output.logits}
-    assert got.keys() == expected.keys()
-    for key, value in expected.items():
-        assert value.std() > 1e-2  # a dead network would prove nothing
-        np.testing.assert_allclose(got[key], value, atol=2e-4 * np.abs(value).max(), err_msg=key)
-
-
 def named(name, rule, **overrides):
     """{our path without the collection: PyTorch's name of the tensor}."""
     leaves = {
@@ -243,11 +235,3 @@ def sequence(prefix, *kinds):
 
 def dense(name):
     return [f'{name}.weight', f'{name}.bias']
-
-
-def expected_shapes(features):
-    *maps, pooled = features
-    keys = ['stem', *(f'stage{i}' for i in range(1, len(maps)))]
-    return {key: (side, side, width) for key, (side, width) in zip(keys, maps, strict=True)} | {
-        'pooled': (pooled,)
-    }
