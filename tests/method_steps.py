@@ -52,6 +52,9 @@ def one_and_four_agree(names, mode, model='resnet8'):
 def relative(first, second):
     pairs = zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
     return max(
-        np.max(np.abs(np.float64(a) - np.float64(b)) / (1 + np.abs(np.float64(a))))
-        for a, b in pairs
+        (
+            np.max(np.abs(np.float64(a) - np.float64(b)) / (1 + np.abs(np.float64(a))))
+            for a, b in pairs
+        ),
+        default=0.0,
     )
