@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from helpers import FASTEST_COMPILE, quickly
+from logit_losses import softmax
 from model_facts import EXPECTED, NARROWEST, SMALLEST
 
 from kd_jax.models import MODELS, build
@@ -129,3 +130,36 @@ def flat(tree, path=()):
         yield from (
             flat(value, (*path, key)) if isinstance(value, dict) else [((*path, key), value)]
         )
+
+
+def leave_the_rest_alone(name, shape):
+    """Heads change nothing else of a model, and predict the mean of their probabilities."""
+    plain, heads, average = (
+        build(name, 5, **more)
+        for more in ({}, {'heads': (2, 1)}, {'heads': (2, 1), 'average_heads': True})
+    )
+    variables = random_variables(heads, shape)
+    own = {
+        key: {k: v for k, v in tree.items() if not k.startswith('head_')}
+        for key, tree in variables.items()
+    }
+    assert set(variables['params']) - set(own['params']) == {'head_stage1', 'head_stage2'}
+
+    @jax.jit
+    def outputs(variables, own, image):
+        return (
+            plain.apply(own, image, train=False),
+            heads.apply(variables, image, train=False),
+            average.apply(variables, image, train=False),
+            average.apply(variables, image, train=True, mutable=['batch_stats'])[0],
+        )
+
+    one, several, mean, trained = outputs(variables, own, image_of(*shape))
+    np.testing.assert_allclose(one.logits, several.logits, rtol=1e-5, atol=1e-5)
+    assert one.heads == {} and set(several.heads) == {'stage1', 'stage2', 'head'}
+    np.testing.assert_array_equal(several.heads['head'].logits, several.logits)
+    assert several.heads['stage1'].pooled.shape == several.features['pooled'].shape
+    p = np.mean([softmax(np.float64(head.logits)) for head in several.heads.values()], axis=0)
+    np.testing.assert_allclose(mean.logits, np.log(p), atol=1e-5)
+    # training is left to the terms
+    np.testing.assert_array_equal(trained.logits, trained.heads['head'].logits)
