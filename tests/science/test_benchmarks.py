@@ -135,7 +135,7 @@ def test_what_is_unknown_or_renamed_is_refused(flags, sentence):
     assert done.returncode != 0 and done.stderr.startswith(sentence)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures('optimised')
 def test_the_regression_check_runs(tmp_path):
     done = subprocess.run(

@@ -59,7 +59,7 @@ def test_cifar10_trains_from_a_tfds_directory_without_tensorflow(cifar, tmp_path
     assert results['student']['test']['top1'] > 0.3
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_cifar10_trains_its_own_networks(cifar, tmp_path):
     """resnet56 learns in four epochs; MobileNetV2 x0.5 runs for one, alone and with it."""
     flags = ['--config=configs/cifar10.py', f'--config.data.path={cifar}', '--config.seeds=(0,)']

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import flax
+import nbformat
 import numpy as np
 import pytest
 from helpers import REPOSITORY, environment, run_main
@@ -79,7 +80,7 @@ def alone(tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize('mode', ['auto', pytest.param('jit', marks=pytest.mark.slow)])
+@pytest.mark.parametrize('mode', ['auto', pytest.param('jit', marks=pytest.mark.long)])
 def test_two_processes_of_two_devices_train_the_same_parameters_as_one(alone, tmp_path, mode):
     done = local(2, *STUDY, f'--workdir={tmp_path}', f'--config.parallel={mode}', devices=2)
     assert done.returncode == 0, done.stderr
@@ -98,7 +99,7 @@ def test_two_processes_of_two_devices_train_the_same_parameters_as_one(alone, tm
     assert trained(alone / 'teacher' / 'seed0')[1]['test']['top1'] > 0.7
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_sigterm_stops_all_processes_and_the_same_command_continues(tmp_path):
     lengths = ('--config.runs.teacher.epochs=20.', '--config.runs.teacher.eval_every=1.')
     command = [*STUDY[:3], '--only=teacher', '--config.runs.teacher.model.name=cnn', *lengths]
@@ -132,3 +133,42 @@ def no_google(tmp_path_factory, monkeypatch):
     gcloud.write_text('#!/bin/sh\nexit 99\n')
     gcloud.chmod(0o755)
     monkeypatch.setenv('PATH', f'{gcloud.parent}:{os.environ["PATH"]}')
+
+
+@pytest.mark.long
+def test_the_notebook_runs_from_top_to_bottom_and_distillation_pays(tmp_path):
+    from nbclient import NotebookClient
+
+    for name in ('kd_jax', 'configs', 'requirements.txt'):  # what it trains stays in tmp_path
+        (tmp_path / name).symlink_to(REPOSITORY / name)
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    client = NotebookClient(
+        notebook,
+        timeout=600,
+        kernel_name='python3',
+        resources={'metadata': {'path': str(tmp_path)}},
+    )
+    client.execute(env=environment(KD_JAX_FLAGS='--config.seeds=(0,)'))
+    outputs = {cell.id: cell.outputs for cell in notebook.cells if cell.cell_type == 'code'}
+
+    def shown(cell, kind):
+        return [
+            output.data[kind]
+            for output in outputs[cell]
+            if output.output_type == 'display_data' and kind in output.data
+        ]
+
+    (table,) = shown('table', 'text/markdown')
+    head, _, *rows = [
+        [c.strip() for c in line.strip('|').split('|')]
+        for line in table.splitlines()
+        if line.startswith('|')
+    ]
+    top1 = {row[0]: float(row[head.index('top-1 %')].split()[0]) for row in rows}
+    assert list(top1) == ['teacher', 'alone', 'student']
+    assert top1['student'] > top1['alone'] + 5
+    assert len(shown('curves', 'image/png')) == len(shown('look', 'image/png')) == 1
+    (comparison,) = shown('compare', 'text/markdown')
+    four, one = (line.split('|') for line in comparison.splitlines()[2:])
+    assert (four[1].strip(), one[1].strip()) == ('4', '1')
+    assert float(four[2]) == top1['student'] != float(one[2])

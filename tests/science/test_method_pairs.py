@@ -95,7 +95,7 @@ def test_every_run_of_every_method_follows_the_study():
     assert {run.model.get_type('depth') for run in config.runs.values()} == {float}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize('pair', PAIRS)
 def test_every_method_trains_end_to_end(pair, digits, tmp_path):
     config = study(pair)

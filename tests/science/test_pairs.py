@@ -36,7 +36,7 @@ def digits(tmp_path_factory):
     return make
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize('pair', PAIRS)
 def test_a_pair_of_families_trains_end_to_end(pair, digits, tmp_path):
     teacher, student = pair.split('-')

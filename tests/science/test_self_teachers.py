@@ -40,7 +40,7 @@ def alone(
     return executor, jax.device_get(executor.states()[0]), history and history[0]
 
 
-@pytest.mark.parametrize('mode', ['pmap on 4', pytest.param('jit on 4', marks=pytest.mark.slow)])
+@pytest.mark.parametrize('mode', ['pmap on 4', pytest.param('jit on 4', marks=pytest.mark.long)])
 @pytest.mark.parametrize('kind', SELF_TEACHERS)
 def test_one_device_and_four_give_the_same(kind, mode):
     changes = {'model': 'resnet8', 'optim.ema_decay': 0.9, 'steps': 5}

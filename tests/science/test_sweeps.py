@@ -97,7 +97,7 @@ ON_FOUR = ('average as a teacher', 'a peer', 'features and memory')
     ('case', 'mode', 'devices'),
     [
         pytest.param(
-            case, *how, marks=[pytest.mark.slow] if case in ON_FOUR and how[1] == 1 else []
+            case, *how, marks=[pytest.mark.long] if case in ON_FOUR and how[1] == 1 else []
         )
         for case in CASES
         for how in (('jit', 1), ('pmap', 4))

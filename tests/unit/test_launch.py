@@ -398,45 +398,6 @@ def test_everything_that_the_notebook_names_exists():
     assert done.returncode == 0 and '--plot' in done.stdout
 
 
-@pytest.mark.slow
-def test_the_notebook_runs_from_top_to_bottom_and_distillation_pays(tmp_path):
-    from nbclient import NotebookClient
-
-    for name in ('kd_jax', 'configs', 'requirements.txt'):  # what it trains stays in tmp_path
-        (tmp_path / name).symlink_to(REPOSITORY / name)
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    client = NotebookClient(
-        notebook,
-        timeout=600,
-        kernel_name='python3',
-        resources={'metadata': {'path': str(tmp_path)}},
-    )
-    client.execute(env=environment(KD_JAX_FLAGS='--config.seeds=(0,)'))
-    outputs = {cell.id: cell.outputs for cell in notebook.cells if cell.cell_type == 'code'}
-
-    def shown(cell, kind):
-        return [
-            output.data[kind]
-            for output in outputs[cell]
-            if output.output_type == 'display_data' and kind in output.data
-        ]
-
-    (table,) = shown('table', 'text/markdown')
-    head, _, *rows = [
-        [c.strip() for c in line.strip('|').split('|')]
-        for line in table.splitlines()
-        if line.startswith('|')
-    ]
-    top1 = {row[0]: float(row[head.index('top-1 %')].split()[0]) for row in rows}
-    assert list(top1) == ['teacher', 'alone', 'student']
-    assert top1['student'] > top1['alone'] + 5
-    assert len(shown('curves', 'image/png')) == len(shown('look', 'image/png')) == 1
-    (comparison,) = shown('compare', 'text/markdown')
-    four, one = (line.split('|') for line in comparison.splitlines()[2:])
-    assert (four[1].strip(), one[1].strip()) == ('4', '1')
-    assert float(four[2]) == top1['student'] != float(one[2])
-
-
 def test_a_failing_command_in_the_notebook_raises(tmp_path, monkeypatch):
     setup = next(
         cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.get('id') == 'setup'
