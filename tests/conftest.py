@@ -21,8 +21,10 @@ os.environ['XLA_FLAGS'] = (
     os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=4'
 )
 os.environ['XLA_FLAGS'] += ' --xla_cpu_use_fusion_emitters=false'
-CACHE = Path(__file__).parent.parent / '.cache' / 'programs'  # that of a fresh clone is cold
-os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(CACHE))
+# That of a fresh clone is cold.
+os.environ.setdefault(
+    'JAX_COMPILATION_CACHE_DIR', str(Path(__file__).parent.parent / '.cache' / 'programs')
+)
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
 
