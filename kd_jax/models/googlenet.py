@@ -92,7 +92,7 @@ class GoogLeNet(Classifier, kw_only=True):
     standard deviation 0.01). `width` scales all channels.
     """
 
-    aux: bool = flag(False)
+    aux: bool = flag(False)  # auxiliary heads in evaluation too
 
     EPSILON = 1e-3
 

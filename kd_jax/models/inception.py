@@ -155,7 +155,7 @@ class InceptionV3(Classifier, kw_only=True):
     normal distribution (torchvision: a truncated one of standard deviation 0.1). `width` scales all channels.
     """
 
-    aux: bool = flag(True)
+    aux: bool = flag(True)  # auxiliary heads in evaluation too
 
     EPSILON = 1e-3
 

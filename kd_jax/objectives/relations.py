@@ -62,7 +62,7 @@ class CC(Loss):
     As the authors gave it to the tables, which weigh it 0.02. The paper itself compares kernels of all pairs of examples.
     """
 
-    dim: int = number(128, at_least=1)
+    dim: int = number(128, at_least=1)  # of the embeddings
 
     needs_features: ClassVar[bool] = True
 
@@ -123,8 +123,8 @@ def rkd_angle(student: jax.Array, teacher: jax.Array, axis_name: str | None = No
 class RKD(Loss):
     """Relational distillation: `distance rkd_distance + angle rkd_angle` of the pooled features; the tables weigh it 1."""
 
-    distance: float = number(25.0, at_least=0)
-    angle: float = number(50.0, at_least=0)
+    distance: float = number(25.0, at_least=0)  # weight of the distances
+    angle: float = number(50.0, at_least=0)  # weight of the angles
 
     needs_features: ClassVar[bool] = True
 

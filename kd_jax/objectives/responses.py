@@ -27,7 +27,8 @@ from kd_jax.objectives.logits import (
 class CrossEntropy(Loss):
     """`cross_entropy` with the labels; under mixup with both labels."""
 
-    label_smoothing: float = number(0.0, at_least=0, below=1)
+    label_smoothing: float = number(0.0, at_least=0, below=1)  # share of all classes in the label
+    # one a class; () = equal
     class_weights: tuple[float, ...] = several(
         (), lambda w: is_number(w) and 0 <= w < math.inf, 'finite numbers, each 0 or more'
     )
@@ -54,7 +55,7 @@ class LogitLoss(Loss):
     The paper takes a lower temperature (2) and a higher weight (9) than without.
     """
 
-    standardize: bool = flag(False)
+    standardize: bool = flag(False)  # both logits, over the classes
 
     @nn.nowrap
     def logits(self, student: Output, teacher: Output) -> tuple[jax.Array, jax.Array]:
@@ -77,7 +78,7 @@ def refuse_two_classes(what: str, num_classes: int | None, why: str, without: st
 class KL(LogitLoss):
     """`kl` from the teacher's softened probabilities, with the factor tau^2."""
 
-    tau: float = number(4.0, above=0, sweep=True)
+    tau: float = number(4.0, above=0, sweep=True)  # temperature
 
     def __call__(self, student, teacher, batch):
         return kl(*self.logits(student, teacher), self.tau)
@@ -86,7 +87,7 @@ class KL(LogitLoss):
 class SoftCrossEntropy(LogitLoss):
     """`soft_cross_entropy` with the teacher's softened probabilities, with the factor tau^2."""
 
-    tau: float = number(4.0, above=0, sweep=True)
+    tau: float = number(4.0, above=0, sweep=True)  # temperature
 
     def __call__(self, student, teacher, batch):
         return soft_cross_entropy(*self.logits(student, teacher), self.tau)
@@ -102,10 +103,10 @@ class LogitMSE(LogitLoss):
 class ThreeTerm(LogitLoss):
     """`three_term`; unlabelled examples keep their teacher terms (and count in the mean over the batch)."""
 
-    lam: float = number(1.0, at_least=0, sweep=True)
-    beta: float = number(1.0, at_least=0, sweep=True)
-    tau: float = number(4.0, above=0, sweep=True)
-    printed: bool = flag(False)
+    lam: float = number(1.0, at_least=0, sweep=True)  # weight of the teacher's probabilities
+    beta: float = number(1.0, at_least=0, sweep=True)  # weight of the softened ones
+    tau: float = number(4.0, above=0, sweep=True)  # temperature
+    printed: bool = flag(False)  # the formulas as their source prints them
 
     def __call__(self, student, teacher, batch):
         of_labels = over_labels(batch, lambda labels: cross_entropy(student.logits, labels))
@@ -115,9 +116,9 @@ class ThreeTerm(LogitLoss):
 class DKD(LogitLoss):
     """`dkd`; under mixup for both labels. The paper ramps it up during the first 20 of 240 epochs."""
 
-    alpha: float = number(1.0, at_least=0, sweep=True)
-    beta: float = number(8.0, at_least=0, sweep=True)
-    tau: float = number(4.0, above=0, sweep=True)
+    alpha: float = number(1.0, at_least=0, sweep=True)  # weight of the target class
+    beta: float = number(8.0, at_least=0, sweep=True)  # weight of the other classes
+    tau: float = number(4.0, above=0, sweep=True)  # temperature
 
     sees_ensemble: ClassVar[bool] = True
 
@@ -134,8 +135,8 @@ class DKD(LogitLoss):
 class NKD(LogitLoss):
     """`nkd`; under mixup for both labels."""
 
-    gamma: float = number(1.5, at_least=0, sweep=True)
-    tau: float = number(1.0, above=0, sweep=True)
+    gamma: float = number(1.5, at_least=0, sweep=True)  # weight of the other classes
+    tau: float = number(1.0, above=0, sweep=True)  # temperature of the other classes
 
     sees_ensemble: ClassVar[bool] = True
 
@@ -154,9 +155,9 @@ class NKD(LogitLoss):
 class DIST(LogitLoss):
     """`dist`; on CIFAR the paper weighs both parts 2, at temperature 4."""
 
-    beta: float = number(1.0, at_least=0, sweep=True)
-    gamma: float = number(1.0, at_least=0, sweep=True)
-    tau: float = number(1.0, above=0, sweep=True)
+    beta: float = number(1.0, at_least=0, sweep=True)  # weight of the classes of an example
+    gamma: float = number(1.0, at_least=0, sweep=True)  # weight of the examples of a class
+    tau: float = number(1.0, above=0, sweep=True)  # temperature
 
     sees_ensemble: ClassVar[bool] = True
 
@@ -174,8 +175,8 @@ class DIST(LogitLoss):
 class VirtualTeacher(Loss):
     """`virtual_teacher`; under mixup for both labels."""
 
-    correct: float = number(0.99, above=0, below=1)
-    tau: float = number(20.0, above=0, sweep=True)
+    correct: float = number(0.99, above=0, below=1)  # what the virtual teacher gives the label
+    tau: float = number(20.0, above=0, sweep=True)  # softens what it gives
 
     needs_teacher: ClassVar[bool] = False
     needs_label: ClassVar[bool] = True
