@@ -8,7 +8,7 @@ Distillation: Hinton et al. 2015, arXiv:1503.02531, with the student's unlabelle
     python -m kd_jax.main --config=configs/fashion_mnist.py:method=at  # any method of configs/methods.py
     python -m kd_jax.main --config=configs/fashion_mnist.py:method=all # every one of them in one study
 
-Hardware, duration, expected numbers: README, "Results" and "Methods". Where no method is named the student is a small CNN
+Hardware, duration, expected numbers: docs/results.md. Where no method is named the student is a small CNN
 and learns by `kl`. With few labels the learning rates of alone and student were each chosen on the validation split among
 0.02, 0.05 and 0.1 (one seed, three epochs); with all labels they are not tuned. Where a method is named, `kl` too, all labels
 are there and the student is a resnet8 a quarter as wide, for the papers' weights were made for networks with BatchNorm. It

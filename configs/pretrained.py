@@ -12,7 +12,7 @@ normalisation. With weights of your own, say ImageNet's fine-tuned on your class
     python -m kd_jax.main --config=configs/pretrained.py --config.teachers.teacher.torch=resnet50.pth \
         --config.teachers.teacher.model=resnet50 --config.data.source=npz --config.data.path=my_images.npz ...
 
-The student and the same network alone have 20 labels a class. Hardware, duration, expected numbers: README, "PyTorch weights".
+The student and the same network alone have 20 labels a class. Hardware, duration, expected numbers: docs/results.md.
 """
 
 from configs import common

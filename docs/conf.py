@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / 'docs')]
-os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # the reference imports kd_jax, which computes nothing
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # the reference imports kd_jax
 
 import docstrings  # noqa: E402
 
@@ -18,10 +18,14 @@ author = 'the kd_jax authors'
 html_title = f'{project} {release}'
 html_show_sphinx = html_show_copyright = False
 
-extensions = ['myst_parser', 'sphinx.ext.autodoc', 'sphinx.ext.napoleon', 'sphinx.ext.viewcode', 'sphinx_copybutton']
+extensions = [
+    'myst_parser',
+    'sphinx.ext.autodoc',
+    'sphinx.ext.napoleon',
+    'sphinx.ext.viewcode',
+    'sphinx_copybutton',
+]
 exclude_patterns = ['_build']
-nitpicky = False  # annotations name types of other projects, whose pages a build without network cannot reach
-default_role = 'code'  # docstrings write code in single backticks
 smartquotes = False  # quotes and dashes are those of commands
 
 myst_heading_anchors = 3
@@ -31,13 +35,11 @@ html_theme = 'furo'
 html_static_path = ['_static']
 html_css_files = ['site.css']
 html_theme_options = {'navigation_with_keys': True}
-copybutton_exclude = '.linenos, .gp'
 
 autodoc_member_order = 'bysource'
 autodoc_default_options = {'members': True}
 autodoc_inherit_docstrings = False
-autodoc_typehints_format = 'fully-qualified'
-python_use_unqualified_type_names = True  # shown short, linked in full
+autodoc_typehints_format = 'short'
 autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 90
 napoleon_google_docstring, napoleon_numpy_docstring = True, False
@@ -53,14 +55,14 @@ def mend_signature(app, what, name, obj, options, signature, returned):
         signature = re.sub(r', (parent|name): .*?(?=, \w+:|\)$)', '', signature)
         signature = signature.replace('<factory>', '...')
         signature = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r'\1', signature)
-        signature = re.sub(r'~(?:\w+\.)*(\w+)', r'\1', signature)
     return signature, returned
 
 
 def skip_member(app, what, name, obj, skip, options):
-    """Fields of named tuples, and what Flax gives to its classes, say nothing of their own."""
+    """Fields of named tuples, and what other packages give to a class, say nothing of their own."""
     field = (getattr(obj, '__doc__', None) or '').startswith('Alias for field')
-    return True if field or name in ('replace', 'dtype') else None
+    others = not getattr(obj, '__module__', 'kd_jax').startswith('kd_jax')
+    return True if field or others or name in ('replace', 'dtype') else None
 
 
 def setup(app):

@@ -1,4 +1,4 @@
-"""Docstrings are plain prose with Markdown's code; Sphinx reads reStructuredText. This makes one of the other."""
+"""Makes reStructuredText, which Sphinx reads, of docstrings: plain prose with Markdown's code."""
 
 import re
 
@@ -8,7 +8,7 @@ CODE = re.compile(r'(\w?)`([^`]+)`(\w?)')
 
 
 def to_rst(lines: list[str]) -> list[str]:
-    """The lines of a docstring as reStructuredText; sections such as `Args:` are left to napoleon."""
+    """The lines of a docstring; sections such as `Args:` are left to napoleon."""
     done: list[str] = []
     for block in _blocks(lines):
         done += [*_block(block), '']
@@ -62,12 +62,14 @@ def _indented_as_list(block: list[str]) -> list[str]:
         if bool(depth) != inside:
             done.append('')
             inside = bool(depth)
-        done.append(f'- {line.strip()}' if depth == min(depths) else f'  {line.strip()}' if depth else line)
+        done.append(
+            f'- {line.strip()}' if depth == min(depths) else f'  {line.strip()}' if depth else line
+        )
     return done
 
 
 def escaped(text: str) -> str:
-    """Code between single backticks as literals; elsewhere nothing that reStructuredText would interpret."""
+    """Code between single backticks as literals; elsewhere nothing that would be interpreted."""
     parts, end = [], 0
     for found in CODE.finditer(text):
         before, code, after = found.groups()
