@@ -53,7 +53,8 @@ def mend_signature(app, what, name, obj, options, signature, returned):
     """No arguments that Flax adds to every module, and defaults as they would be written."""
     if signature:
         signature = re.sub(r', (parent|name): .*?(?=, \w+:|\)$)', '', signature)
-        signature = signature.replace('<factory>', '...')
+        signature = re.sub(r'<PjitFunction of <function (\w+)>>', r'\1', signature)
+        signature = re.sub(r'<factory>|<[\w.]+ object>', '...', signature)
         signature = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r'\1', signature)
     return signature, returned
 

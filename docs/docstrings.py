@@ -4,15 +4,19 @@ import re
 
 SECTION = re.compile(r'(Args|Returns|Raises|Yields):$')
 ITEM = re.compile(r'([a-z_]\w*(?:, [a-z_]\w*)*): (.*)')  # `logits: [B, K]`, not in a section
-CODE = re.compile(r'(\w?)`([^`]+)`(\w?)')
+# Code, and what may not stand beside a literal in reStructuredText.
+CODE = re.compile(r"""([^\s'"(\[{<\-/:`]?)`([^`]+)`([^\s'")\]}>\-/\\:.,;!?`]?)""")
 
 
 def to_rst(lines: list[str]) -> list[str]:
     """The lines of a docstring; sections such as `Args:` are left to napoleon."""
     done: list[str] = []
     for block in _blocks(lines):
-        done += [*_block(block), '']
-    return escaped('\n'.join(done)).split('\n')
+        if all(line.startswith('    ') for line in block):  # code
+            done += ['::', '', *block, '']
+        else:
+            done += [*escaped('\n'.join(_block(block))).split('\n'), '']
+    return done
 
 
 def _blocks(lines: list[str]) -> list[list[str]]:
@@ -29,8 +33,6 @@ def _blocks(lines: list[str]) -> list[list[str]]:
 def _block(block: list[str]) -> list[str]:
     if SECTION.match(block[0]):
         return block
-    if all(line.startswith('    ') for line in block):
-        return ['::', '', *block]
     if block[0].startswith('- '):
         return block
     if ITEM.match(block[0]):

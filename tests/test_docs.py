@@ -235,11 +235,12 @@ def test_what_the_notebook_imports_is_there():
             ['x: `[B]`,', '  more', 'y, z: text'],
             ['- ``x``: ``[B]``,', '  more', '- ``y``, ``z``: text', ''],
         ),
-        (['Text', '', '    code'], ['Text', '', '::', '', '    code', '']),
+        (['±`x`, (`y`).'], ['±\\ ``x``, (``y``).', '']),
+        (['Text', '', '    a * `b`'], ['Text', '', '::', '', '    a * `b`', '']),
         (['They are', '  one', '  two', 'end'], ['They are', '', '- one', '- two', '', 'end', '']),
         (['Args:', '  x: `y`', ''], ['Args:', '  x: ``y``', '']),
     ],
-    ids=['inline', 'items', 'code', 'indented', 'section'],
+    ids=['inline', 'items', 'beside', 'code', 'indented', 'section'],
 )
 def test_docstrings_become_restructured_text(given, made):
     spec = importlib.util.spec_from_file_location('docs_docstrings', Path(DOCS, 'docstrings.py'))

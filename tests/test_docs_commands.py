@@ -111,7 +111,7 @@ def overrides(module, arguments):
             given.append(f'--config.runs.{name}.seeds=(0,)')
         if run.optim.warmup_epochs:
             given.append(f'--config.runs.{name}.optim.warmup_epochs=0.')
-        if config.data.source != 'digits' or 'data.source' in said:
+        if not first and 'teacher.init=' not in said:
             given.append(f'--config.runs.{name}.model.name=cnn')
     if config.data.source in ('idx', 'tfds') and 'data.source' not in said:
         given.append('--config.data.path=DIR')
@@ -119,6 +119,8 @@ def overrides(module, arguments):
         given.append('--config.profile=(4,8)')
     if module == 'kd_jax.search':
         given += ['--trials=2', '--together=2']
+    if '--workdir=runs/two_processes' in arguments:
+        given.append('--only=alone')
     return given
 
 
