@@ -6,7 +6,7 @@
 The runs of the config, on random images of the shape and number given, take turns in one
 process; runs that a method has beforehand (`ab_before`) stand in lines of their own. With
 `--results=WORKDIR/results.json` of a study of the same config, top-1 stands beside the cost:
-the README's table of methods.
+the table of methods in docs/results.md.
 """
 
 import importlib

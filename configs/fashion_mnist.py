@@ -14,7 +14,7 @@ unlabelled images as transfer set.
     python -m kd_jax.main --config=configs/fashion_mnist.py:method=at
     python -m kd_jax.main --config=configs/fashion_mnist.py:method=all
 
-Hardware, duration, expected numbers: README, "Results" and "Methods". Where no method is named the
+Hardware, duration, expected numbers: docs/results.md. Where no method is named the
 student is a small CNN and learns by `kl`. With few labels the learning rates of alone and student
 were each chosen on the validation split among 0.02, 0.05 and 0.1 (one seed, three epochs); with all
 labels they are not tuned. Where a method is named, `kl` too, all labels are there and the student

@@ -17,7 +17,7 @@ fine-tuned on your classes, and your own images:
         --config.data.source=npz --config.data.path=my_images.npz ...
 
 The student and the same network alone have 20 labels a class. Hardware, duration, expected
-numbers: README, "PyTorch weights".
+numbers: docs/results.md.
 """
 
 from configs import common

@@ -1,5 +1,5 @@
-"""The model zoo as a Markdown table; `python -m kd_jax.zoo --write README.md` renews
-the one in the documentation.
+"""The model zoo as a Markdown table; `python -m kd_jax.zoo --write docs/zoo.md` renews
+that of the documentation.
 
 Nothing is trained, compiled or put on a device: parameters and
 multiply-accumulates follow from shapes.

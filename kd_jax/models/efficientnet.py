@@ -48,7 +48,7 @@ class EfficientNet(Classifier, kw_only=True):
 
     depth: float = multiplier()
     kernel: int | None = odd(None)
-    stochastic_depth: float = share(0.2, 'such as 0.2')
+    stochastic_depth: float = share(0.2, 'such as 0.2')  # of the last block
 
     def backbone(self, x: jax.Array, setting: Setting, train: bool) -> Features:
         unit = partial(ConvBN, act=nn.silu, setting=setting)

@@ -101,7 +101,7 @@ class GoogLeNet(Classifier, kw_only=True):
     a truncated one of standard deviation 0.01). `width` scales all channels.
     """
 
-    aux: bool = flag(False)
+    aux: bool = flag(False)  # auxiliary heads in evaluation too
 
     EPSILON = 1e-3
 

@@ -180,7 +180,7 @@ class InceptionV3(Classifier, kw_only=True):
     `width` scales all channels.
     """
 
-    aux: bool = flag(True)
+    aux: bool = flag(True)  # auxiliary heads in evaluation too
 
     EPSILON = 1e-3
 

@@ -152,8 +152,8 @@ class ResNet(Classifier, kw_only=True):
 
     stage_sizes: tuple[int, ...]  # blocks in each stage
     bottleneck: bool = False
-    groups: int = number(1, at_least=1)
-    group_width: int = number(64, at_least=1)
+    groups: int = number(1, at_least=1)  # of a bottleneck's 3x3 convolution
+    group_width: int = number(64, at_least=1)  # channels of a group in stage 1
     small_images: bool = False
     depth: float = multiplier()
     kernel: int = odd(3)

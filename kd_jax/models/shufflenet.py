@@ -106,6 +106,7 @@ class ShuffleNetV1(Classifier, kw_only=True):
     `pooled`, the average of `stage3`.
     """
 
+    # of the pointwise convolutions; sets the stages' channels
     groups: int = field(3, lambda groups: groups in WIDTHS, f'one of {", ".join(map(str, WIDTHS))}')
     small: bool = False
     stage_sizes: tuple[int, ...] = (4, 8, 4)

@@ -57,8 +57,8 @@ class WideResNet(Classifier, kw_only=True):
     """
 
     stage_sizes: tuple[int, ...]  # blocks in each stage; d = 4 + 2 * sum
-    widen: int = number(1, at_least=1)
-    block_dropout: float = share(0.0, 'such as 0.3')
+    widen: int = number(1, at_least=1)  # multiplier of the stages' channels
+    block_dropout: float = share(0.0, 'such as 0.3')  # between a block's convolutions
     depth: float = multiplier()
     kernel: int = odd(3)
 

@@ -37,9 +37,10 @@ class Loss(nn.Module):
     makes it look across each part alone.
     """
 
-    weight: float = number(1.0, at_least=0, sweep=True)
-    ramp_epochs: float = number(0.0, at_least=0)
-    ramp_from: float = number(0.0, at_least=0)
+    weight: float = number(1.0, at_least=0, sweep=True)  # in the objective
+    ramp_epochs: float = number(0.0, at_least=0)  # until the weight is reached; 0 = at once
+    ramp_from: float = number(0.0, at_least=0)  # the weight at the start of the ramp
+    # which examples count: all, or where the teacher is right, or surer than the student
     only_where: str = choice('always', 'teacher_right', 'teacher_surer')
     axis_name: str | None = None  # the device axis, for losses that look across the batch
     fast: bool = False  # learned layers in the form that is fast on a CPU

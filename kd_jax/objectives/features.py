@@ -138,7 +138,7 @@ class AB(FeatureLoss):
     from which another one starts.
     """
 
-    margin: float = number(1.0, at_least=0)
+    margin: float = number(1.0, at_least=0)  # from 0, which the student is to keep
 
     rectified: ClassVar[bool] = False
 
@@ -211,8 +211,8 @@ class FT(FeatureLoss):
     that 0.2, and their learning rate of 0.05 the 0.01 that they train it with.
     """
 
-    rate: float = number(0.5, above=0)
-    reconstruction: float = number(0.001, at_least=0)
+    rate: float = number(0.5, above=0)  # of the factor's channels to the map's
+    reconstruction: float = number(0.001, at_least=0)  # weight of the paraphraser's own error
 
     @nn.compact
     def __call__(self, student: Output, teacher: Output, batch: Batch) -> jax.Array:
@@ -319,7 +319,7 @@ class ReviewKD(FeatureLoss):
     ramped up during the first 20 of 240 epochs.
     """
 
-    mid: int = number(512, at_least=1)
+    mid: int = number(512, at_least=1)  # most channels of the fused maps
 
     @nn.compact
     def __call__(self, student: Output, teacher: Output, batch: Batch) -> jax.Array:

@@ -30,7 +30,7 @@ class DeepSupervision(Loss):
     (arXiv:1512.00567) as torchvision trains it.
     """
 
-    label_smoothing: float = number(0.0, at_least=0, below=1)
+    label_smoothing: float = number(0.0, at_least=0, below=1)  # share of all classes in the label
 
     needs_teacher: ClassVar[bool] = False
     needs_label: ClassVar[bool] = True
@@ -55,7 +55,7 @@ class SelfDistillation(Loss):
     The paper weighs it 0.3 against 0.7 for the heads' cross entropy.
     """
 
-    tau: float = number(3.0, above=0, sweep=True)
+    tau: float = number(3.0, above=0, sweep=True)  # temperature
 
     needs_teacher: ClassVar[bool] = False
     needs_heads: ClassVar[bool] = True

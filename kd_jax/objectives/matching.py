@@ -88,7 +88,9 @@ def same_size(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
 class FeatureLoss(Loss):
     """A loss on features: those that are named, or else the pairs that `pairs` finds."""
 
+    # which features are compared; () = the last stage of each resolution
     student_features: tuple[str, ...] = names((), "names of features, such as ('stage2',)")
+    # likewise, of the teacher
     teacher_features: tuple[str, ...] = names((), "names of features, such as ('stage2',)")
 
     needs_features: ClassVar[bool] = True

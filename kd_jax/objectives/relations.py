@@ -70,7 +70,7 @@ class CC(Loss):
     kernels of all pairs of examples.
     """
 
-    dim: int = number(128, at_least=1)
+    dim: int = number(128, at_least=1)  # of the embeddings
 
     needs_features: ClassVar[bool] = True
 
@@ -150,8 +150,8 @@ class RKD(Loss):
     features; the tables weigh it 1.
     """
 
-    distance: float = number(25.0, at_least=0)
-    angle: float = number(50.0, at_least=0)
+    distance: float = number(25.0, at_least=0)  # weight of the distances
+    angle: float = number(50.0, at_least=0)  # weight of the angles
 
     needs_features: ClassVar[bool] = True
 

@@ -27,7 +27,8 @@ from kd_jax.objectives.logits import (
 class CrossEntropy(Loss):
     """`cross_entropy` with the labels; under mixup with both labels."""
 
-    label_smoothing: float = number(0.0, at_least=0, below=1)
+    label_smoothing: float = number(0.0, at_least=0, below=1)  # share of all classes in the label
+    # one a class; () = equal
     class_weights: tuple[float, ...] = several(
         (), lambda w: is_number(w) and 0 <= w < math.inf, 'finite numbers, each 0 or more'
     )
@@ -62,7 +63,7 @@ class LogitLoss(Loss):
     The paper takes a lower temperature (2) and a higher weight (9) than without.
     """
 
-    standardize: bool = flag(False)
+    standardize: bool = flag(False)  # both logits, over the classes
 
     @nn.nowrap
     def logits(self, student: Output, teacher: Output) -> tuple[jax.Array, jax.Array]:
@@ -90,7 +91,7 @@ def refuse_two_classes(what: str, num_classes: int | None, why: str, without: st
 class KL(LogitLoss):
     """`kl` from the teacher's softened probabilities, with the factor tau^2."""
 
-    tau: float = number(4.0, above=0, sweep=True)
+    tau: float = number(4.0, above=0, sweep=True)  # temperature
 
     def __call__(self, student: Output, teacher: Output, batch: Batch) -> jax.Array:
         return kl(*self.logits(student, teacher), self.tau)
@@ -99,7 +100,7 @@ class KL(LogitLoss):
 class SoftCrossEntropy(LogitLoss):
     """`soft_cross_entropy` with the teacher's softened probabilities, with the factor tau^2."""
 
-    tau: float = number(4.0, above=0, sweep=True)
+    tau: float = number(4.0, above=0, sweep=True)  # temperature
 
     def __call__(self, student: Output, teacher: Output, batch: Batch) -> jax.Array:
         return soft_cross_entropy(*self.logits(student, teacher), self.tau)
@@ -117,10 +118,10 @@ class ThreeTerm(LogitLoss):
     in the mean over the batch).
     """
 
-    lam: float = number(1.0, at_least=0, sweep=True)
-    beta: float = number(1.0, at_least=0, sweep=True)
-    tau: float = number(4.0, above=0, sweep=True)
-    printed: bool = flag(False)
+    lam: float = number(1.0, at_least=0, sweep=True)  # weight of the teacher's probabilities
+    beta: float = number(1.0, at_least=0, sweep=True)  # weight of the softened ones
+    tau: float = number(4.0, above=0, sweep=True)  # temperature
+    printed: bool = flag(False)  # the formulas as their source prints them
 
     def __call__(self, student: Output, teacher: Output, batch: Batch) -> jax.Array:
         of_labels = over_labels(batch, lambda labels: cross_entropy(student.logits, labels))
@@ -134,9 +135,9 @@ class DKD(LogitLoss):
     during the first 20 of 240 epochs.
     """
 
-    alpha: float = number(1.0, at_least=0, sweep=True)
-    beta: float = number(8.0, at_least=0, sweep=True)
-    tau: float = number(4.0, above=0, sweep=True)
+    alpha: float = number(1.0, at_least=0, sweep=True)  # weight of the target class
+    beta: float = number(8.0, at_least=0, sweep=True)  # weight of the other classes
+    tau: float = number(4.0, above=0, sweep=True)  # temperature
 
     sees_ensemble: ClassVar[bool] = True
 
@@ -160,8 +161,8 @@ class DKD(LogitLoss):
 class NKD(LogitLoss):
     """`nkd`; under mixup for both labels."""
 
-    gamma: float = number(1.5, at_least=0, sweep=True)
-    tau: float = number(1.0, above=0, sweep=True)
+    gamma: float = number(1.5, at_least=0, sweep=True)  # weight of the other classes
+    tau: float = number(1.0, above=0, sweep=True)  # temperature of the other classes
 
     sees_ensemble: ClassVar[bool] = True
 
@@ -183,9 +184,9 @@ class NKD(LogitLoss):
 class DIST(LogitLoss):
     """`dist`; on CIFAR the paper weighs both parts 2, at temperature 4."""
 
-    beta: float = number(1.0, at_least=0, sweep=True)
-    gamma: float = number(1.0, at_least=0, sweep=True)
-    tau: float = number(1.0, above=0, sweep=True)
+    beta: float = number(1.0, at_least=0, sweep=True)  # weight of the classes of an example
+    gamma: float = number(1.0, at_least=0, sweep=True)  # weight of the examples of a class
+    tau: float = number(1.0, above=0, sweep=True)  # temperature
 
     sees_ensemble: ClassVar[bool] = True
 
@@ -206,8 +207,8 @@ class DIST(LogitLoss):
 class VirtualTeacher(Loss):
     """`virtual_teacher`; under mixup for both labels."""
 
-    correct: float = number(0.99, above=0, below=1)
-    tau: float = number(20.0, above=0, sweep=True)
+    correct: float = number(0.99, above=0, below=1)  # what the virtual teacher gives the label
+    tau: float = number(20.0, above=0, sweep=True)  # softens what it gives
 
     needs_teacher: ClassVar[bool] = False
     needs_label: ClassVar[bool] = True

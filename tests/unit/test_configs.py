@@ -150,11 +150,11 @@ def test_weights_that_depend_on_the_pair():
     assert get('cifar100', 'dkd').runs.student.objective.dkd.beta == 2
 
 
-def test_the_readme_names_every_method_and_every_objective():
-    text = (ROOT / 'README.md').read_text()
-    assert [
-        name for name in (*methods.METHODS, *objectives.OBJECTIVES) if f'`{name}`' not in text
-    ] == []
+def test_the_pages_name_every_method_and_every_objective():
+    pages = ('methods.md', 'losses.md')
+    text = ''.join((ROOT / 'docs' / page).read_text() for page in pages)
+    names = (*methods.METHODS, *objectives.OBJECTIVES)
+    assert [name for name in names if f'`{name}`' not in text] == []
 
 
 @pytest.mark.parametrize('name', CONFIGS)

@@ -21,12 +21,14 @@ IMPORTED_AS = {
 }
 FILES = {path.name: path for path in REPOSITORY.glob('requirements*.txt')}
 CORE, BENCHMARKS, DEV = 'requirements.txt', 'requirements-benchmarks.txt', 'requirements-dev.txt'
+DOCS = 'requirements-docs.txt'
 OPTIONAL = {'requirements-extras.txt', 'requirements-tf.txt'}
 # What a folder may import at the top of a file; what it may import besides where it is used.
 FOLDERS = {
     'kd_jax': ({CORE}, OPTIONAL),
     'configs': ({CORE}, set()),
     'benchmarks': ({CORE, BENCHMARKS}, set()),
+    'docs': ({CORE, DOCS}, set()),
     'tests': ({CORE, DEV}, {BENCHMARKS}),
 }
 
@@ -46,7 +48,8 @@ def imported(path, nodes=ast.walk):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and not node.level:
             names.add(node.module)
-    ours = {*FOLDERS, *(file.stem for file in (REPOSITORY / 'tests').rglob('*.py'))}
+    files = (file for folder in ('tests', 'docs') for file in (REPOSITORY / folder).rglob('*.py'))
+    ours = {*FOLDERS, *(file.stem for file in files)}
     return {name.partition('.')[0] for name in names} - ours - set(sys.stdlib_module_names)
 
 

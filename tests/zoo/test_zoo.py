@@ -1,4 +1,4 @@
-"""The table of the model zoo in the README."""
+"""The table of the model zoo in the documentation."""
 
 from helpers import REPOSITORY
 from model_facts import EXPECTED
@@ -6,20 +6,20 @@ from model_facts import EXPECTED
 from kd_jax.models import MODELS
 from kd_jax.zoo import BEGIN, END, entry, main
 
-README = REPOSITORY / 'README.md'
+PAGE = REPOSITORY / 'docs' / 'zoo.md'
 NOT_TORCHVISIONS = {'mobilenet_v1', 'imagenet_shufflenet_v1'}  # of the models for ImageNet
 
 
-def test_the_readme_has_the_table_with_the_published_counts(tmp_path, capsys):
+def test_the_documentation_has_the_table_with_the_published_counts(tmp_path, capsys):
     """All in one, because counting the whole zoo takes seconds."""
-    text = README.read_text(encoding='utf-8')
+    text = PAGE.read_text(encoding='utf-8')
     before, begin, rest = text.partition(BEGIN)
     block, end, after = rest.partition(END)
     assert begin and end
-    copy = tmp_path / 'README.md'
+    copy = tmp_path / 'zoo.md'
     copy.write_text(f'{before}{BEGIN}\nan older table\n{END}{after}', encoding='utf-8')
     main(['--write', str(copy)])
-    assert copy.read_text(encoding='utf-8') == text, 'run python -m kd_jax.zoo --write README.md'
+    assert copy.read_text(encoding='utf-8') == text, 'run python docs/tables.py zoo'
     assert capsys.readouterr().out == ''
     main([])
     assert capsys.readouterr().out.strip() == block.strip()
