@@ -45,6 +45,21 @@ python_maximum_signature_line_length = 90
 napoleon_google_docstring, napoleon_numpy_docstring = True, False
 
 
+def take_root_page(app, docname, source):
+    """Two pages are files of the root, whose links are read from there."""
+    if docname in ('contributing', 'changelog'):
+        path = ROOT / f'{docname.upper()}.md'
+        app.env.note_dependency(str(path))
+        text = path.read_text(encoding='utf-8').replace('](docs/', '](')
+        elsewhere = r'\[([^\]]+)\]\((?!\w+:|#)([^)\s]+)\)'
+        source[0] = re.sub(elsewhere, lambda found: _known(*found.group(0, 1, 2)), text)
+
+
+def _known(link, text, target):
+    """A link to a page; of one to another file its text."""
+    return link if (ROOT / 'docs' / target.partition('#')[0]).is_file() else text
+
+
 def mend_docstring(app, what, name, obj, options, lines):
     lines[:] = docstrings.to_rst(lines)
 
@@ -67,6 +82,7 @@ def skip_member(app, what, name, obj, skip, options):
 
 
 def setup(app):
+    app.connect('source-read', take_root_page)
     app.connect('autodoc-process-docstring', mend_docstring, priority=100)  # before napoleon
     app.connect('autodoc-process-signature', mend_signature)
     app.connect('autodoc-skip-member', skip_member)
