@@ -5,7 +5,11 @@ from small_models import leave_the_rest_alone
 
 
 @pytest.mark.parametrize(
-    ('name', 'shape'), [('resnet14', (4, 8, 8, 3)), ('cifar_mobilenet_v2_x0.5', (4, 16, 16, 3))]
+    ('name', 'shape'),
+    [
+        ('resnet14', (4, 8, 8, 3)),
+        ('cifar_mobilenet_v2_x0.5', (4, 16, 16, 3)),
+    ],
 )
 def test_heads_leave_the_rest_of_the_model_alone_and_predict_their_mean_probabilities(name, shape):
     leave_the_rest_alone(name, shape)
