@@ -51,12 +51,13 @@ def networks(pre=True, kept=tuple(STUDENT)):
 
 
 def kept_for(name, small):
-    """The stages in a test: one pair in a `small` one, two for `reviewkd`, whose programs are
-    the largest.
+    """The stages in a test: one pair in a `small` one; two, of a smaller student and of a larger
+    one, of losses that weigh all pairs alike.
     """
     if small:
         return ('stem', 'stage4')
-    return ('stem', 'stage3', 'stage4') if name == 'reviewkd' else tuple(STUDENT)
+    alike = ('at', 'nst', 'reviewkd', 'vid')
+    return ('stem', 'stage3', 'stage4') if name in alike else tuple(STUDENT)
 
 
 @cache

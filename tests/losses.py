@@ -182,9 +182,9 @@ def case_of(name, fields):
     return case
 
 
-def on_four_devices(case):
-    """The `Outcome` of the usual inputs, the batch split over four devices."""
-    name, inputs, fields = case.name, case.inputs(), dict(variant_of(case))
+def on_four_devices(case, inputs):
+    """The `Outcome`, the batch split over four devices."""
+    name, fields = case.name, dict(variant_of(case))
     count = len(inputs.batch['label'])
 
     def run(numbers, inputs, share):
