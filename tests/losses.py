@@ -38,7 +38,11 @@ class Case(NamedTuple):
         return FAMILY[self.name]
 
     def inputs(self):
-        return self.family.inputs(self.name, **({} if self.pre else {'pre': False}))
+        return self.family.inputs(self.name, **({} if self.pre else {'pre': False, 'small': True}))
+
+    def small_inputs(self):
+        more = {'small': True} if self.family is feature_losses else {}
+        return self.family.inputs(self.name, **more)
 
     def __str__(self):
         fields = (f'{key}={value}' for key, value in self.given)
@@ -69,7 +73,7 @@ def variant_of(case):
 def first_of_variants(name):
     """Of a loss's cases that differ in numbers the first one."""
     cases = [case for case in CASES if case.name == name and case.pre]
-    return list({variant_of(case): case for case in reversed(cases)}.values())
+    return list({variant_of(case): case for case in reversed(cases)}.values())[::-1]
 
 
 class Outcome(NamedTuple):
@@ -178,11 +182,9 @@ def case_of(name, fields):
     return case
 
 
-@cache
-def on_four_devices(name):
-    """The `Outcome` of the usual inputs with the defaults, the batch split over four devices."""
-    case = next(case for case in CASES if case.name == name)
-    inputs, fields = case.inputs(), dict(variant_of(case))
+def on_four_devices(case, inputs):
+    """The `Outcome`, the batch split over four devices."""
+    name, fields = case.name, dict(variant_of(case))
     count = len(inputs.batch['label'])
 
     def run(numbers, inputs, share):
@@ -194,8 +196,7 @@ def on_four_devices(name):
 
     split = Inputs(*parts(inputs[:3]), inputs.variables)
     run = jax.pmap(run, 'batch', in_axes=(None, Inputs(0, 0, 0, None), 0))
-    found = jax.device_get(run(numbers(case), split, parts(usual_share(count))))
-    return case, found
+    return jax.device_get(run(numbers(case), split, parts(usual_share(count))))
 
 
 @cache
@@ -213,7 +214,7 @@ def bfloat16_program(name):
 @cache
 def of_bfloat16(case):
     """(inputs that bfloat16 can represent, (values, state, negatives) there)"""
-    inputs = case.inputs()
+    inputs = case.small_inputs()
     student, teacher = jax.tree.map(
         lambda x: x.astype(jnp.bfloat16), (inputs.student, inputs.teacher)
     )

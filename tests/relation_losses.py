@@ -200,6 +200,16 @@ def inputs(name):
     return Inputs(s, t, make_batch(), variables_of(name))
 
 
+def inputs_of_the_first_batch(name):
+    """With a memory, if there is one, that has seen none: its constants are not set."""
+    given = inputs(name)
+    if name != 'crd':
+        return given
+    unset = {f'constant_{side}': np.float32(-1) for side in ('student', 'teacher')}
+    memory = given.variables['memory']['crd'] | unset
+    return given._replace(variables=given.variables | {'memory': {'crd': memory}})
+
+
 def degenerate(student, teacher):
     """Inputs with other features, and with biases of zero."""
 

@@ -132,18 +132,19 @@ def flat(tree, path=()):
         )
 
 
-def leave_the_rest_alone(name, shape):
+def leave_the_rest_alone(name, shape, stages=(2, 1)):
     """Heads change nothing else of a model, and predict the mean of their probabilities."""
+    names = {f'stage{k}' for k in stages}
     plain, heads, average = (
-        build(name, 5, **more)
-        for more in ({}, {'heads': (2, 1)}, {'heads': (2, 1), 'average_heads': True})
+        build(name, 5, **more).clone(fast=False)  # traced in half the time
+        for more in ({}, {'heads': stages}, {'heads': stages, 'average_heads': True})
     )
     variables = random_variables(heads, shape)
     own = {
         key: {k: v for k, v in tree.items() if not k.startswith('head_')}
         for key, tree in variables.items()
     }
-    assert set(variables['params']) - set(own['params']) == {'head_stage1', 'head_stage2'}
+    assert set(variables['params']) - set(own['params']) == {f'head_{name}' for name in names}
 
     @jax.jit
     def outputs(variables, own, image):
@@ -156,10 +157,28 @@ def leave_the_rest_alone(name, shape):
 
     one, several, mean, trained = outputs(variables, own, image_of(*shape))
     np.testing.assert_allclose(one.logits, several.logits, rtol=1e-5, atol=1e-5)
-    assert one.heads == {} and set(several.heads) == {'stage1', 'stage2', 'head'}
+    assert one.heads == {} and set(several.heads) == {*names, 'head'}
     np.testing.assert_array_equal(several.heads['head'].logits, several.logits)
     assert several.heads['stage1'].pooled.shape == several.features['pooled'].shape
     p = np.mean([softmax(np.float64(head.logits)) for head in several.heads.values()], axis=0)
     np.testing.assert_allclose(mean.logits, np.log(p), atol=1e-5)
     # training is left to the terms
     np.testing.assert_array_equal(trained.logits, trained.heads['head'].logits)
+
+
+def gradients_reach_the_heads(name, shape, stages=(1, 2)):
+    """Every parameter of each of them."""
+    model = build(name, 5, heads=stages).clone(fast=False)
+    variables, image = random_variables(model, shape), image_of(*shape)
+    heads = {k: v for k, v in variables['params'].items() if k.startswith('head')}
+
+    def loss(heads):
+        params = variables['params'] | heads
+        given = {**variables, 'params': params}
+        out, _ = model.apply(given, image, train=True, mutable=['batch_stats'])
+        scores = jnp.arange(5.0 * shape[0]).reshape(-1, 5)
+        return sum((head.logits * scores).sum() for head in out.heads.values())
+
+    assert set(heads) == {'head', *(f'head_stage{k}' for k in stages)}
+    gradients = jax.jit(jax.grad(loss))(heads)
+    assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(gradients))

@@ -57,7 +57,9 @@ def directions(rng, tree, fixed):
 
 
 def test_the_gradient_is_that_of_the_oracle(case):
-    """In random directions for the student and the parameters."""
+    """In random directions for the student and the parameters; for each logit."""
+    if hasattr(case.family, 'GRADIENTS'):
+        check_each_logit(case)
     inputs, found = usual(case)
     inputs, share = float64(inputs), usual_share(len(found.values))
     rng, step = np.random.default_rng(3), 1e-6
@@ -83,11 +85,9 @@ def test_the_gradient_is_that_of_the_oracle(case):
         np.testing.assert_allclose(sum(jax.tree.leaves(slopes)), want, rtol=1e-4, atol=2e-4 * scale)
 
 
-def test_the_gradient_on_logits_is_that_worked_out_by_hand(case):
-    """Of each logit, also of extreme ones."""
-    gradients = getattr(case.family, 'GRADIENTS', {})
-    if case.name not in gradients:
-        return
+def check_each_logit(case):
+    """The gradient against one that is worked out by hand, also at extreme logits."""
+    gradients = case.family.GRADIENTS
     for inputs, bounds in (
         (case.inputs(), {'rtol': 2e-5, 'atol': 5e-6}),
         (case.family.extreme(case.name), {'rtol': 1e-4, 'atol': 1e-5}),
@@ -95,6 +95,12 @@ def test_the_gradient_on_logits_is_that_worked_out_by_hand(case):
         exact = case.family.exact(case, inputs)
         want = gradients[case.name](inputs, case.fields)[exact]
         np.testing.assert_allclose(outcome(case, inputs).student.logits[exact], want, **bounds)
+
+
+def test_four_devices_give_what_one_gives(case):
+    """A loss that looks across the batch."""
+    if case.name in ACROSS and case == losses.first_of_variants(case.name)[0]:
+        check_four_devices(case)
 
 
 def names_of(path):
@@ -162,11 +168,12 @@ def check_bfloat16(case):
     close(values, expected(case, inputs, drawn), 3e-5, 5e-5)
 
 
-@pytest.mark.parametrize('name', ACROSS)
-def test_four_devices_give_what_one_gives(name):
+def check_four_devices(case):
     """Values and gradients, and on each device the same state."""
-    case, found = losses.on_four_devices(name)
-    _, want = usual(case)
+    make = getattr(case.family, 'inputs_of_the_first_batch', case.family.inputs)
+    inputs = make(case.name)
+    want = outcome(case, inputs, usual_share(len(inputs.batch['label'])))
+    found = losses.on_four_devices(case, inputs)
     joined = jax.tree.map(
         lambda x: x.reshape(-1, *x.shape[2:]), (found.values, found.student, found.teacher)
     )
@@ -185,4 +192,4 @@ def test_four_devices_give_what_one_gives(name):
         np.testing.assert_allclose(got[0], right, rtol=1e-4, atol=1e-6)
 
     jax.tree.map(same, found.state, want.state)
-    assert ('memory' in want.state) == (name == 'crd')
+    assert ('memory' in want.state) == (case.name == 'crd')
