@@ -105,7 +105,15 @@ def test_training_drops_blocks_by_the_key_and_evaluation_none():
     """Without dropout before the classifier only stochastic depth is random."""
     image = image_of(4, 8, 8, 3)
     random, certain = (
-        build('efficientnet_b0', 3, width=0.125, dropout=0.0, stochastic_depth=rate)
+        build(
+            'efficientnet_b0',
+            3,
+            width=0.125,
+            depth=0.4,
+            dropout=0.0,
+            stochastic_depth=rate,
+            fast=False,
+        )
         for rate in (0.9, 0.0)
     )
     variables = random_variables(random, image.shape)
