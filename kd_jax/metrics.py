@@ -126,9 +126,10 @@ def _ratio(part: Number, whole: Number) -> float:
 
 
 def finalize(total: Totals) -> dict[str, Any]:
-    """`{'top1', 'top5', 'f1_macro', 'nll', 'ece', 'count'}` over the labelled examples.
+    """`top1`, `top5`, `count` and what is said below, over the labelled examples.
 
-    All but nll (in nats) and count are fractions in 0..1.
+    Fractions in 0..1 where nothing else is said.
+    nll: the mean negative log-likelihood of the labels, in nats.
     f1_macro: the mean of F1 over the classes that occur among the labels or the
       predictions (as scikit-learn).
     ece: expected calibration error, Guo et al. 2017 (arXiv:1706.04599), equation 3: sum over bins

@@ -135,4 +135,7 @@ def _cutout(key: jax.Array, image: jax.Array, side: int, fill: Fill) -> jax.Arra
 
 # Field of `Parts` -> what draws and makes it: (key, image, value, fill) -> image. Their order is
 # that in which they are applied, and gives each its sub-key: a new one comes last.
-DRAWN: Mapping[str, Callable[..., jax.Array]] = {'rotate': _rotate, 'cutout': _cutout}
+DRAWN: Mapping[str, Callable[..., jax.Array]] = {
+    'rotate': _rotate,
+    'cutout': _cutout,
+}

