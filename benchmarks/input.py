@@ -2,31 +2,36 @@
 
     python -m benchmarks.input [--images=10000] [--size=32] [--batch=64] [--student=resnet8]
 
-First the pipelines alone: crop with 4 pixels of padding, flip, normalise, float32 batches of which only the sum is used.
-`loader` is a PyTorch DataLoader that augments image by image, `numpy` whole batches on the host, `kd_jax` the part of its
-train step that does this on the device. Then training steps of a small student without a teacher, with their pipelines;
-PyTorch's `eager` has its batches from memory for free.
+First the pipelines alone: crop with 4 pixels of padding, flip, normalise, float32 batches of which
+only the sum is used. `loader` is a PyTorch DataLoader that augments image by image, `numpy` whole
+batches on the host, `kd_jax` the part of its train step that does this on the device. Then
+training steps of a small student without a teacher, with their pipelines; PyTorch's `eager` has
+its batches from memory for free.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from benchmarks import race, step
 
-PIPELINES = {'loader': 0, 'loader, 2 workers': 2, 'numpy': None, 'kd_jax': None}  # with the number of the DataLoader's workers
+# With the number of the DataLoader's workers.
+PIPELINES = {'loader': 0, 'loader, 2 workers': 2, 'numpy': None, 'kd_jax': None}
 STEPS = ('loader', 'eager', 'kd_jax')
 CROP, MEAN, STD = 4, 0.5, 0.25
 
 
-def torch_loader(images: np.ndarray, labels: np.ndarray, batch: int, workers: int) -> Callable[[], float]:
+def torch_loader(
+    images: np.ndarray, labels: np.ndarray, batch: int, workers: int
+) -> Callable[[], float]:
     """One pass over the images; what it returns is the sum of all batches."""
     import torch
 
     from benchmarks import torch_side
 
-    # A new pass throws away what the workers fetched ahead, so that nothing is made between two turns.
+    # A new pass throws away what the workers fetched ahead, so that
+    # nothing is made between two turns.
     loader = torch.utils.data.DataLoader(
         torch_side.Images(images, labels), batch, shuffle=True, drop_last=True, num_workers=workers,
         persistent_workers=workers > 0,
@@ -58,16 +63,18 @@ def host(images: np.ndarray, batch: int) -> Callable[[], float]:
 
 
 def device(images: np.ndarray, labels: np.ndarray, batch: int) -> Callable[[], float]:
-    """As in `kd_jax.step`: the images stay on the device, and the program of several steps makes a view of each batch."""
+    """As in `kd_jax.step`: the images stay on the device, and the program of several
+    steps makes a view of each batch.
+    """
     import jax
 
     from kd_jax import build, evaluation, runtime
     from kd_jax.data import ArraySource, batches
     from kd_jax.data.columns import read
     from kd_jax.data.views import Views
+    from kd_jax.dispatch import scan_steps
     from kd_jax.networks import Network
     from kd_jax.parallel import Parallel
-    from kd_jax.step import scan_steps
 
     runtime.prepare()
     parallel = Parallel().for_batch(batch)
@@ -79,7 +86,9 @@ def device(images: np.ndarray, labels: np.ndarray, batch: int) -> Callable[[], f
         pixels = views.augment(jax.random.key(seed), batch['image'], batch['index'], batch['view'])
         # Else the sum would be fused with the normalisation, and there would never be a batch.
         total = jax.lax.optimization_barrier(network.normalize(pixels)).sum()
-        return state, {'sum': jax.lax.psum(total, parallel.axis_name) if parallel.axis_name else total}
+        return state, {
+            'sum': jax.lax.psum(total, parallel.axis_name) if parallel.axis_name else total
+        }
 
     steps = build.CPU_STEPS if parallel.on_cpu else build.STEPS
     run = parallel.compile(scan_steps(one), 'float32', arguments=5, axis=1)
@@ -119,8 +128,11 @@ def contend(spec: dict[str, Any]) -> None:
             for _ in range(units):
                 run()
 
-        # The mean of the normalised images is the same for all, but for what their random places cut off.
-        return work, {'mean': run() / (len(images) // spec['batch'] * spec['batch'] * images[0].size)}
+        # The mean of the normalised images is the same for all, but for what
+        # their random places cut off.
+        return work, {
+            'mean': run() / (len(images) // spec['batch'] * spec['batch'] * images[0].size)
+        }
 
     race.serve(build)
 
@@ -128,6 +140,72 @@ def contend(spec: dict[str, Any]) -> None:
 def contender(spec: dict[str, Any], kind: str) -> Callable[[], race.Contender]:
     environment = {'KD_JAX_CACHE': 'off'} | ({} if kind == 'kd_jax' else step.ALLOCATOR)
     return lambda: race.Contender('input', spec | {'kind': kind}, environment)
+
+
+def tell_pipelines(laps: Mapping[str, race.Lap], batch: int, passes: int) -> dict[str, Any]:
+    """Prints the table of the pipelines alone; returns their figures."""
+    figures = {}
+    rows = [('pipeline', 'ms a batch', 'images/s', 'times as fast', 'quartiles')]
+    for name, lap in laps.items():
+        middle, low, high = race.ratio(laps['loader'], lap)
+        seconds = lap.median / passes
+        rows.append(
+            (
+                name,
+                f'{1e3 * seconds:.2f}',
+                f'{batch / seconds:,.0f}',
+                f'{middle:.2f}',
+                race.between(low, high),
+            )
+        )
+        figures[name] = {
+            'seconds_a_batch': [s / passes for s in lap.seconds],
+            'ratio': [middle, low, high],
+            **lap.info,
+        }
+    print(race.table(rows))
+    return figures
+
+
+def tell_steps(
+    laps: Mapping[str, race.Lap], pipelines: Mapping[str, race.Lap], batch: int, passes: int
+) -> dict[str, Any]:
+    """Prints the table of the training steps; returns their figures."""
+    figures = {}
+    rows = [
+        (
+            'training step',
+            'ms',
+            'images/s',
+            'times as fast',
+            'quartiles',
+            'its pipeline alone ms',
+            'share of the step',
+        )
+    ]
+    for name, lap in laps.items():
+        middle, low, high = race.ratio(laps['loader'], lap)
+        # The batches of `eager` are there already.
+        pipeline = pipelines[name].median / passes if name in pipelines else 0.0
+        rows.append(
+            (
+                name,
+                f'{1e3 * lap.median:.2f}',
+                f'{batch / lap.median:,.0f}',
+                f'{middle:.2f}',
+                race.between(low, high),
+                f'{1e3 * pipeline:.2f}' if pipeline else '–',
+                f'{100 * pipeline / lap.median:.0f} %' if pipeline else '–',
+            )
+        )
+        figures[name] = {
+            'seconds': lap.seconds,
+            'ratio': [middle, low, high],
+            'pipeline_share': pipeline / lap.median,
+            **lap.info,
+        }
+    print(race.table(rows))
+    return figures
 
 
 def main() -> None:
@@ -142,48 +220,34 @@ def main() -> None:
         contend(arguments.work)
         return
     if not 0 < arguments.batch <= arguments.images:
-        parser.error(f'--images={arguments.images} must hold at least one batch of {arguments.batch}')
+        parser.error(
+            f'--images={arguments.images} must hold at least one batch of {arguments.batch}'
+        )
     spec = {name: getattr(arguments, name) for name in ('images', 'size', 'batch')}
-    alone = race.race({kind: contender(spec, kind) for kind in PIPELINES}, rounds=arguments.rounds, units=1)
-    whole = {'teacher': '', 'student': arguments.student, 'batch': arguments.batch, 'size': arguments.size}
+    alone = race.race(
+        {kind: contender(spec, kind) for kind in PIPELINES}, rounds=arguments.rounds, units=1
+    )
+    whole = {
+        'teacher': '',
+        'student': arguments.student,
+        'batch': arguments.batch,
+        'size': arguments.size,
+    }
     whole |= {'classes': 100, 'precision': 'float32', 'cache': 'off', 'steps': 0}
-    training = race.race({kind: step.contender(whole, kind) for kind in STEPS}, rounds=arguments.rounds, units=arguments.steps)
+    training = race.race(
+        {kind: step.contender(whole, kind) for kind in STEPS},
+        rounds=arguments.rounds,
+        units=arguments.steps,
+    )
     passes = arguments.images // arguments.batch
-    figures = {'spec': spec, 'student': arguments.student, 'pipelines': {}, 'steps': {}}
-
-    rows = [('pipeline', 'ms a batch', 'images/s', 'times as fast', 'quartiles')]
-    for name, lap in alone.items():
-        middle, low, high = race.ratio(alone['loader'], lap)
-        seconds = lap.median / passes
-        rows.append(
-            (name, f'{1e3 * seconds:.2f}', f'{arguments.batch / seconds:,.0f}', f'{middle:.2f}', race.between(low, high))
-        )
-        figures['pipelines'][name] = {
-            'seconds_a_batch': [s / passes for s in lap.seconds], 'ratio': [middle, low, high], **lap.info
-        }  # fmt: skip
-    print(f'{arguments.images} images of {arguments.size} px, batch {arguments.batch}; medians of {arguments.rounds} rounds')
-    print(race.table(rows))
-
-    rows = [('training step', 'ms', 'images/s', 'times as fast', 'quartiles', 'its pipeline alone ms', 'share of the step')]
-    for name, lap in training.items():
-        middle, low, high = race.ratio(training['loader'], lap)
-        pipeline = alone[name].median / passes if name in alone else 0.0  # eager's batches are there already
-        rows.append(
-            (
-                name,
-                f'{1e3 * lap.median:.2f}',
-                f'{arguments.batch / lap.median:,.0f}',
-                f'{middle:.2f}',
-                race.between(low, high),
-                f'{1e3 * pipeline:.2f}' if pipeline else '–',
-                f'{100 * pipeline / lap.median:.0f} %' if pipeline else '–',
-            )
-        )
-        figures['steps'][name] = {
-            'seconds': lap.seconds, 'ratio': [middle, low, high], 'pipeline_share': pipeline / lap.median, **lap.info
-        }  # fmt: skip
+    print(
+        f'{arguments.images} images of {arguments.size} px, batch {arguments.batch}; '
+        f'medians of {arguments.rounds} rounds'
+    )
+    figures = {'spec': spec, 'student': arguments.student}
+    figures['pipelines'] = tell_pipelines(alone, arguments.batch, passes)
     print(f'\n{arguments.student} alone, batch {arguments.batch}, {arguments.size} px, float32')
-    print(race.table(rows))
+    figures['steps'] = tell_steps(training, alone, arguments.batch, passes)
     race.conclude(figures, arguments.json)
 
 

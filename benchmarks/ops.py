@@ -2,16 +2,17 @@
 
     python -m benchmarks.ops [--batch=64] [--kinds=3x3,1x1,depthwise,grouped,BatchNorm] [--cores=1]
 
-`kd_jax` is the form that kd_jax takes on a CPU, `lax` the one that XLA is usually given, with its own gradients; PyTorch has
-its images in both memory formats. Contenders take turns at each layer. Gradients are with respect to image and parameters.
-Everything runs on the CPU, by default on one core, as kd_jax gives each core a device; with --cores=0 all cores share one.
+`kd_jax` is the form that kd_jax takes on a CPU, `lax` the one that XLA is usually given, with its
+own gradients; PyTorch has its images in both memory formats. Contenders take turns at each layer.
+Gradients are with respect to image and parameters. Everything runs on the CPU, by default on one
+core, as kd_jax gives each core a device; with --cores=0 all cores share one.
 """
 
 import dataclasses
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,9 @@ class Layer:
         return f'{kernel}, {self.inputs} -> {self.outputs}{groups} @{self.size}'
 
     def arrays(self, batch: int) -> list[np.ndarray]:
-        """Image `[B, H, W, C]`, weights of its outputs in the sum whose gradient is taken, parameters; random."""
+        """Image `[B, H, W, C]`, weights of its outputs in the sum whose gradient
+        is taken, parameters; random.
+        """
         rng = np.random.default_rng(0)
         shapes = [(batch, self.size, self.size, self.inputs)]
         shapes.append((batch, self.size // self.stride, self.size // self.stride, self.outputs))
@@ -80,7 +83,9 @@ KINDS = tuple(dict.fromkeys(layer.kind for layer in LAYERS))
 
 
 def use_cores(cores: int) -> int:
-    """Keeps this process to so many cores, 0: all; before a library counts them. How many there are then."""
+    """Keeps this process to so many cores, 0: all; before a library counts
+    them. How many there are then.
+    """
     allowed = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, allowed[-cores:])
     return len(os.sched_getaffinity(0))
@@ -116,7 +121,9 @@ def build_jax(layer: Layer, gradients: bool, fast: bool, batch: int) -> Callable
     return lambda: jax.block_until_ready(compiled(*arguments))
 
 
-def build_torch(layer: Layer, gradients: bool, channels_last: bool, batch: int) -> Callable[[], None]:
+def build_torch(
+    layer: Layer, gradients: bool, channels_last: bool, batch: int
+) -> Callable[[], None]:
     import torch
     import torch.nn.functional as F
 
@@ -124,7 +131,9 @@ def build_torch(layer: Layer, gradients: bool, channels_last: bool, batch: int) 
         if array.ndim == 1:
             return torch.from_numpy(array)
         to = torch.from_numpy(array).permute((3, 2, 0, 1) if array is kernel else (0, 3, 1, 2))
-        return to.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+        return to.contiguous(
+            memory_format=torch.channels_last if channels_last else torch.contiguous_format
+        )
 
     arrays = layer.arrays(batch)
     kernel = arrays[2]
@@ -132,8 +141,12 @@ def build_torch(layer: Layer, gradients: bool, channels_last: bool, batch: int) 
 
     def forward():
         if not layer.kernel:
-            return F.relu(F.batch_norm(x, None, None, *parameters, training=True, eps=EPSILON), inplace=True)
-        return F.conv2d(x, *parameters, stride=layer.stride, padding=layer.kernel // 2, groups=layer.groups)
+            return F.relu(
+                F.batch_norm(x, None, None, *parameters, training=True, eps=EPSILON), inplace=True
+            )
+        return F.conv2d(
+            x, *parameters, stride=layer.stride, padding=layer.kernel // 2, groups=layer.groups
+        )
 
     if not gradients:
         return torch.no_grad()(forward)
@@ -142,7 +155,9 @@ def build_torch(layer: Layer, gradients: bool, channels_last: bool, batch: int) 
 
 
 def contend(spec: dict[str, Any]) -> None:
-    """A contender's process. A unit of work is one call; the items are the numbers of a layer and of a pass."""
+    """A contender's process. A unit of work is one call; the items are the
+    numbers of a layer and of a pass.
+    """
 
     def build():
         cores = use_cores(spec['cores'])
@@ -171,12 +186,16 @@ def contend(spec: dict[str, Any]) -> None:
     race.serve(build)
 
 
-def measure(spec: dict[str, Any], layers: list[int], rounds: int, turn: float) -> dict[tuple[int, int], dict[str, race.Lap]]:
+def measure(
+    spec: dict[str, Any], layers: list[int], rounds: int, turn: float
+) -> dict[tuple[int, int], dict[str, race.Lap]]:
     """Laps by (layer, pass) and contender; a turn takes about `turn` seconds."""
     environment = {'KD_JAX_CACHE': 'off', 'JAX_PLATFORMS': 'cpu', 'CUDA_VISIBLE_DEVICES': ''}
     running, info = {}, {}
     for name in OURS + PEERS:
-        running[name] = race.Contender('ops', spec | {'kind': name}, environment | (ALLOCATOR if name in PEERS else {}))
+        running[name] = race.Contender(
+            'ops', spec | {'kind': name}, environment | (ALLOCATOR if name in PEERS else {})
+        )
         info[name] = running[name].ready()
     races = {}
     for item in [(layer, number) for layer in layers for number in range(len(PASSES))]:
@@ -206,26 +225,20 @@ def ratio(laps: dict[str, race.Lap], name: str) -> tuple[float, float, float]:
     return (base.median / lap.median,) * 3
 
 
-def main() -> None:
-    parser = race.parser('Layers side by side.')
-    parser.add_argument('--batch', type=int, default=64)
-    parser.add_argument('--kinds', default=','.join(KINDS), help='of layers')
-    parser.add_argument('--cores', type=int, default=1, help='that each contender may use; 0: all')
-    parser.add_argument('--turn', type=float, default=0.05, help='seconds that a contender works at a layer in its turn')
-    arguments = parser.parse_args()
-    if arguments.work:
-        contend(arguments.work)
-        return
-    kinds = arguments.kinds.split(',')
-    for kind in kinds:
-        if kind not in KINDS:
-            sys.exit(f'unknown kind of layer {kind!r}; known: {", ".join(KINDS)}')
-    spec = {'batch': arguments.batch, 'cores': arguments.cores}
-    layers = [number for number, layer in enumerate(LAYERS) if layer.kind in kinds]
-    races = measure(spec, layers, arguments.rounds, arguments.turn)
-
-    rows = [('layer', 'pass', *(f'{name} ms' for name in OURS + PEERS), 'kd_jax', 'quartiles', 'lax', 'NCHW')]
-    figures = {'spec': spec, 'base': PEERS[0], 'layers': []}
+def tell(races: Mapping[tuple[int, int], dict[str, race.Lap]]) -> list[dict[str, Any]]:
+    """Prints the table of the layers; returns their figures."""
+    rows = [
+        (
+            'layer',
+            'pass',
+            *(f'{name} ms' for name in OURS + PEERS),
+            'kd_jax',
+            'quartiles',
+            'lax',
+            'NCHW',
+        )
+    ]
+    figures = []
     for (layer, number), laps in races.items():
         ratios = {name: ratio(laps, name) for name in laps}
         middle, low, high = ratios['kd_jax']
@@ -240,14 +253,46 @@ def main() -> None:
                 f'{ratios["NCHW"][0]:.2f}',
             )
         )
-        contenders = {name: {'seconds': lap.seconds, 'ratio': ratios[name]} for name, lap in laps.items()}
-        figures['layers'].append({'layer': LAYERS[layer].name, 'pass': PASSES[number], 'contenders': contenders})
+        contenders = {
+            name: {'seconds': lap.seconds, 'ratio': ratios[name]} for name, lap in laps.items()
+        }
+        figures.append(
+            {'layer': LAYERS[layer].name, 'pass': PASSES[number], 'contenders': contenders}
+        )
+    print(race.table(rows))
+    return figures
+
+
+def main() -> None:
+    parser = race.parser('Layers side by side.')
+    parser.add_argument('--batch', type=int, default=64)
+    parser.add_argument('--kinds', default=','.join(KINDS), help='of layers')
+    parser.add_argument('--cores', type=int, default=1, help='that each contender may use; 0: all')
+    parser.add_argument(
+        '--turn',
+        type=float,
+        default=0.05,
+        help='seconds that a contender works at a layer in its turn',
+    )
+    arguments = parser.parse_args()
+    if arguments.work:
+        contend(arguments.work)
+        return
+    kinds = arguments.kinds.split(',')
+    for kind in kinds:
+        if kind not in KINDS:
+            sys.exit(f'unknown kind of layer {kind!r}; known: {", ".join(KINDS)}')
+    spec = {'batch': arguments.batch, 'cores': arguments.cores}
+    layers = [number for number, layer in enumerate(LAYERS) if layer.kind in kinds]
+    races = measure(spec, layers, arguments.rounds, arguments.turn)
+
     cores = next(iter(races[layers[0], 0].values())).info['cores']
     print(
-        f'batch {arguments.batch}, float32, {cores} core{"s" if cores > 1 else ""} each; '
-        f'medians of {arguments.rounds} rounds; the last four columns: how many times as fast as {PEERS[0]}'
+        f'batch {arguments.batch}, float32, {cores} core{"s" if cores > 1 else ""} '
+        f'each; medians of {arguments.rounds} rounds; the last four columns: how '
+        f'many times as fast as {PEERS[0]}'
     )
-    print(race.table(rows))
+    figures = {'spec': spec, 'base': PEERS[0], 'layers': tell(races)}
     race.conclude(figures, arguments.json)
 
 

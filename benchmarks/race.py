@@ -1,4 +1,6 @@
-"""Runs contenders side by side: each in a process of its own, which does its share of work when it is its turn."""
+"""Runs contenders side by side: each in a process of its own, which does its share
+of work when it is its turn.
+"""
 
 import argparse
 import contextlib
@@ -35,9 +37,13 @@ class Lap:
 
 
 class Contender:
-    """The process of one contender: `python -m benchmarks.<module> --work=<JSON>`, which calls `serve`."""
+    """The process of one contender:
+    `python -m benchmarks.<module> --work=<JSON>`, which calls `serve`.
+    """
 
-    def __init__(self, module: str, spec: Mapping[str, Any], environment: Mapping[str, str] | None = None):
+    def __init__(
+        self, module: str, spec: Mapping[str, Any], environment: Mapping[str, str] | None = None
+    ):
         self._begin = time.perf_counter()
         self._process = subprocess.Popen(
             [sys.executable, '-m', f'benchmarks.{module}', f'--work={json.dumps(spec)}'],
@@ -49,12 +55,16 @@ class Contender:
         )
 
     def ready(self) -> dict[str, Any]:
-        """Waits until it can start; 'start_s' is the time from the start of the process to the end of its first unit."""
+        """Waits until it can start; 'start_s' is the time from the start of the process
+        to the end of its first unit.
+        """
         info = self._read()
         return {'start_s': time.perf_counter() - self._begin, **info}
 
     def run(self, units: int, *item: Any) -> float:
-        """Seconds for `units` units of work; on `item`, where a contender knows several kinds of it."""
+        """Seconds for `units` units of work; on `item`, where a
+        contender knows several kinds of it.
+        """
         self._write({'units': units, 'item': item})
         return self._read()['seconds']
 
@@ -72,14 +82,22 @@ class Contender:
     def _read(self) -> dict[str, Any]:
         line = self._process.stdout.readline()
         if not line:
-            sys.exit(f'a contender ended with status {self._process.wait()}; its message stands above')
+            sys.exit(
+                f'a contender ended with status {self._process.wait()}; its message stands above'
+            )
         return json.loads(line)
 
 
 def race(
-    contenders: Mapping[str, Callable[[], Contender]], *, rounds: int, units: Mapping[str, int] | int, warm_up: int = 1
+    contenders: Mapping[str, Callable[[], Contender]],
+    *,
+    rounds: int,
+    units: Mapping[str, int] | int,
+    warm_up: int = 1,
 ) -> dict[str, Lap]:
-    """Lets the contenders take turns. Each is started alone, so that the times to start can be compared too."""
+    """Lets the contenders take turns. Each is started alone, so that the times
+    to start can be compared too.
+    """
     running, info = {}, {}
     for name, start in contenders.items():
         running[name] = start()
@@ -98,7 +116,9 @@ def race(
 
 
 def ratio(base: Lap, other: Lap) -> tuple[float, float, float]:
-    """How many times as fast `other` is as `base`: median, first and third quartile of the rounds' ratios."""
+    """How many times as fast `other` is as `base`: median, first and third
+    quartile of the rounds' ratios.
+    """
     ratios = [a / b for a, b in zip(base.seconds, other.seconds, strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
     return middle, low, high
@@ -110,9 +130,11 @@ def between(low: float, high: float) -> str:
 
 
 def serve(build: Callable[[], tuple[Callable[..., None], dict[str, Any]]]) -> None:
-    """A contender's side: `build` returns `work(units)`, which has already done one unit, and `Lap.info`.
+    """A contender's side: `build` returns `work(units)`, which has already
+    done one unit, and `Lap.info`.
 
-    It is `work(units, *item)` where `Contender.run` is given an item. Whatever libraries print goes to stderr.
+    It is `work(units, *item)` where `Contender.run` is given an item. Whatever
+    libraries print goes to stderr.
     """
     answers = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)
@@ -145,17 +167,26 @@ def hardware() -> str:
     name = platform.processor()
     with contextlib.suppress(OSError):
         text = Path('/proc/cpuinfo').read_text()
-        name = next(line.split(':')[1].strip() for line in text.splitlines() if line.startswith('model name'))
+        name = next(
+            line.split(':')[1].strip()
+            for line in text.splitlines()
+            if line.startswith('model name')
+        )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     versions = []
     for package in ('jax', 'flax', 'torch'):
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions.append(f'{package} {metadata.version(package)}')
-    return f'{cores} cores of {name}, Python {platform.python_version()}, {", ".join(versions)}, {time.strftime("%Y-%m-%d")}'
+    return (
+        f'{cores} cores of {name}, Python {platform.python_version()}, '
+        f'{", ".join(versions)}, {time.strftime("%Y-%m-%d")}'
+    )
 
 
 def conclude(figures: dict[str, Any], path: Path | None) -> None:
-    """Prints the line under the tables, and writes the figures with it to `path`, if one is given."""
+    """Prints the line under the tables, and writes the figures with
+    it to `path`, if one is given.
+    """
     line = hardware()
     print(line)
     if path:
@@ -165,7 +196,9 @@ def conclude(figures: dict[str, Any], path: Path | None) -> None:
 def parser(description: str) -> argparse.ArgumentParser:
     """What all benchmarks understand."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument('--rounds', type=int, default=9, help='how often each contender has its turn')
+    parser.add_argument(
+        '--rounds', type=int, default=9, help='how often each contender has its turn'
+    )
     parser.add_argument('--json', type=Path, metavar='FILE', help='also write the figures there')
     parser.add_argument('--work', type=json.loads, help=argparse.SUPPRESS)
     return parser

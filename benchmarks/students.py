@@ -1,17 +1,20 @@
-"""What a student costs when the teacher runs once: against a live run of one, and against PyTorch runs one after the other:
+"""What a student costs when the teacher runs once: against a live run of one, and against
+PyTorch runs one after the other:
 
     python -m benchmarks.students --pair=resnet56,resnet20 [--sweeps=4,8,12] [--json=FILE]
 
-Contenders take turns (see `benchmarks.race`). `live` is one student with its teacher, `stored` one student that reads kept soft
-targets, `4 live` four students of one sweep, `4 stored` the same with kept targets; `extraction` is the teacher on a
-batch. The ceiling is what the networks' multiplications would give if nothing else took time. At the end the time to an
-answer: 4 temperatures x 3 seeds, 30 epochs of 50,000 images, extrapolated from these steps, with what it takes to start.
+Contenders take turns (see `benchmarks.race`). `live` is one student with its teacher, `stored`
+one student that reads kept soft targets, `4 live` four students of one sweep, `4 stored` the
+same with kept targets; `extraction` is the teacher on a batch. The ceiling is what the
+networks' multiplications would give if nothing else took time. At the end the time to an
+answer: 4 temperatures x 3 seeds, 30 epochs of 50,000 images, extrapolated from these steps,
+with what it takes to start.
 """
 
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -30,7 +33,9 @@ def build(spec: dict[str, Any]) -> tuple[Callable[[int], None], dict[str, Any]]:
     count, _, how = spec['kind'].rpartition(' ')
     changes = {'soft_targets': str(VIEWS)} if how == 'stored' else {}
     if count:
-        changes['sweep'] = 'objective.kl.tau=' + ','.join(str(tau) for tau in range(1, int(count) + 1))
+        changes['sweep'] = 'objective.kl.tau=' + ','.join(
+            str(tau) for tau in range(1, int(count) + 1)
+        )
     return our_side.build(spec | {'variant': 'kd_jax', 'run': changes}, *step.data(spec))
 
 
@@ -50,7 +55,10 @@ def build_extraction(spec: dict[str, Any]) -> tuple[Callable[[int], None], dict[
     predict = parallel.compile(predict, spec['precision'], arguments=3)
     variables = parallel.replicate(tuple(teacher.variables for teacher in teachers.values()))
     arrays = evaluation.on_devices(parallel, dataset.train)
-    where = {'index': np.arange(spec['batch'], dtype=np.int32), 'slot': np.zeros(spec['batch'], np.int32)}
+    where = {
+        'index': np.arange(spec['batch'], dtype=np.int32),
+        'slot': np.zeros(spec['batch'], np.int32),
+    }
 
     def extract(steps: int) -> None:
         for _ in range(steps):
@@ -68,6 +76,42 @@ def contender(spec: dict[str, Any], kind: str) -> Callable[[], race.Contender]:
     if kind in step.PEERS:
         return step.contender(spec, kind)
     return lambda: race.Contender('students', spec | {'kind': kind}, {'KD_JAX_CACHE': 'off'})
+
+
+def tell(
+    laps: Mapping[str, race.Lap], total: float, student_flops: float, peer: str
+) -> dict[str, Any]:
+    """Prints the table of the contenders; returns their figures."""
+    rows = [
+        ('', 'ms a step', 'ms a student', 'as cheap as live', 'quartiles', 'ceiling', 'share of it')
+    ]
+    figures = {}
+    for kind, lap in laps.items():
+        students = int(kind.split()[0]) if kind[0].isdigit() else 1
+        ratios = [students * r for r in race.ratio(laps['live'], lap)]
+        needed = student_flops + (
+            0 if kind.endswith('stored') else (total - student_flops) / students
+        )
+        ceiling = total / needed if kind not in (peer, 'extraction') else None
+        rows.append(
+            (
+                kind,
+                f'{1e3 * lap.median:.1f}',
+                f'{1e3 * lap.median / students:.1f}',
+                f'{ratios[0]:.2f}',
+                race.between(*ratios[1:]),
+                f'{ceiling:.2f}' if ceiling else '',
+                f'{100 * ratios[0] / ceiling:.0f} %' if ceiling else '',
+            )
+        )
+        figures[kind] = {
+            'seconds': lap.seconds,
+            'ratio': ratios,
+            'ceiling': ceiling,
+            **lap.info,
+        }
+    print(race.table(rows))
+    return figures
 
 
 def main() -> None:
@@ -89,34 +133,25 @@ def main() -> None:
     kinds = [*filter(None, [arguments.peer]), 'extraction', 'live', 'stored', *groups]
     whole, alone = ({'teacher': name} for name in (teacher, ''))
     peak = [
-        race.race({'peak': step.contender(spec | t, 'peak')}, rounds=1, units=1, warm_up=0)['peak'].info for t in (whole, alone)
+        race.race({'peak': step.contender(spec | t, 'peak')}, rounds=1, units=1, warm_up=0)[
+            'peak'
+        ].info
+        for t in (whole, alone)
     ]
     total, student_flops = (info['flops'] for info in peak)
-    laps = race.race({kind: contender(spec, kind) for kind in kinds}, rounds=arguments.rounds, units=arguments.steps)
-
-    rows = [('', 'ms a step', 'ms a student', 'as cheap as live', 'quartiles', 'ceiling', 'share of it')]
-    figures = {'spec': spec, 'flops': total, 'student_flops': student_flops, 'contenders': {}}
-    for kind, lap in laps.items():
-        students = int(kind.split()[0]) if kind[0].isdigit() else 1
-        ratios = [students * r for r in race.ratio(laps['live'], lap)]
-        needed = student_flops + (0 if kind.endswith('stored') else (total - student_flops) / students)
-        ceiling = total / needed if kind not in (arguments.peer, 'extraction') else None
-        rows.append(
-            (
-                kind,
-                f'{1e3 * lap.median:.1f}',
-                f'{1e3 * lap.median / students:.1f}',
-                f'{ratios[0]:.2f}',
-                race.between(*ratios[1:]),
-                f'{ceiling:.2f}' if ceiling else '',
-                f'{100 * ratios[0] / ceiling:.0f} %' if ceiling else '',
-            )
-        )
-        figures['contenders'][kind] = {'seconds': lap.seconds, 'ratio': ratios, 'ceiling': ceiling, **lap.info}
+    laps = race.race(
+        {kind: contender(spec, kind) for kind in kinds},
+        rounds=arguments.rounds,
+        units=arguments.steps,
+    )
     share = 100 * (1 - student_flops / total)
-    print(f'{teacher} -> {student}, batch {arguments.batch}, {arguments.size} px, {arguments.precision}; '
-          f'the teacher is {share:.0f} % of a step; medians of {arguments.rounds} rounds')  # fmt: skip
-    print(race.table(rows))
+    print(
+        f'{teacher} -> {student}, batch {arguments.batch}, {arguments.size} px, '
+        f'{arguments.precision}; the teacher is {share:.0f} % of a step; '
+        f'medians of {arguments.rounds} rounds'
+    )
+    figures = {'spec': spec, 'flops': total, 'student_flops': student_flops}
+    figures['contenders'] = tell(laps, total, student_flops, arguments.peer)
     if arguments.peer and f'{RUNS} stored' in laps:
         figures['answer'] = answer(laps, arguments.peer, arguments.batch)
         print(race.table([('time to an answer', 'hours', 'times as fast'), *figures['answer']]))
@@ -137,7 +172,9 @@ def answer(laps: dict[str, race.Lap], peer: str, batch: int) -> list[tuple[str, 
         ),
     }
     base = next(iter(hours.values()))
-    return [(name, f'{seconds / 3600:.1f}', f'{base / seconds:.2f}') for name, seconds in hours.items()]
+    return [
+        (name, f'{seconds / 3600:.1f}', f'{base / seconds:.2f}') for name, seconds in hours.items()
+    ]
 
 
 if __name__ == '__main__':

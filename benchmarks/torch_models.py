@@ -1,7 +1,9 @@
-"""The networks of the distillation tables in PyTorch, with the state-dict names of the code behind them.
+"""The networks of the distillation tables in PyTorch, with the state-dict
+names of the code behind them.
 
-That code is RepDistiller (Tian et al. 2020, arXiv:1910.10699) for small images, and mdistiller (Zhao et al. 2022,
-arXiv:2203.08679) for MobileNetV1. Each network returns its features and logits as a dict.
+That code is RepDistiller (Tian et al. 2020, arXiv:1910.10699) for small images, and
+mdistiller (Zhao et al. 2022, arXiv:2203.08679) for MobileNetV1. Each network returns its
+features and logits as a dict.
 """
 
 from collections import OrderedDict
@@ -35,7 +37,9 @@ class Chain(nn.Module):
 
 
 class Residual(Chain):
-    """Basic (two convolutions) or bottleneck (three) block; `project` is the name of the projection shortcut."""
+    """Basic (two convolutions) or bottleneck (three) block; `project` is the
+    name of the projection shortcut.
+    """
 
     def __init__(self, inputs, width, stride, bottleneck, project):
         outputs = 4 * width if bottleneck else width
@@ -46,7 +50,9 @@ class Residual(Chain):
         self.count, self.project = 3 if bottleneck else 2, None
         if stride != 1 or inputs != outputs:
             self.project = project
-            self.add_module(project, nn.Sequential(conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs)))
+            self.add_module(
+                project, nn.Sequential(conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
+            )
 
     def forward(self, x):
         y = x
@@ -56,7 +62,9 @@ class Residual(Chain):
 
 
 class PreActivation(nn.Module):
-    """Block of a wide residual network; where the width changes the shortcut, too, begins at the activated input."""
+    """Block of a wide residual network; where the width changes the shortcut, too,
+    begins at the activated input.
+    """
 
     def __init__(self, inputs, outputs, stride):
         super().__init__()
@@ -89,7 +97,11 @@ class ShuffleV1(Chain):
     def __init__(self, inputs, outputs, stride, groups):
         new = outputs - inputs if stride == 2 else outputs
         hidden, first = new // 4, 1 if inputs == 24 else groups
-        super().__init__((inputs, hidden, 1, 1, first), (hidden, hidden, 3, stride, hidden), (hidden, new, 1, 1, groups))
+        super().__init__(
+            (inputs, hidden, 1, 1, first),
+            (hidden, hidden, 3, stride, hidden),
+            (hidden, new, 1, 1, groups),
+        )
         self.first, self.stride = first, stride
 
     def forward(self, x):
@@ -122,7 +134,9 @@ class ShuffleV2Down(Chain):
 
 
 class Network(nn.Module):
-    """Named parts in order: (module name, module, feature name or None, what to apply after the module)."""
+    """Named parts in order: (module name, module, feature name or None,
+    what to apply after the module).
+    """
 
     def __init__(self, parts, head, width, classes=100):
         super().__init__()
@@ -162,22 +176,43 @@ class VGG(nn.Module):
             x = F.max_pool2d(x, 2) if 0 < i < 4 else x
             x = features[f'stage{i + 1}'] = F.relu(self.get_submodule(f'block{i}')(x))
         pooled = x.mean((2, 3))
-        return {'stem': features['stage1'], **features, 'pooled': pooled, 'logits': self.classifier(pooled)}
+        return {
+            'stem': features['stage1'],
+            **features,
+            'pooled': pooled,
+            'logits': self.classifier(pooled),
+        }
 
 
 class MobileNetV1(nn.Module):
-    """For ImageNet: `rows` are channels and stride of the depthwise separable blocks, `ends` the last ones of the stages."""
+    """For ImageNet: `rows` are channels and stride of the depthwise separable blocks, `ends`
+    the last ones of the stages.
+    """
 
     ends: ClassVar = {0: 'stem', 1: 'stage1', 3: 'stage2', 5: 'stage3', 11: 'stage4', 13: 'stage5'}
-    rows = (64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1)
+    rows = (
+        (64, 1),
+        (128, 2),
+        (128, 1),
+        (256, 2),
+        (256, 1),
+        (512, 2),
+        *[(512, 1)] * 5,
+        (1024, 2),
+        (1024, 1),
+    )
 
     def __init__(self):
         super().__init__()
         inputs = 32
-        self.model = nn.Sequential(nn.Sequential(conv(3, inputs, 3, 2), nn.BatchNorm2d(inputs), nn.ReLU()))
+        self.model = nn.Sequential(
+            nn.Sequential(conv(3, inputs, 3, 2), nn.BatchNorm2d(inputs), nn.ReLU())
+        )
         for outputs, stride in self.rows:
             depthwise = conv(inputs, inputs, 3, stride, inputs), nn.BatchNorm2d(inputs), nn.ReLU()
-            self.model.append(nn.Sequential(*depthwise, conv(inputs, outputs), nn.BatchNorm2d(outputs), nn.ReLU()))
+            self.model.append(
+                nn.Sequential(*depthwise, conv(inputs, outputs), nn.BatchNorm2d(outputs), nn.ReLU())
+            )
             inputs = outputs
         self.fc = nn.Linear(inputs, 1000)
 
@@ -225,11 +260,21 @@ def mobilenet_v2(factor):
 
     inputs = int(32 * factor)
     parts, blocks = [('conv1', unit(3, inputs, 3, 2), 'stem', same)], nn.ModuleList()
-    rows = (1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)
+    rows = (
+        (1, 16, 1, 1),
+        (6, 24, 2, 1),
+        (6, 32, 3, 2),
+        (6, 64, 4, 2),
+        (6, 96, 3, 1),
+        (6, 160, 3, 2),
+        (6, 320, 1, 1),
+    )
     for i, (times, channels, count, stride) in enumerate(rows):
         layer = nn.Sequential()
         for j in range(count):
-            layer.append(InvertedResidual(inputs, int(channels * factor), stride if j == 0 else 1, times))
+            layer.append(
+                InvertedResidual(inputs, int(channels * factor), stride if j == 0 else 1, times)
+            )
             inputs = int(channels * factor)
         blocks.append(layer)
         parts.append((f'blocks.{i}', layer, f'stage{i + 1}', same))
@@ -245,7 +290,9 @@ def shufflenet_v1(widths=(240, 480, 960), counts=(4, 8, 4), groups=3):
     inputs = 24
     for i, (width, count) in enumerate(zip(widths, counts, strict=True), start=1):
         first = ShuffleV1(inputs, width, 2, groups)
-        layer = nn.Sequential(first, *(ShuffleV1(width, width, 1, groups) for _ in range(count - 1)))
+        layer = nn.Sequential(
+            first, *(ShuffleV1(width, width, 1, groups) for _ in range(count - 1))
+        )
         parts.append((f'layer{i}', layer, f'stage{i}', same))
         inputs = width
     return Network(parts, 'linear', inputs)
@@ -255,20 +302,36 @@ def shufflenet_v2(widths=(116, 232, 464), counts=(3, 7, 3), last=1024):
     parts = [('conv1', conv(3, 24), None, same), ('bn1', nn.BatchNorm2d(24), 'stem', F.relu)]
     inputs = 24
     for i, (width, count) in enumerate(zip(widths, counts, strict=True), start=1):
-        layer = nn.Sequential(ShuffleV2Down(inputs, width), *(ShuffleV2(width) for _ in range(count)))
+        layer = nn.Sequential(
+            ShuffleV2Down(inputs, width), *(ShuffleV2(width) for _ in range(count))
+        )
         parts.append((f'layer{i}', layer, f'stage{i}', same))
         inputs = width
-    parts += [('conv2', conv(inputs, last), None, same), ('bn2', nn.BatchNorm2d(last), None, F.relu)]
+    parts += [
+        ('conv2', conv(inputs, last), None, same),
+        ('bn2', nn.BatchNorm2d(last), None, F.relu),
+    ]
     return Network(parts, 'linear', last)
 
 
 FORMS = {
-    **{f'resnet{6 * n + 2}': partial(resnet, (n, n, n), (16, 32, 64), 16) for n in (1, 2, 3, 5, 7, 9, 18)},
+    **{
+        f'resnet{6 * n + 2}': partial(resnet, (n, n, n), (16, 32, 64), 16)
+        for n in (1, 2, 3, 5, 7, 9, 18)
+    },
     'resnet8x4': partial(resnet, (1, 1, 1), (64, 128, 256), 32),
     'resnet32x4': partial(resnet, (5, 5, 5), (64, 128, 256), 32),
-    'cifar_resnet18': partial(resnet, (2, 2, 2, 2), (64, 128, 256, 512), 64, project='shortcut', head='linear'),
-    'cifar_resnet50': partial(resnet, (3, 4, 6, 3), (64, 128, 256, 512), 64, True, 'shortcut', 'linear'),
-    **{f'wrn_{depth}_{factor}': partial(wide_resnet, depth, factor) for depth in (16, 40) for factor in (1, 2)},
+    'cifar_resnet18': partial(
+        resnet, (2, 2, 2, 2), (64, 128, 256, 512), 64, project='shortcut', head='linear'
+    ),
+    'cifar_resnet50': partial(
+        resnet, (3, 4, 6, 3), (64, 128, 256, 512), 64, True, 'shortcut', 'linear'
+    ),
+    **{
+        f'wrn_{depth}_{factor}': partial(wide_resnet, depth, factor)
+        for depth in (16, 40)
+        for factor in (1, 2)
+    },
     'cifar_vgg8': lambda: VGG(((64,), (128,), (256,), (512,), (512,))),
     'cifar_vgg13': lambda: VGG(((64, 64), (128, 128), (256, 256), (512, 512), (512, 512))),
     'cifar_mobilenet_v2_x0.5': partial(mobilenet_v2, 0.5),

@@ -1,9 +1,10 @@
 """Training loops in PyTorch as the distillation code bases have them, for comparison.
 
-`eager` is the loop of RepDistiller and mdistiller: one step at a time, the teacher under `no_grad`, losses and accuracies
-fetched with `.item()` at every step. `channels_last`, `compile` are the same tuned as far as we can: that memory format,
-nothing fetched between steps, fused optimiser, torch.compile. `loader` is `eager` behind a DataLoader with the usual
-augmentation; the others get their batches from memory, already augmented and normalised, for free.
+`eager` is the loop of RepDistiller and mdistiller: one step at a time, the teacher under `no_grad`,
+losses and accuracies fetched with `.item()` at every step. `channels_last`, `compile` are the same
+tuned as far as we can: that memory format, nothing fetched between steps, fused optimiser,
+torch.compile. `loader` is `eager` behind a DataLoader with the usual augmentation; the others get
+their batches from memory, already augmented and normalised, for free.
 """
 
 import os
@@ -59,12 +60,19 @@ def batches(peer: str, images: np.ndarray, labels: np.ndarray, batch: int, devic
     if peer == 'loader':
         workers = min(8, len(os.sched_getaffinity(0))) if device == 'cuda' else 0
         loader = torch.utils.data.DataLoader(
-            Images(images, labels), batch, shuffle=True, drop_last=True, num_workers=workers, pin_memory=device == 'cuda'
+            Images(images, labels),
+            batch,
+            shuffle=True,
+            drop_last=True,
+            num_workers=workers,
+            pin_memory=device == 'cuda',
         )
         while True:
             for x, y in loader:
                 yield x.to(device), y.to(device)
-    x = ((torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().float() / 255 - 0.5) / 0.25).to(device)
+    x = ((torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().float() / 255 - 0.5) / 0.25).to(
+        device
+    )
     y = torch.from_numpy(labels).long().to(device)
     if peer != 'eager':
         x = x.contiguous(memory_format=torch.channels_last)
@@ -73,20 +81,28 @@ def batches(peer: str, images: np.ndarray, labels: np.ndarray, batch: int, devic
         yield from parts
 
 
-def build(spec: Mapping[str, Any], images: np.ndarray, labels: np.ndarray) -> tuple[Callable[[int], None], dict[str, Any]]:
+def build(
+    spec: Mapping[str, Any], images: np.ndarray, labels: np.ndarray
+) -> tuple[Callable[[int], None], dict[str, Any]]:
     """`(work(steps), info)` of the peer `spec['peer']`; one step is done."""
     begin = time.perf_counter()
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = spec['precision'] == 'tf32'
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = (
+        spec['precision'] == 'tf32'
+    )
     torch.backends.cudnn.benchmark = True
     peer, tuned = spec['peer'], spec['peer'] in ('channels_last', 'compile')
     student = network(spec['student'], spec['classes']).to(device)
-    teacher = network(spec['teacher'], spec['classes']).to(device).eval() if spec['teacher'] else None
+    teacher = (
+        network(spec['teacher'], spec['classes']).to(device).eval() if spec['teacher'] else None
+    )
     if tuned:
         student = student.to(memory_format=torch.channels_last)
         teacher = teacher.to(memory_format=torch.channels_last) if teacher else None
-    optimiser = torch.optim.SGD(student.parameters(), 0.05, 0.9, weight_decay=5e-4, fused=tuned or None)
+    optimiser = torch.optim.SGD(
+        student.parameters(), 0.05, 0.9, weight_decay=5e-4, fused=tuned or None
+    )
     stream = batches(peer, images, labels, spec['batch'], device)
     half = torch.autocast(device, torch.bfloat16, enabled=spec['precision'] == 'bfloat16')
 
@@ -97,7 +113,11 @@ def build(spec: Mapping[str, Any], images: np.ndarray, labels: np.ndarray) -> tu
                 return F.cross_entropy(z.float(), y), z
             with torch.no_grad():
                 targets = logits(teacher, x)
-        soft = F.kl_div(F.log_softmax(z.float() / 4, 1), F.softmax(targets.float() / 4, 1), reduction='batchmean')
+        soft = F.kl_div(
+            F.log_softmax(z.float() / 4, 1),
+            F.softmax(targets.float() / 4, 1),
+            reduction='batchmean',
+        )
         return 0.1 * F.cross_entropy(z.float(), y) + 0.9 * 16 * soft, z
 
     student.train()

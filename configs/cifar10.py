@@ -1,12 +1,13 @@
 """CIFAR-10: a resnet56 teaches the tables' MobileNetV2 x0.5, through TensorFlow Datasets.
 
-Hinton et al. 2015 (arXiv:1503.02531) with the recipe of the CIFAR tables (RepDistiller, arXiv:1910.10699).
+Hinton et al. 2015 (arXiv:1503.02531) with the recipe of the CIFAR tables
+(RepDistiller, arXiv:1910.10699).
 
     python -m kd_jax.main --config=configs/cifar10.py [--config.data.path=TFDS_DIRECTORY]
 
 Duration: 200 epochs a run, meant for one accelerator; `--config.seeds='(0,)'` for one seed.
-Expected: other code bases report resnet56 93.6-94.4 %, MobileNetV2 x0.5 92.9 % alone (with all 50,000 images; here a tenth is
-kept for validation). Not yet measured with this code.
+Expected: other code bases report resnet56 93.6-94.4 %, MobileNetV2 x0.5 92.9 % alone (with all
+50,000 images; here a tenth is kept for validation). Not yet measured with this code.
 """
 
 from configs import common
@@ -22,7 +23,9 @@ def get_config():
 
     config.runs.teacher = common.run(config, 'resnet56')
     config.runs.alone = common.run(config, 'cifar_mobilenet_v2_x0.5')
-    config.runs.student = common.run(config, 'cifar_mobilenet_v2_x0.5', common.distillation(alpha=0.9, tau=4.0))
+    config.runs.student = common.run(
+        config, 'cifar_mobilenet_v2_x0.5', common.distillation(alpha=0.9, tau=4.0)
+    )
     config.runs.student.teachers = ('teacher',)
     for run in config.runs.values():
         run.batch_size = 128

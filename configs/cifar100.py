@@ -1,16 +1,20 @@
-"""CIFAR-100 by the protocol of the published tables (RepDistiller, Tian et al. 2020, arXiv:1910.10699).
+"""CIFAR-100 by the protocol of the published tables (RepDistiller,
+Tian et al. 2020, arXiv:1910.10699).
 
-SGD, momentum 0.9, batch 64, 240 epochs, learning rate 0.05 (MobileNetV2, ShuffleNets: 0.01) divided by ten after 150, 180
-and 210, weight decay 5e-4 on every parameter, crop 4 + flip, the last epoch's weights. The methods and their weights are
-those of configs/methods.py (`kl` is 0.1 CE + 0.9 KL at tau 4; DKD's beta and ReviewKD's weight depend on the pair, as they
-do in their authors' code); `all` trains every one of them in one study.
+SGD, momentum 0.9, batch 64, 240 epochs, learning rate 0.05 (MobileNetV2, ShuffleNets: 0.01) divided
+by ten after 150, 180 and 210, weight decay 5e-4 on every parameter, crop 4 + flip, the last epoch's
+weights. The methods and their weights are those of configs/methods.py (`kl` is 0.1 CE + 0.9 KL at
+tau 4; DKD's beta and ReviewKD's weight depend on the pair, as they do in their authors' code);
+`all` trains every one of them in one study.
 
-    python -m kd_jax.main --config=configs/cifar100.py:method=kl,pair=resnet56-resnet20 [--config.data.path=TFDS_DIRECTORY]
+    python -m kd_jax.main --config=configs/cifar100.py:method=kl,pair=resnet56-resnet20
+        [--config.data.path=TFDS_DIRECTORY]
 
 Duration: 240 epochs a run, meant for one accelerator.
-Expected (the tables, top-1 %): resnet56 72.34, resnet20 69.06 alone, 70.66 distilled; resnet32x4 79.42, resnet8x4 72.50 and
-73.33. The tables train on all 50,000 images; here a tenth is kept for validation, so that these are upper bounds; with
---config.data.val_share=0.01 it is nearly all of them. Not yet measured with this code.
+Expected (the tables, top-1 %): resnet56 72.34, resnet20 69.06 alone, 70.66 distilled; resnet32x4
+79.42, resnet8x4 72.50 and 73.33. The tables train on all 50,000 images; here a tenth is kept for
+validation, so that these are upper bounds; with --config.data.val_share=0.01 it is nearly all of
+them. Not yet measured with this code.
 """
 
 from configs import common, methods
@@ -34,7 +38,8 @@ PAIRS = (
 )
 
 
-# What authors chose for a pair, in place of configs/methods.py; DKD: mdistiller; ReviewKD: its code.
+# What authors chose for a pair, in place of configs/methods.py; DKD:
+# mdistiller; ReviewKD: its code.
 CHOSEN = {
     'resnet56-resnet20': {'dkd.beta': 2.0, 'reviewkd.weight': 0.6},
     'resnet110-resnet32': {'dkd.beta': 2.0, 'reviewkd.weight': 1.0},

@@ -1,13 +1,15 @@
-"""Scikit-learn's digits: a resnet8 teaches a small CNN that has 5 labels a class; the first thing to run.
+"""Scikit-learn's digits: a resnet8 teaches a small CNN that has 5 labels a
+class; the first thing to run.
 
-Distillation: Hinton et al. 2015, arXiv:1503.02531; the student also learns from the teacher's outputs on the 970 images whose
-labels it does not have, which is what makes the difference.
+Distillation: Hinton et al. 2015, arXiv:1503.02531; the student also learns from the teacher's
+outputs on the 970 images whose labels it does not have, which is what makes the difference.
 
-    python -m kd_jax.main --config=configs/digits.py          # few labels: distillation plainly pays
-    python -m kd_jax.main --config=configs/digits.py:all      # all labels: it need not
+    python -m kd_jax.main --config=configs/digits.py        # few labels: distillation plainly pays
+    python -m kd_jax.main --config=configs/digits.py:all    # all labels: it need not
 
-Hardware and duration: two CPU cores, 1 minute 19 seconds. Expected (5 seeds, test top-1): README, "First run".
-The learning rates of alone and student were each chosen on the validation split among 0.02, 0.05 and 0.1, in each regime.
+Hardware and duration: two CPU cores, 1 minute 19 seconds. Expected (5 seeds, test top-1): README,
+"First run". The learning rates of alone and student were each chosen on the validation split among
+0.02, 0.05 and 0.1, in each regime.
 """
 
 from configs import common

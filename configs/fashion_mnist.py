@@ -1,26 +1,35 @@
-"""Fashion-MNIST (Xiao et al. 2017, arXiv:1708.07747): a resnet8 teaches a small student, with few labels or with all.
+"""Fashion-MNIST (Xiao et al. 2017, arXiv:1708.07747): a resnet8 teaches a small student,
+with few labels or with all.
 
-Distillation: Hinton et al. 2015, arXiv:1503.02531, with the student's unlabelled images as transfer set.
+Distillation: Hinton et al. 2015, arXiv:1503.02531, with the student's
+unlabelled images as transfer set.
 
-    apt-get install dataset-fashion-mnist          # or --config.data.path=DIR with the four idx files
-    python -m kd_jax.main --config=configs/fashion_mnist.py            # 20 labels a class for alone and student
-    python -m kd_jax.main --config=configs/fashion_mnist.py:all        # all labels for everybody
-    python -m kd_jax.main --config=configs/fashion_mnist.py:method=at  # any method of configs/methods.py
-    python -m kd_jax.main --config=configs/fashion_mnist.py:method=all # every one of them in one study
+    # or --config.data.path=DIR with the four idx files
+    apt-get install dataset-fashion-mnist
+    # 20 labels a class for alone and student
+    python -m kd_jax.main --config=configs/fashion_mnist.py
+    # all labels for everybody
+    python -m kd_jax.main --config=configs/fashion_mnist.py:all
+    # any method of configs/methods.py, and every one of them in one study
+    python -m kd_jax.main --config=configs/fashion_mnist.py:method=at
+    python -m kd_jax.main --config=configs/fashion_mnist.py:method=all
 
-Hardware, duration, expected numbers: docs/results.md. Where no method is named the student is a small CNN
-and learns by `kl`. With few labels the learning rates of alone and student were each chosen on the validation split among
-0.02, 0.05 and 0.1 (one seed, three epochs); with all labels they are not tuned. Where a method is named, `kl` too, all labels
-are there and the student is a resnet8 a quarter as wide, for the papers' weights were made for networks with BatchNorm. It
-trains for one epoch; nothing is tuned. `few,method=NAME` leaves it 20 labels a class: as the unlabelled images take part in
-every epoch, cross entropy then sees each label once.
+Hardware, duration, expected numbers: docs/results.md. Where no method is named the
+student is a small CNN and learns by `kl`. With few labels the learning rates of alone and student
+were each chosen on the validation split among 0.02, 0.05 and 0.1 (one seed, three epochs); with all
+labels they are not tuned. Where a method is named, `kl` too, all labels are there and the student
+is a resnet8 a quarter as wide, for the papers' weights were made for networks with BatchNorm. It
+trains for one epoch; nothing is tuned. `few,method=NAME` leaves it 20 labels a class: as the
+unlabelled images take part in every epoch, cross entropy then sees each label once.
 """
 
 from configs import common, methods
 
 
 def get_config(argument: str = ''):
-    chosen = common.arguments(argument, regime=(None, 'few', 'all'), method=(None, *methods.METHODS, 'all'))
+    chosen = common.arguments(
+        argument, regime=(None, 'few', 'all'), method=(None, *methods.METHODS, 'all')
+    )
     method = chosen['method']
     few = chosen['regime'] == 'few' or not (chosen['regime'] or method)
     config = common.study()

@@ -10,7 +10,7 @@ RENAMED = {
 }
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> object:
     if name in RENAMED:
         raise ImportError(f'kd_jax.{name} is called {RENAMED[name]} now; import that')
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -1,53 +1,75 @@
-"""From a run's config, its data and its teachers to its `RunSpec`, with every check that needs no training."""
+"""From a run's config, its data and its teachers to its `RunSpec`, with every
+check that needs no training.
+"""
 
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
 from kd_jax import extraction, objectives, optim, teacher_outputs, trained
 from kd_jax.data import Dataset
 from kd_jax.data.views import Views
 from kd_jax.errors import UserError, unknown
-from kd_jax.models import Output, initial
+from kd_jax.initialization import objective_plans, student_plans
+from kd_jax.models import initial
 from kd_jax.monitor import warn
-from kd_jax.networks import Network, variables_of
+from kd_jax.networks import Network
 from kd_jax.parallel import Parallel
-from kd_jax.spec import OBJECTIVE_OF, Hparams, Job, RunSpec, StepSpec, TeacherSpec, Timing, TrainState
+from kd_jax.spec import (
+    Hparams,
+    Job,
+    RunSpec,
+    StepSpec,
+    TeacherSpec,
+    Timing,
+)
 from kd_jax.teacher_outputs import EMA, PEER, SELF_TEACHERS, SNAPSHOT
 from kd_jax.trained import Trained
 
 CPU_STEPS, STEPS = 4, 32  # in one dispatch
-NUMBERS = {'student': 1, 'objective': 2, 'peer': 3, 'peer_objective': 4}  # of the random numbers of initial values
 
 
 def check_teachers(name: str, run: ConfigDict) -> None:
-    """Raises `UserError` for teachers that are unknown, named twice, or do not go with the rest of the run."""
+    """Raises `UserError` for teachers that are unknown, named twice, or do not
+    go with the rest of the run.
+    """
     path, names = f'runs.{name}', tuple(run.teachers)
     for teacher in names:
         if teacher.startswith('self:') and teacher not in SELF_TEACHERS:
             raise unknown(f'teacher of {path}', teacher, SELF_TEACHERS)
         if names.count(teacher) > 1:
-            raise UserError(f'{path}.teachers {names} names {teacher} twice; once is enough, teacher_weights weighs it')
+            raise UserError(
+                f'{path}.teachers {names} names {teacher} twice; once is '
+                'enough, teacher_weights weighs it'
+            )
     from_itself = [teacher for teacher in names if teacher in SELF_TEACHERS]
     if run.teacher_weights and len(run.teacher_weights) != len(names):
         raise UserError(
-            f'teacher_weights {tuple(run.teacher_weights)} of {path} has {len(run.teacher_weights)} entries for {len(names)} '
-            'teachers; give one each'
+            f'teacher_weights {tuple(run.teacher_weights)} of {path} has '
+            f'{len(run.teacher_weights)} entries for {len(names)} teachers; give one each'
         )
     if EMA in from_itself and not run.optim.ema_decay:
-        raise UserError(f'{path} learns from {EMA}, but keeps no average; set optim.ema_decay, such as 0.999')
+        raise UserError(
+            f'{path} learns from {EMA}, but keeps no average; set optim.ema_decay, such as 0.999'
+        )
     if PEER in from_itself and len(from_itself) > 1:
-        raise UserError(f'{path}.teachers {names}: {PEER} does not go with the others; take one of them')
+        raise UserError(
+            f'{path}.teachers {names}: {PEER} does not go with the others; take one of them'
+        )
     if PEER in from_itself and run.init:
-        raise UserError(f'{path} starts from {run.init}, but its peer would start at random; take one of the two away')
+        raise UserError(
+            f'{path} starts from {run.init}, but its peer would start at '
+            'random; take one of the two away'
+        )
     if run.peer and PEER not in from_itself:
-        raise UserError(f'{path}.peer is {run.peer!r}, but {PEER} is not among its teachers; name it there')
+        raise UserError(
+            f'{path}.peer is {run.peer!r}, but {PEER} is not among its teachers; name it there'
+        )
 
 
 def run_spec(
@@ -60,11 +82,12 @@ def run_spec(
 ) -> RunSpec:
     """What the seeds of a run share.
 
-    teachers: name -> the teachers that are other runs, trained or still to be trained. steps_per_dispatch: the most steps of
-    one call; 0: the usual number.
+    teachers: name -> the teachers that are other runs, trained or still to be trained.
+    steps_per_dispatch: the most steps of one call; 0: the usual number.
 
     Raises:
-      UserError: for anything in the config that makes no sense with this data, these teachers or these devices.
+      UserError: for anything in the config that makes no sense with this data,
+        these teachers or these devices.
     """
     info = dataset.info
     for teacher in teachers.values():
@@ -74,11 +97,13 @@ def run_spec(
     parallel.check_batch_size(run.batch_size, f'runs.{name}.batch_size', settings.accumulate)
     timing = _timing(run, len(dataset.train), parallel, steps_per_dispatch)
     step, targets = _step(name, run, dataset, teachers, settings, timing, parallel)
-    plans = _student_plans(step, dataset)
+    plans = student_plans(step, dataset)
     _check_heads(name, run, step.objective, plans)
-    plans |= _objective_plans(step, dataset, plans)
+    plans |= objective_plans(step, dataset, plans)
     shapes = {role: plan.shapes.get('params', {}) for role, plan in plans.items()}
-    optimizer, schedule = optim.build(shapes, settings, total_steps=timing.total_steps, steps_per_epoch=timing.steps_per_epoch)
+    optimizer, schedule = optim.build(
+        shapes, settings, total_steps=timing.total_steps, steps_per_epoch=timing.steps_per_epoch
+    )
     freeze = optim.frozen_patterns(shapes['student'], settings)
     frozen = optim.frozen_mask(shapes['student'], freeze)
     trainable = jax.tree.map(lambda f, x: 0 if f else math.prod(x.shape), frozen, shapes['student'])
@@ -107,13 +132,17 @@ def _step(
     timing: Timing,
     parallel: Parallel,
 ) -> tuple[StepSpec, extraction.Kind | None]:
-    """The step, but for its optimiser, for which the shapes must be known; and what is kept of the teachers."""
+    """The step, but for its optimiser, for which the shapes must be known; and
+    what is kept of the teachers.
+    """
     info, students = dataset.info, _students(run, dataset, parallel.fast)
     augment = dict(run.augment)
     mixup = augment.pop('mixup')
     views = Views(**augment, fill=info.mean_pixel)
     targets = _targets(name, run, views, mixup, info.num_classes, teachers)
-    specs = _teachers(run, teachers, students['student'], parallel.fast, timing, stored=targets is not None)
+    specs = _teachers(
+        run, teachers, students['student'], parallel.fast, timing, stored=targets is not None
+    )
     objective = objectives.build(
         run.objective,
         teacher_weights=tuple(teacher.weight for teacher in specs),
@@ -142,12 +171,15 @@ def _settings(run: ConfigDict, teachers: Mapping[str, Trained]) -> optim.Setting
     if not factor:
         return settings
     if not teachers:
-        raise UserError(f'optim.teacher_factor={factor} needs a teacher whose learning rate it multiplies')
+        raise UserError(
+            f'optim.teacher_factor={factor} needs a teacher whose learning rate it multiplies'
+        )
     first = next(iter(teachers.values()))
     if first.learning_rate is None:
         raise UserError(
-            f'optim.teacher_factor={factor} needs the learning rate of the teacher {first.source}, which is '
-            'imported and has none; set optim.learning_rate and optim.teacher_factor=0.'
+            f'optim.teacher_factor={factor} needs the learning rate of the teacher '
+            f'{first.source}, which is imported and has none; set '
+            'optim.learning_rate and optim.teacher_factor=0.'
         )
     return dataclasses.replace(settings, learning_rate=factor * first.learning_rate)
 
@@ -155,9 +187,13 @@ def _settings(run: ConfigDict, teachers: Mapping[str, Trained]) -> optim.Setting
 def _timing(run: ConfigDict, count: int, parallel: Parallel, steps_per_dispatch: int) -> Timing:
     steps_per_epoch = count / run.batch_size
     total = max(round(run.epochs * steps_per_epoch), 1)
-    due = (round(k * run.eval_every * steps_per_epoch) for k in range(1, math.ceil(run.epochs / run.eval_every) + 1))
+    due = (
+        round(k * run.eval_every * steps_per_epoch)
+        for k in range(1, math.ceil(run.epochs / run.eval_every) + 1)
+    )
     eval_steps = frozenset(min(max(step, 1), total) for step in due) | {total}
-    usual = STEPS if not parallel.on_cpu else CPU_STEPS if parallel.fast else 1  # plain gradients are very slow in a CPU's loop
+    # Plain gradients are very slow in a CPU's loop.
+    usual = STEPS if not parallel.on_cpu else CPU_STEPS if parallel.fast else 1
     return Timing(total, steps_per_epoch, eval_steps, min(steps_per_dispatch or usual, total))
 
 
@@ -170,21 +206,39 @@ def _students(run: ConfigDict, dataset: Dataset, fast: bool) -> dict[str, Networ
 
 
 def _targets(
-    name: str, run: ConfigDict, views: Views, mixup: float, num_classes: int, teachers: Mapping[str, Trained]
+    name: str,
+    run: ConfigDict,
+    views: Views,
+    mixup: float,
+    num_classes: int,
+    teachers: Mapping[str, Trained],
 ) -> extraction.Kind | None:
     """What is kept of the teachers; None: they run in every step."""
     if run.soft_targets == 'live':
         return None
     path = f'runs.{name}.soft_targets'
     if not teachers:
-        why = f'its teachers {tuple(run.teachers)} learn with it' if run.teachers else 'the run has no teacher'
-        raise UserError(f"{path} is {run.soft_targets!r}, but {why}: name a trained run in teachers, or set 'live'")
+        why = (
+            f'its teachers {tuple(run.teachers)} learn with it'
+            if run.teachers
+            else 'the run has no teacher'
+        )
+        raise UserError(
+            f'{path} is {run.soft_targets!r}, but {why}: name a trained '
+            "run in teachers, or set 'live'"
+        )
     wanted = run.soft_targets, run.soft_targets_dtype, run.soft_targets_top_k
     return extraction.kind(path, *wanted, views, mixup, num_classes)
 
 
 def _teachers(
-    run: ConfigDict, teachers: Mapping[str, Trained], student: Network, fast: bool, timing: Timing, *, stored: bool
+    run: ConfigDict,
+    teachers: Mapping[str, Trained],
+    student: Network,
+    fast: bool,
+    timing: Timing,
+    *,
+    stored: bool,
 ) -> tuple[TeacherSpec, ...]:
     """One for each of the config's names, in its order."""
 
@@ -205,61 +259,39 @@ def _teachers(
 
 
 def _snapshot_steps(run: ConfigDict, timing: Timing) -> int:
-    return max(round(run.snapshot_epochs * timing.steps_per_epoch), 1) if SNAPSHOT in run.teachers else 0
+    return (
+        max(round(run.snapshot_epochs * timing.steps_per_epoch), 1)
+        if SNAPSHOT in run.teachers
+        else 0
+    )
 
 
 def _pool(dataset: Dataset, objective: objectives.Objective) -> np.ndarray:
     """Images without a label are drawn where a loss can learn from them."""
     uses_unlabelled = any(not loss.needs_label for _, loss in objective.losses)
-    return np.arange(len(dataset.train)) if uses_unlabelled else np.flatnonzero(dataset.train.labels >= 0)
+    return (
+        np.arange(len(dataset.train))
+        if uses_unlabelled
+        else np.flatnonzero(dataset.train.labels >= 0)
+    )
 
 
-def _example(dataset: Dataset) -> dict[str, Any]:
-    """A batch of two examples, for shapes only."""
-    image, zeros = jnp.zeros((2, *dataset.info.image_shape), jnp.float32), jnp.zeros(2, jnp.int32)
-    return {'image': image, 'label': zeros, 'index': zeros, 'mask': jnp.ones(2), 'train_label': dataset.train.labels}
-
-
-def _student_plans(step: StepSpec, dataset: Dataset) -> dict[str, initial.Plan]:
-    """How the students' variables start: role -> plan."""
-    image = _example(dataset)['image']
-    return {
-        role: initial.Plan(lambda key, module=network.model: module.init_with_output(key, image, train=False))
-        for role, network in step.students.items()
-    }
-
-
-def _objective_plans(step: StepSpec, dataset: Dataset, students: Mapping[str, initial.Plan]) -> dict[str, initial.Plan]:
-    """How the variables of the students' objectives start, as in `TrainState.params`."""
-    batch = _example(dataset)
-
-    def says(teacher: TeacherSpec, other: Output) -> Output:
-        if teacher.network is not None:
-            net = teacher.network
-            start = lambda: net.model.init_with_output(jax.random.key(0), net.normalize(batch['image']), train=False)  # noqa: E731
-            return jax.eval_shape(start)[0]
-        return Output(jnp.zeros((2, dataset.info.num_classes)), {}) if teacher.shared else other
-
-    def plan(role):
-        other = students['peer' if role == 'student' and 'peer' in students else 'student'].output
-        outputs = [students[role].output, *(says(teacher, other) for teacher in step.teachers)]
-        outputs = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), outputs)
-        return initial.Plan(lambda key: step.objective.init(key, outputs[0], tuple(outputs[1:]), batch))
-
-    return {OBJECTIVE_OF[role]: plan(role) for role in students}
-
-
-def _check_features(name: str, run: ConfigDict, objective: objectives.Objective, targets: extraction.Kind | None) -> None:
+def _check_features(
+    name: str, run: ConfigDict, objective: objectives.Objective, targets: extraction.Kind | None
+) -> None:
     """Kept logits are all there is of a teacher that does not run."""
     labels = [label for label, loss in objective.losses if loss.needs_features]
     if labels and targets is not None:
         raise UserError(
-            f'objective {labels[0]!r} learns from the features of the teacher, but with runs.{name}.soft_targets='
-            f"{run.soft_targets!r} only its logits are kept; set soft_targets='live', or take the term out"
+            f'objective {labels[0]!r} learns from the features of the teacher, but with '
+            f'runs.{name}.soft_targets={run.soft_targets!r} only its logits are kept; '
+            "set soft_targets='live', or take the term out"
         )
 
 
-def _check_heads(name: str, run: ConfigDict, objective: objectives.Objective, plans: Mapping[str, initial.Plan]) -> None:
+def _check_heads(
+    name: str, run: ConfigDict, objective: objectives.Objective, plans: Mapping[str, initial.Plan]
+) -> None:
     """Auxiliary heads and the losses that train them belong together."""
     labels = [label for label, loss in objective.losses if loss.needs_heads]
     for role in ('student', 'peer'):
@@ -268,8 +300,8 @@ def _check_heads(name: str, run: ConfigDict, objective: objectives.Objective, pl
         heads = plans[role].output.heads
         if labels and not heads:
             raise UserError(
-                f'objective {labels[0]!r} needs auxiliary heads, which the model {run.model.name} does not have; '
-                f'set runs.{name}.model.heads, such as (1, 2)'
+                f'objective {labels[0]!r} needs auxiliary heads, which the model {run.model.name} '
+                f'does not have; set runs.{name}.model.heads, such as (1, 2)'
             )
         if heads and not labels:
             warn(
@@ -285,7 +317,9 @@ def learning_rate_of(spec: RunSpec, run: ConfigDict) -> float:
 
 
 def hparams_of(spec: RunSpec, run: ConfigDict) -> dict[str, np.float32]:
-    """The numbers of a run that the step takes as arguments. run: that of the spec, or one that differs in them only."""
+    """The numbers of a run that the step takes as arguments. run: that of the spec, or
+    one that differs in them only.
+    """
     values = dict(spec.step.objective.hparams())
     for path in values:
         _, label, field = path.split('.')
@@ -297,39 +331,38 @@ def hparams_of(spec: RunSpec, run: ConfigDict) -> dict[str, np.float32]:
 
 
 def check_member(spec: RunSpec, run: ConfigDict) -> None:
-    """Raises `UserError` for a number of `run`, which differs from the spec's in nothing else, that makes no sense."""
+    """Raises `UserError` for a number of `run`, which differs from the spec's in
+    nothing else, that makes no sense.
+    """
     weights = tuple(teacher.weight for teacher in spec.step.teachers)
-    objective = objectives.build(run.objective, teacher_weights=weights, num_classes=spec.dataset.info.num_classes)
+    objective = objectives.build(
+        run.objective, teacher_weights=weights, num_classes=spec.dataset.info.num_classes
+    )
     here, there = ([label for label, _ in of.losses] for of in (objective, spec.step.objective))
     if here != there:
         raise UserError(
-            f'the members of {spec.name} learn from different losses, {", ".join(here)} and {", ".join(there)}: a weight of 0 '
-            'takes a term away; make that a run of its own'
+            f'the members of {spec.name} learn from different losses, {", ".join(here)} and '
+            f'{", ".join(there)}: a weight of 0 takes a term away; make that a run of its own'
         )
 
 
 def planned(spec: RunSpec, run: ConfigDict) -> Trained:
     """A run as a teacher, before it is trained; it differs from the spec's in numbers only."""
     info = spec.dataset.info
-    network = spec.step.students['student']._replace(image_shape=tuple(info.image_shape))
-    return Trained(spec.name, network, info, spec.config.precision, learning_rate_of(spec, run), None)
+    network = spec.step.students['student']._replace(image_shape=info.image_shape)
+    return Trained(
+        spec.name, network, info, spec.config.precision, learning_rate_of(spec, run), None
+    )
 
 
-def initial_state(job: Job) -> TrainState:
-    """The state before the first step, as host arrays."""
-    spec = job.run.step
-    model_state = {role: plan.draw((job.seed, NUMBERS[role])) for role, plan in job.run.plans.items()}
-    params = {role: variables.pop('params', {}) for role, variables in model_state.items()}
-    if job.start is not None:
-        variables = trained.start_from(job.start, variables_of(params['student'], model_state['student']), warn)
-        params['student'], model_state['student'] = variables.pop('params'), variables
-    now = {'params': params['student'], 'model_state': model_state['student']}
-    opt_state = jax.device_get(job.run.init_optimizer(params))
-    ema, snapshot = (now if wanted else None for wanted in (spec.ema_decay, spec.snapshot_steps))
-    return TrainState(np.zeros((), np.int32), params, model_state, opt_state, ema, snapshot)
-
-
-def job_of(spec: RunSpec, name: str, run: ConfigDict, seed: int, directory, start: Trained | None = None) -> Job:
+def job_of(
+    spec: RunSpec,
+    name: str,
+    run: ConfigDict,
+    seed: int,
+    directory: epath.Path,
+    start: Trained | None = None,
+) -> Job:
     """One training of a run, or of a member of its sweep."""
     hparams: Hparams = hparams_of(spec, run)
     return Job(spec, name, run, seed, directory, hparams, learning_rate_of(spec, run), start)

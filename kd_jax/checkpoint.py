@@ -1,10 +1,13 @@
-"""Checkpoints of one run: asynchronous, verified by checksum; the latest two and the best are kept."""
+"""Checkpoints of one run: asynchronous, verified by checksum; the
+latest two and the best are kept.
+"""
 
 import hashlib
 import logging
 import os
 import sys
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 import flax
 import jax
@@ -14,7 +17,8 @@ from etils import epath
 
 from kd_jax.errors import UserError
 
-# What the operating system says when it is not our fault; anything else is a bug and stays a traceback.
+# What the operating system says when it is not our fault; anything else is
+# a bug and stays a traceback.
 _SYSTEM_REASONS = {
     'no space left': 'no space left on the device',
     'quota exceeded': 'the disk quota is used up',
@@ -55,52 +59,62 @@ def _not_from_orbax(record: logging.LogRecord) -> bool:
 
 
 def _ignore_closed_loops() -> None:
-    """After a failed save or restore, tensorstore calls back into orbax's closed event loop, each time with a traceback."""
+    """After a failed save or restore, tensorstore calls back into orbax's closed event
+    loop, each time with a traceback.
+    """
     previous = sys.unraisablehook
     if getattr(previous, 'ignores_closed_loops', False):
         return
 
-    def hook(unraisable):
+    def hook(unraisable: 'sys.UnraisableHookArgs') -> None:
         if 'Event loop is closed' not in str(unraisable.exc_value):
             previous(unraisable)
 
-    hook.ignores_closed_loops = True
+    hook.ignores_closed_loops = True  # type: ignore[attr-defined]  # a mark for the next call
     sys.unraisablehook = hook
 
 
 class _KeepLatestAndBest:
-    """Keeps the latest two (so that a damaged one has one before it) and the best; an orbax preservation policy."""
+    """Keeps the latest two (so that a damaged one has one before it) and the best;
+    an orbax preservation policy.
+    """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.best_step: int | None = None
 
-    def should_preserve(self, checkpoints, *, context):
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         latest = {info.step for info in list(checkpoints)[-2:]}
         return [info.step in latest or info.step == self.best_step for info in checkpoints]
 
 
 class Checkpoints:
-    """The checkpoints in `directory`; a context manager that waits for the pending save on the way out.
+    """The checkpoints in `directory`; a context manager that waits for the
+    pending save on the way out.
 
-    A checkpoint is the state as host arrays (so that any number of devices can read it), and `meta`: JSON with
-    `best_step` and whatever the caller adds; the checksum is added here.
+    A checkpoint is the state as host arrays (so that any number of devices can read it), and
+    `meta`: JSON with `best_step` and whatever the caller adds; the checksum is added here.
     """
 
     def __init__(self, directory: str | os.PathLike[str], *, read_only: bool = False):
-        directory = epath.Path(directory)  # whose own `absolute` takes buckets for directories here
-        self.directory = directory if directory.is_absolute() else epath.Path(os.getcwd(), directory)
+        path = epath.Path(directory)  # whose own `absolute` takes buckets for directories here
+        self.directory = path if path.is_absolute() else epath.Path(os.getcwd(), path)
         self._policy = _KeepLatestAndBest()
         logging.getLogger('absl').addFilter(_not_from_orbax)
         _ignore_closed_loops()
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=self._policy, cleanup_tmp_directories=not read_only, read_only=read_only, create=not read_only
+            preservation_policy=self._policy,
+            cleanup_tmp_directories=not read_only,
+            read_only=read_only,
+            create=not read_only,
         )
-        self._manager = ocp.CheckpointManager(self.directory, options=options, item_names=('state', 'meta'))
+        self._manager = ocp.CheckpointManager(
+            self.directory, options=options, item_names=('state', 'meta')
+        )
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind, error, trace):
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
             self.wait()
         except UserError:
@@ -128,17 +142,23 @@ class Checkpoints:
         """Returns when the pending save is on disk; raises as `save` does."""
         self._guarded(self._manager.wait_until_finished)
 
-    def _guarded(self, action) -> None:
+    def _guarded(self, action: Callable[[], object]) -> None:
         try:
             action()
-        except Exception as error:  # tensorstore's and orbax's own types; the text is what they share
+        except Exception as error:
+            # The types are tensorstore's and orbax's own; the text is what they share.
             reason = system_reason(error)
             if reason is None:
                 raise
             steps = [s for s in self.steps() if (self.directory / str(s)).exists()]
-            last = f'the last good checkpoint is that of step {steps[-1]}' if steps else 'no checkpoint was saved yet'
+            last = (
+                f'the last good checkpoint is that of step {steps[-1]}'
+                if steps
+                else 'no checkpoint was saved yet'
+            )
             raise UserError(
-                f'cannot save a checkpoint in {self.directory}: {reason}; {last}; make room and run the same command again'
+                f'cannot save a checkpoint in {self.directory}: {reason}; {last}; make room '
+                'and run the same command again'
             ) from error
 
     def read(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -153,7 +173,9 @@ class Checkpoints:
             raise Damaged('does not match its checksum')
         return items.state, meta
 
-    def restore_latest(self, target: Any, warn) -> tuple[Any, dict[str, Any]] | None:
+    def restore_latest(
+        self, target: Any, warn: Callable[[str], None]
+    ) -> tuple[Any, dict[str, Any]] | None:
         """The newest good checkpoint as (state like `target`, meta); None without one.
 
         A damaged checkpoint is removed, `warn(sentence)` says so, and the one before it is used.
@@ -162,7 +184,10 @@ class Checkpoints:
             try:
                 tree, meta = self.read(step)
             except Damaged as error:
-                warn(f'the checkpoint of step {step} in {self.directory} {error}; going back to the one before it')
+                warn(
+                    f'the checkpoint of step {step} in {self.directory} {error}; '
+                    'going back to the one before it'
+                )
                 self._manager.delete(step)
                 continue
             self._policy.best_step = meta.get('best_step')
@@ -171,7 +196,9 @@ class Checkpoints:
 
 
 def restored(target: Any, tree: dict[str, Any]) -> Any:
-    """A state like `target` of what `Checkpoints.read` gave, also of an earlier version's; what that did not have is None."""
+    """A state like `target` of what `Checkpoints.read` gave, also of an earlier version's;
+    what that did not have is None.
+    """
     fields = dict(tree)
     for old, new in RENAMED.items():
         if old in fields:
@@ -181,7 +208,8 @@ def restored(target: Any, tree: dict[str, Any]) -> Any:
 
 
 def load_variables(run_directory: str | os.PathLike[str], step: int) -> dict[str, Any]:
-    """The student's Flax variables (numpy arrays) of a run's checkpoint; the averaged ones if it kept an average.
+    """The student's Flax variables (numpy arrays) of a run's checkpoint; the
+    averaged ones if it kept an average.
 
     Raises:
       UserError: if the checkpoint is missing or damaged.
@@ -194,7 +222,9 @@ def load_variables(run_directory: str | os.PathLike[str], step: int) -> dict[str
         try:
             state, _ = checkpoints.read(step)
         except Damaged as error:
-            raise UserError(f'the checkpoint of step {step} in {directory} {error}; {fix}') from error
+            raise UserError(
+                f'the checkpoint of step {step} in {directory} {error}; {fix}'
+            ) from error
     if state.get('ema'):
         return {'params': state['ema']['params'], **state['ema']['model_state']}
     return {'params': state['params']['student'], **state['model_state']['student']}

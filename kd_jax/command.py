@@ -4,6 +4,7 @@ import re
 import runpy
 import traceback
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -30,28 +31,42 @@ def load_config(name: str = 'config') -> ConfigDict:
     """The study that the flag `name` gives; a file that cannot be read is one sentence."""
     path = config_flags.get_config_filename(flags.FLAGS[name])
     try:
-        config = flags.FLAGS[name].value
+        config: ConfigDict = flags.FLAGS[name].value
         config.runs  # noqa: B018  (a config that failed to load says so when it is used)
     except OSError:
-        fail(f'cannot read the config {path!r}; name a file such as configs/digits.py, from the directory that holds it')
+        fail(
+            f'cannot read the config {path!r}; name a file such as configs/digits.py, '
+            'from the directory that holds it'
+        )
     except AttributeError as error:
         fail(f'{path} is not a study: {error}; start from configs.common.study()')
     return config
 
 
 def _mistake(name: str, arguments: list[str]) -> str:
-    """What is wrong with the file that flag `name` gives, or with the fields that follow it; '' if nothing is."""
+    """What is wrong with the file that flag `name` gives, or with the fields that
+    follow it; '' if nothing is.
+    """
     text = '\n'.join(arguments)  # a value stands behind '=' or is the next argument
-    path, colon, argument = (re.findall(rf'^--?{name}[=\n](.*)$', text, re.MULTILINE) or [''])[-1].partition(':')
+    path, colon, argument = (re.findall(rf'^--?{name}[=\n](.*)$', text, re.MULTILINE) or [''])[
+        -1
+    ].partition(':')
     if not Path(path).is_file():
         return ''
     try:
         names = runpy.run_path(path)
         if 'get_config' not in names:
-            return f'{path} has no function get_config(), which gives the study; start from the files in configs/'
+            return (
+                f'{path} has no function get_config(), which gives the study; '
+                'start from the files in configs/'
+            )
         config = names['get_config'](*([argument] if colon else []))
     except Exception as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        lines = [
+            frame.lineno
+            for frame in traceback.extract_tb(error.__traceback__)
+            if frame.filename == path
+        ]
         if isinstance(error, SyntaxError) and error.filename == path:
             lines.append(error.lineno)
         return f'{path}{f", line {lines[-1]}" if lines else ""}: {type(error).__name__}: {error}'
@@ -61,16 +76,26 @@ def _mistake(name: str, arguments: list[str]) -> str:
 
 def _wrong_field(field: str, config: ConfigDict) -> str:
     """Where `field`, such as 'runs.student.epoch', leaves the config; '' if it does not."""
-    at, path = config, []
+    at: Any = config
+    path: list[str] = []
     for name in field.split('.'):
         if not isinstance(at, ConfigDict):
             return f'{".".join(path)} is {at!r}; it has no fields, such as {name!r}'
         if name in RENAMED and RENAMED[name] in at:
-            return f'{".".join([*path, name])} is called {RENAMED[name]} now; write {".".join([*path, RENAMED[name]])}'
+            return (
+                f'{".".join([*path, name])} is called {RENAMED[name]} now; write '
+                f'{".".join([*path, RENAMED[name]])}'
+            )
         if name not in at:
             here, last = '.'.join(path), path[-1] if path else ''
-            kind = {'runs': 'run', 'objective': f'term of {here}', '': 'field'}.get(last, f'field of {here}')
-            add = f'; a config file adds terms: run.objective.{name} = common.term({name!r})' if last == 'objective' else ''
+            kind = {'runs': 'run', 'objective': f'term of {here}', '': 'field'}.get(
+                last, f'field of {here}'
+            )
+            add = (
+                f'; a config file adds terms: run.objective.{name} = common.term({name!r})'
+                if last == 'objective'
+                else ''
+            )
             return f'{unknown(kind, name, at)}{add}'
         at = at[name]
         path.append(name)

@@ -31,19 +31,20 @@ from kd_jax.fields import (
 )
 from kd_jax.networks import PRECISIONS
 
-FAMILY = Limit(lambda value: True, 'what the family of the model allows')  # on its own field, see `kd_jax.models.build`
+# What a family allows stands on its own field; see `kd_jax.models.build`.
+FAMILY = Limit(lambda value: True, 'what the family of the model allows')
 
 
-def _seeds(values) -> bool:
+def _seeds(values: Any) -> bool:
     whole = all(type(seed) is int and seed >= 0 for seed in values)
     return bool(values) and whole and len(set(values)) == len(values)
 
 
-def _weight(value) -> bool:
+def _weight(value: Any) -> bool:
     return is_number(value) and 0 <= value < float('inf')
 
 
-def _targets(value) -> bool:
+def _targets(value: Any) -> bool:
     return value in ('live', 'exact') or (value.isascii() and value.isdigit() and int(value) > 0)
 
 
@@ -53,65 +54,95 @@ TARGETS = "'live', 'exact' or a number of views, such as '8'"
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """The fields `model` of a run: a name in `kd_jax.models.MODELS` and overrides; None = the model's own."""
+    """The fields `model` of a run: a name in `kd_jax.models.MODELS` and
+    overrides; None = the model's own.
+    """
 
     name: str = text()  # in `kd_jax.models.MODELS`
     width: float | None = optional(float, FAMILY)  # channel multiplier
     depth: float | None = optional(float, FAMILY)  # multiplier of the blocks in each stage
     kernel: int | None = optional(int, FAMILY)  # of the blocks' 3x3 convolutions
     dropout: float | None = optional(float, FAMILY)  # rate before the classifier
-    adapter: int | None = optional(int, FAMILY)  # hidden channels of a residual adapter after every block; None = no adapters
-    heads: tuple | None = optional(tuple, FAMILY)  # stages with an auxiliary head, such as (1, 2); None = none
-    average_heads: bool | None = optional(bool, FAMILY)  # predict the average of all heads' probabilities
-    aux: bool | None = optional(bool, FAMILY)  # Inception-v3 and GoogLeNet: with their own auxiliary heads
+    # hidden channels of a residual adapter after every block; None = no adapters
+    adapter: int | None = optional(int, FAMILY)
+    # stages with an auxiliary head, such as (1, 2); None = none
+    heads: tuple[int, ...] | None = optional(tuple, FAMILY)
+    # predict the average of all heads' probabilities
+    average_heads: bool | None = optional(bool, FAMILY)
+    # Inception-v3 and GoogLeNet: with their own auxiliary heads
+    aux: bool | None = optional(bool, FAMILY)
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
     """The fields of a run that are no groups."""
 
-    # runs ('teacher', 'teacher/seed0'), imported teachers, workdirs; 'self:ema', 'self:snapshot', 'self:peer'
-    teachers: tuple = names()
-    teacher_weights: tuple = several((), _weight, 'finite numbers, each 0 or more')  # one a teacher; () = equal
-    snapshot_epochs: float = number(1.0, above=0, words='greater than 0')  # between snapshots for 'self:snapshot'
+    # runs ('teacher', 'teacher/seed0'), imported teachers, workdirs; 'self:ema',
+    # 'self:snapshot', 'self:peer'
+    teachers: tuple[str, ...] = names()
+    # one a teacher; () = equal
+    teacher_weights: tuple[float, ...] = several((), _weight, 'finite numbers, each 0 or more')
+    # between snapshots for 'self:snapshot'
+    snapshot_epochs: float = number(1.0, above=0, words='greater than 0')
     peer: str = text()  # model of the second student, 'self:peer'; '' = the same as the first
-    # 'live': the teachers run in every step; 'exact' or '8': their logits for all (8) views are kept
+    # 'live': the teachers run in every step; 'exact' or '8': their
+    # logits for all (8) views are kept
     soft_targets: str = field('live', _targets, TARGETS)
     soft_targets_dtype: str = choice('float16', 'float16', 'float32')  # in which those are kept
-    soft_targets_top_k: int = number(0, at_least=0, at_most=65536)  # keep so many classes only; 0 = all
-    init: str = text()  # start from this run, workdir or file of PyTorch weights instead of at random
-    sweep: str = text()  # 'objective.kl.tau=1,4; seed=0,1': a run for each combination, trained together; '' = one run
+    # keep so many classes only; 0 = all
+    soft_targets_top_k: int = number(0, at_least=0, at_most=65536)
+    # start from this run, workdir or file of PyTorch weights instead of at random
+    init: str = text()
+    # 'objective.kl.tau=1,4; seed=0,1': a run for each combination, trained together; '' = one run
+    sweep: str = text()
     # of the order and the views of the images; None = the seed
     order_seed: int | None = optional(int, Limit(lambda value: value >= 0, '0 or more'))
     batch_size: int = number(64, at_least=1, words='at least 1')  # over all devices
-    epochs: float = number(30.0, above=0, words='greater than 0')  # passes over the training images; fractions count
-    eval_every: float = number(1.0, above=0, words='greater than 0')  # epochs between validations, each with a checkpoint
-    patience: int = number(0, at_least=0, words='0 (never stop early) or more')  # validations without a better top-1
-    select: str = choice('best', 'best', 'last')  # weights that are tested and that teach: the best on validation, or the last
+    # passes over the training images; fractions count
+    epochs: float = number(30.0, above=0, words='greater than 0')
+    # epochs between validations, each with a checkpoint
+    eval_every: float = number(1.0, above=0, words='greater than 0')
+    # validations without a better top-1
+    patience: int = number(0, at_least=0, words='0 (never stop early) or more')
+    # weights that are tested and that teach: the best on validation, or the last
+    select: str = choice('best', 'best', 'last')
 
 
 @dataclasses.dataclass(frozen=True)
 class Shared:
-    """The fields of a study that its runs follow unless they have their own; besides `data` and `augment`."""
+    """The fields of a study that its runs follow unless they have their own;
+    besides `data` and `augment`.
+    """
 
-    seeds: tuple = field((0,), _seeds, SEEDS)  # each run trains once a seed; a student's teacher is the one of the same seed
-    precision: str = choice('float32', *PRECISIONS)  # of the networks' arithmetic; parameters and losses are float32
+    # each run trains once a seed; a student's teacher is the one of the same seed
+    seeds: tuple[int, ...] = field((0,), _seeds, SEEDS)
+    # of the networks' arithmetic; parameters and losses are float32
+    precision: str = choice('float32', *PRECISIONS)
 
 
-def _profile(value) -> bool:
-    return not value or (len(value) == 2 and all(type(n) is int for n in value) and 0 <= value[0] < value[1])
+def _profile(value: Any) -> bool:
+    return not value or (
+        len(value) == 2 and all(type(n) is int for n in value) and 0 <= value[0] < value[1]
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
     """The other fields of a study."""
 
-    parallel: str = choice('auto', 'auto', 'jit', 'pmap')  # 'auto': jit on one device, pmap on several
-    devices: int = number(0, at_least=0)  # 0 = all (of a CPU's cores, as many as get 16 images of a batch each)
-    steps_per_dispatch: int = number(0, at_least=0, words='0 (the usual number) or more')  # in one call of the compiled program
-    fast: bool = flag(True)  # False turns off what only makes a CPU faster (layers in other forms, allocator, cores as devices)
+    # 'auto': jit on one device, pmap on several
+    parallel: str = choice('auto', 'auto', 'jit', 'pmap')
+    # 0 = all (of a CPU's cores, as many as get 16 images of a batch each)
+    devices: int = number(0, at_least=0)
+    # in one call of the compiled program
+    steps_per_dispatch: int = number(0, at_least=0, words='0 (the usual number) or more')
+    # False turns off what only makes a CPU faster (layers in other forms,
+    # allocator, cores as devices)
+    fast: bool = flag(True)
     # (first, last) step of which each run writes a trace to <workdir>/<run>/seed<k>/profile
-    profile: tuple = field((), _profile, 'two step numbers, such as --config.profile="(10,20)", or "()"')
+    profile: tuple[int, ...] = field(
+        (), _profile, 'two step numbers, such as --config.profile="(10,20)", or "()"'
+    )
     tensorboard: bool = flag(True)  # write TensorBoard events
     wandb: str = text()  # Weights & Biases project; '' = off
 
@@ -122,17 +153,27 @@ class Imported:
 
     torch: str = text()  # .pth, .pt or .safetensors: a state dict, or a checkpoint that holds one
     model: str = text()  # a name in kd_jax.models.MODELS, or a mapping of `name` and overrides
-    size: int = number(0, at_least=0, words='0 (the default) or a side in pixels')  # 0 = its usual one, or the data's
-    mean: tuple = several((), is_number, 'numbers, one a channel')  # for images in 0..1, as it was trained; () = ImageNet's
-    std: tuple = several((), is_number, 'numbers, one a channel')  # likewise
+    # 0 = its usual one, or the data's
+    size: int = number(0, at_least=0, words='0 (the default) or a side in pixels')
+    # for images in 0..1, as it was trained; () = ImageNet's
+    mean: tuple[float, ...] = several((), is_number, 'numbers, one a channel')
+    std: tuple[float, ...] = several((), is_number, 'numbers, one a channel')  # likewise
 
 
-GROUPS = {'model': Model, 'optim': optim.Settings, 'data': data.Settings, 'augment': augment.Settings}  # of a run
+# The groups of a run's fields.
+GROUPS = {
+    'model': Model,
+    'optim': optim.Settings,
+    'data': data.Settings,
+    'augment': augment.Settings,
+}
 VALUES = {'self:average': 'self:ema', 'self:past': 'self:snapshot'}  # teachers by their old names
 
 
 def study() -> ConfigDict:
-    """What the runs of a study share. A run's `seeds`, `precision`, `data` and `augment` follow these unless it has its own."""
+    """What the runs of a study share. A run's `seeds`, `precision`, `data` and `augment` follow
+    these unless it has its own.
+    """
     c = ConfigDict(defaults(Shared) | defaults(Study))
     for group in ('data', 'augment'):
         c[group] = _group(GROUPS[group])
@@ -147,7 +188,8 @@ def run(of: ConfigDict, model: str, objective: ConfigDict | None = None) -> Conf
     for group in ('model', 'optim'):
         c[group] = _group(GROUPS[group])
     c.model.name = model
-    c.objective = labels() if objective is None else objective  # one entry a loss, under a label of your own
+    # one entry a loss, under a label of your own
+    c.objective = labels() if objective is None else objective
     for group in ('data', 'augment'):
         c[group] = ConfigDict({name: of[group].get_oneway_ref(name) for name in of[group]})
     for name in defaults(Shared):
@@ -156,14 +198,21 @@ def run(of: ConfigDict, model: str, objective: ConfigDict | None = None) -> Conf
 
 
 def _group(cls: type) -> ConfigDict:
-    """The fields of a record as a config, those without a default of their own as placeholders of their type."""
+    """The fields of a record as a config, those without a default of their own
+    as placeholders of their type.
+    """
     fields = own(cls)
-    usual = {name: placeholder(type(f.metadata['example'])) if f.default is None else f.default for name, f in fields.items()}
+    usual = {
+        name: placeholder(type(f.metadata['example'])) if f.default is None else f.default
+        for name, f in fields.items()
+    }
     return ConfigDict(usual)
 
 
 def follow(study: ConfigDict) -> ConfigDict:
-    """`study`, in which what the runs have in common with it follows it from now on, as in those that `run` makes."""
+    """`study`, in which what the runs have in common with it follows it from now on,
+    as in those that `run` makes.
+    """
     for run in study.runs.values():
         for shared in ('data', 'augment'):
             for name in study[shared]:
@@ -180,29 +229,36 @@ def imported(torch: str, model: str) -> ConfigDict:
     return ConfigDict(defaults(Imported) | {'torch': torch, 'model': model})
 
 
-def term(name: str, **fields) -> ConfigDict:
-    """All fields of the loss `name`, with `fields` changed, so that each can be overridden on the command line.
+def term(name: str, **fields: Any) -> ConfigDict:
+    """All fields of the loss `name`, with `fields` changed, so that each can be
+    overridden on the command line.
 
-    It stands in an objective under its own name, or under a label of yours: `objective.kl_late = term('kl', tau=1.0)`.
+    It stands in an objective under its own name, or under a label of yours:
+    `objective.kl_late = term('kl', tau=1.0)`.
     """
     return ConfigDict({'loss': name} | objectives.defaults(name) | fields)
 
 
-def labels(**fields) -> ConfigDict:
+def labels(**fields: Any) -> ConfigDict:
     """Cross-entropy with the labels alone."""
     return ConfigDict({'cross_entropy': term('cross_entropy', **fields)})
 
 
 def distillation(alpha: float = 0.9, tau: float = 4.0) -> ConfigDict:
     """Hinton et al. 2015: (1 - alpha) CE + alpha tau^2 KL."""
-    return ConfigDict({'cross_entropy': term('cross_entropy', weight=1 - alpha), 'kl': term('kl', weight=alpha, tau=tau)})
+    return ConfigDict(
+        {
+            'cross_entropy': term('cross_entropy', weight=1 - alpha),
+            'kl': term('kl', weight=alpha, tau=tau),
+        }
+    )
 
 
 def arguments(text: str, **allowed: tuple[str | None, ...]) -> dict[str, str | None]:
     """The argument of a config, `configs/x.py:key=value,key=value`, as a dict.
 
-    allowed: key -> its values, the default first (None: what it is if left out). A value alone means the first key that
-    allows it.
+    allowed: key -> its values, the default first (None: what it is if left out). A value alone
+    means the first key that allows it.
 
     Raises:
       UserError: for another key or value.
@@ -215,18 +271,25 @@ def arguments(text: str, **allowed: tuple[str | None, ...]) -> dict[str, str | N
         if key not in allowed or value not in allowed[key]:
             raise UserError(
                 f'unknown config argument {part!r}; allowed: '
-                + '; '.join(f'{k}={" | ".join(filter(None, values))}' for k, values in allowed.items())
+                + '; '.join(
+                    f'{k}={" | ".join(filter(None, values))}' for k, values in allowed.items()
+                )
             )
         chosen[key] = value
     return chosen
 
 
 def _check(cls: type, given: Mapping[str, Any], path: str) -> None:
-    """`check` of fields that will be read as they are: only where the default is None a value may be."""
+    """`check` of fields that will be read as they are: only where the
+    default is None a value may be.
+    """
     check(cls, given, path)
     for name, of in own(cls).items():
         if name in given and given[name] is None and of.default is not None:
-            raise UserError(f'{path}{"." if path else ""}{name} is None; it must be {of.metadata["limit"].words}')
+            raise UserError(
+                f'{path}{"." if path else ""}{name} is None; it must '
+                f'be {of.metadata["limit"].words}'
+            )
 
 
 def _mapping(value: Any, path: str) -> Mapping[str, Any]:
@@ -236,11 +299,15 @@ def _mapping(value: Any, path: str) -> Mapping[str, Any]:
 
 
 def check_study(config: ConfigDict) -> None:
-    """Raises `UserError` for a field of the study, its runs apart, that is unknown or whose value is not allowed."""
+    """Raises `UserError` for a field of the study, its runs apart, that is unknown
+    or whose value is not allowed.
+    """
     groups = ('data', 'augment', 'teachers', 'runs')
     for name in config:
         if name not in (*groups, *defaults(Shared), *defaults(Study)):
-            raise unknown('field of the study', name, [*groups, *defaults(Shared), *defaults(Study)])
+            raise unknown(
+                'field of the study', name, [*groups, *defaults(Shared), *defaults(Study)]
+            )
     for cls in (Shared, Study):
         _check(cls, {name: config[name] for name in own(cls) if name in config}, '')
     for group in ('data', 'augment'):
@@ -248,38 +315,50 @@ def check_study(config: ConfigDict) -> None:
 
 
 def check_run(name: str, run: ConfigDict) -> None:
-    """Raises `UserError` for a field of a run that is unknown or whose value is not allowed, whatever the data."""
+    """Raises `UserError` for a field of a run that is unknown or whose value is
+    not allowed, whatever the data.
+    """
     path = f'runs.{name}'
     known = [*own(Run), *own(Shared), *GROUPS, 'objective']
     for field_ in run:
         if field_ in RENAMED:
-            raise UserError(f'{path}.{field_} is called {RENAMED[field_]} now; write {path}.{RENAMED[field_]}')
+            raise UserError(
+                f'{path}.{field_} is called {RENAMED[field_]} now; write {path}.{RENAMED[field_]}'
+            )
         if field_ not in known:
             raise unknown(f'field of {path}', field_, known)
     for cls in (Shared, Run):
         _check(cls, {key: run[key] for key in own(cls) if key in run}, path)
-    for group, cls in GROUPS.items():
+    for group, record in GROUPS.items():
         given = _mapping(run[group], f'{path}.{group}')
-        if cls is Model:  # a family may have more fields, which `kd_jax.models.build` knows
+        if record is Model:  # a family may have more fields, which `kd_jax.models.build` knows
             given = {key: given[key] for key in own(Model) if key in given}
-        _check(cls, given, f'{path}.{group}')
+        _check(record, given, f'{path}.{group}')
     for label, given in _mapping(run.objective, f'{path}.objective').items():
         loss = objectives.loss_of(label, _mapping(given, f'{path}.objective.{label}'))
-        if loss in objectives.OBJECTIVES:  # otherwise `objectives.build` says how a label is written
+        # otherwise `objectives.build` says how a label is written
+        if loss in objectives.OBJECTIVES:
             fields = {key: value for key, value in given.items() if key != 'loss'}
             check(objectives.OBJECTIVES[loss], fields, f'{path}.objective.{label}')
     for teacher in run.teachers:
         if teacher in VALUES:
-            raise UserError(f'{path}.teachers has {teacher!r}, which is called {VALUES[teacher]!r} now; write that')
+            raise UserError(
+                f'{path}.teachers has {teacher!r}, which is called '
+                f'{VALUES[teacher]!r} now; write that'
+            )
 
 
 def upgraded(run: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's config as another version recorded it, in today's names; what it did not know yet has its default."""
+    """A run's config as another version recorded it, in today's names; what it did
+    not know yet has its default.
+    """
     recorded = {RENAMED.get(key, key): value for key, value in run.items()}
     if 'teachers' in recorded:
         recorded['teachers'] = [VALUES.get(teacher, teacher) for teacher in recorded['teachers']]
     if 'objective' in recorded:
-        recorded['objective'] = {label: _completed_loss(label, given) for label, given in recorded['objective'].items()}
+        recorded['objective'] = {
+            label: _completed_loss(label, given) for label, given in recorded['objective'].items()
+        }
     for group, cls in GROUPS.items():
         if group in recorded:
             recorded[group] = defaults(cls) | recorded[group]
@@ -288,4 +367,8 @@ def upgraded(run: Mapping[str, Any]) -> dict[str, Any]:
 
 def _completed_loss(label: str, given: Mapping[str, Any]) -> dict[str, Any]:
     name = objectives.loss_of(label, given)
-    return {'loss': name} | (objectives.defaults(name) if name in objectives.OBJECTIVES else {}) | dict(given)
+    return (
+        {'loss': name}
+        | (objectives.defaults(name) if name in objectives.OBJECTIVES else {})
+        | dict(given)
+    )

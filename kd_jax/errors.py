@@ -1,4 +1,6 @@
-"""The one exception for mistakes in the user's input, how a command tells it, and the sentence for an unknown name."""
+"""The one exception for mistakes in the user's input, how a command tells it, and the
+sentence for an unknown name.
+"""
 
 import contextlib
 import difflib
@@ -8,7 +10,9 @@ from typing import NoReturn
 
 
 class UserError(Exception):
-    """A mistake in the user's input. `str(error)` is one sentence: the value, what is allowed, the fix."""
+    """A mistake in the user's input. `str(error)` is one sentence: the
+    value, what is allowed, the fix.
+    """
 
 
 class Diverged(UserError):

@@ -25,7 +25,9 @@ def batch_size_for(parallel: Parallel, count: int, most: int = 512) -> int:
     return -(-min(most, count) // len(parallel)) * len(parallel)
 
 
-def start(eval_step: Callable, parallel: Parallel, variables: Any, arrays: Arrays) -> list[dict[str, jax.Array]]:
+def start(
+    eval_step: Callable[..., Any], parallel: Parallel, variables: Any, arrays: Arrays
+) -> list[dict[str, jax.Array]]:
     """Sets the devices to evaluate `variables` on all of a split; `finish` waits for them.
 
     eval_step: `kd_jax.step.make_eval_step`'s function, compiled by `parallel`. arrays: see there.
@@ -38,27 +40,46 @@ def start(eval_step: Callable, parallel: Parallel, variables: Any, arrays: Array
 
 
 def finish(pending: list[dict[str, jax.Array]]) -> dict[str, Any]:
-    """The metrics of what `start` returned: {'top1', ..., 'count'}, and 'teacher': {'agreement', 'kl'} with teachers."""
-    total = None
-    for sums in jax.device_get(pending):
+    """The metrics of what `start` returned: {'top1', ..., 'count'}, and 'teacher':
+    {'agreement', 'kl'} with teachers.
+    """
+    first, *others = jax.device_get(pending)
+    total = metrics.add(None, first)
+    for sums in others:
         total = metrics.add(total, sums)
     teacher = metrics.finalize_teacher(total)
     return metrics.finalize(total) | ({'teacher': teacher} if teacher else {})
 
 
 def evaluate(
-    network: Network | Ensemble, variables: Any, source: ArraySource, parallel: Parallel, precision: str
+    network: Network | Ensemble,
+    variables: Any,
+    source: ArraySource,
+    parallel: Parallel,
+    precision: str,
 ) -> dict[str, Any]:
     """The metrics of a network, computed in a precision, on a split."""
-    eval_step = parallel.compile(step.make_eval_step(network, parallel.axis_name), precision, arguments=3)
-    return finish(start(eval_step, parallel, parallel.replicate(variables), on_devices(parallel, source)))
+    eval_step = parallel.compile(
+        step.make_eval_step(network, parallel.axis_name), precision, arguments=3
+    )
+    return finish(
+        start(eval_step, parallel, parallel.replicate(variables), on_devices(parallel, source))
+    )
 
 
-def forward_cost(network: Network, variables: Any, image_shape: tuple[int, ...], precision: str) -> dict[str, float]:
-    """{'flops': of one image's forward pass as XLA counts them for plain layers, 'latency_ms': median of a batch of one}."""
+def forward_cost(
+    network: Network, variables: Any, image_shape: tuple[int, ...], precision: str
+) -> dict[str, float]:
+    """{'flops': of one image's forward pass as XLA counts them for plain layers,
+    'latency_ms': median of a batch of one}.
+    """
     plain = network._replace(model=network.model.clone(fast=False))
-    variables, pixels = jax.device_put((variables, jnp.zeros((1, *image_shape))), jax.local_devices()[0])
-    forward = [with_products(lambda v, x, n=n: n.predict(v, x).logits, precision) for n in (plain, network)]
+    variables, pixels = jax.device_put(
+        (variables, jnp.zeros((1, *image_shape))), jax.local_devices()[0]
+    )
+    forward = [
+        with_products(lambda v, x, n=n: n.predict(v, x).logits, precision) for n in (plain, network)
+    ]
     lowered = [jax.jit(function).lower(variables, pixels) for function in forward]
     flops = float((lowered[0].cost_analysis() or {}).get('flops', float('nan')))
     run = lowered[1].compile()

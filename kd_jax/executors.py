@@ -1,7 +1,10 @@
-"""Where the steps of a run's jobs are computed: one job over all devices, or several jobs, each device one at a time."""
+"""Where the steps of a run's jobs are computed: one job over all devices, or several
+jobs, each device one at a time.
+"""
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,19 +12,22 @@ import numpy as np
 
 from kd_jax import evaluation
 from kd_jax.data import batches
+from kd_jax.dispatch import scan_steps
 from kd_jax.networks import variables_of
 from kd_jax.parallel import Parallel
 from kd_jax.placement import Placement
 from kd_jax.spec import Arrays, Job, RunSpec, TeacherData, TrainState
-from kd_jax.step import make_eval_step, make_member_step, make_prepare_step, make_train_step, scan_steps
+from kd_jax.step import make_eval_step, make_member_step, make_prepare_step, make_train_step
 
 
-class Dispatch(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Dispatch:
     """Steps of one job that were handed to the devices: `step` updates are done after them."""
 
     step: int
     count: int
-    metrics: dict[str, jax.Array]  # `[S]`, of which the first `count` mean something; of several jobs `[D, S]`
+    # `[S]`, of which the first `count` mean something; of several jobs `[D, S]`
+    metrics: dict[str, jax.Array]
     place: int | None = None  # which of them is meant
 
 
@@ -33,7 +39,8 @@ def selected(state: TrainState, role: str = 'student') -> dict[str, Any]:
 
 
 class Executor:
-    """The steps of a run's jobs. First `teach`, then `load`, then `train` and `evaluate` in any order.
+    """The steps of a run's jobs. First `teach`, then `load`, then `train`
+    and `evaluate` in any order.
 
     overlap: whether the devices go on training while the host writes a validation down.
     """
@@ -57,13 +64,18 @@ class Executor:
         self._teachers = teachers
 
     def load(self, jobs: Sequence[Job], states: Sequence[TrainState]) -> None:
-        """From now on these jobs are trained, from these states, as `states` gave them or as host arrays."""
+        """From now on these jobs are trained, from these states, as `states`
+        gave them or as host arrays.
+        """
         self.jobs = list(jobs)
         run, order_seed = self.run, self.jobs[0].order_seed
-        self._order = batches.TrainOrder(run.pool, len(run.dataset.train), run.config.batch_size, order_seed)
+        self._order = batches.TrainOrder(
+            run.pool, len(run.dataset.train), run.config.batch_size, order_seed
+        )
 
     def train(self, step: int, count: int) -> list[Dispatch]:
         """Hands `count` steps of every job, after `step` updates, to the devices."""
+        assert self._order is not None  # `load` comes first
         batch = self.placement.batches(self._order, step, count, self._teachers)
         return self._train(step, count, self.parallel.divide(batch, axis=1))
 
@@ -83,7 +95,9 @@ class Executor:
         if self._cost is None:
             student, precision = self.run.step.students['student'], self.run.step.precision
             variables = jax.device_get(selected(state))
-            self._cost = evaluation.forward_cost(student, variables, self.run.dataset.info.image_shape, precision)
+            self._cost = evaluation.forward_cost(
+                student, variables, self.run.dataset.info.image_shape, precision
+            )
         return self._cost
 
 
@@ -102,11 +116,11 @@ class DataParallel(Executor):
         }
         self._state: TrainState | None = None
 
-    def clear(self):
+    def clear(self) -> None:
         super().clear()
         self._state = None
 
-    def load(self, jobs, states):
+    def load(self, jobs: Sequence[Job], states: Sequence[TrainState]) -> None:
         super().load(jobs, states)
         (state,) = states
         self._state = self.parallel.replicate(state)
@@ -115,24 +129,34 @@ class DataParallel(Executor):
         """Of `steps`, between the state and the batches."""
         (job,) = self.jobs
         seeds = np.array([job.order_seed, job.seed], np.int32)
-        return seeds, dict(job.hparams), self._teachers.variables, self.placement.arrays('train'), np.int32(count)
+        return (
+            seeds,
+            dict(job.hparams),
+            self._teachers.variables,
+            self.placement.arrays('train'),
+            np.int32(count),
+        )
 
-    def _train(self, step, count, batch):
+    def _train(self, step: int, count: int, batch: Arrays) -> list[Dispatch]:
         self._state, metrics = self.steps(self._state, *self.arguments(count), batch)
         return [Dispatch(step + count, count, metrics)]
 
-    def evaluate(self, split, role='student'):
+    def evaluate(self, split: str, role: str = 'student') -> list[Any]:
+        assert self._state is not None  # `load` comes first
         arrays = self.placement.evaluated(split, self._teachers)
-        return [evaluation.start(self.evaluators[role], self.parallel, selected(self._state, role), arrays)]
+        variables = selected(self._state, role)
+        return [evaluation.start(self.evaluators[role], self.parallel, variables, arrays)]
 
-    def states(self):
+    def states(self) -> list[TrainState]:
+        assert self._state is not None
         # Where the next steps may begin before this is read, they reuse its buffers.
         return [jax.tree.map(jnp.copy, self._state) if self.overlap else self._state]
 
 
 class MemberParallel(Executor):
-    """Several jobs that differ in numbers only. A batch is prepared once, every device a share; then each job takes its
-    step, the jobs side by side on the devices, as many at once as there are devices.
+    """Several jobs that differ in numbers only. A batch is prepared once, every device
+    a share; then each job takes its step, the jobs side by side on the devices, as many
+    at once as there are devices.
     """
 
     def __init__(self, run: RunSpec, parallel: Parallel):
@@ -146,44 +170,64 @@ class MemberParallel(Executor):
             role: parallel.compile_each(make_eval_step(network), precision, own=1, shared=2)
             for role, network in run.step.students.items()
         }
-        self._groups: list[tuple[Any, np.ndarray, dict[str, np.ndarray]]] = []  # states, seeds and hparams, `[D, ...]` each
+        # States, seeds and hparams of each group, `[D, ...]`.
+        self._groups: list[tuple[Any, np.ndarray, dict[str, np.ndarray]]] = []
         self._metrics: list[Any] = []
 
-    def clear(self):
+    def clear(self) -> None:
         super().clear()
         self._groups, self._metrics = [], []
 
-    def load(self, jobs, states):
+    def load(self, jobs: Sequence[Job], states: Sequence[TrainState]) -> None:
         super().load(jobs, states)
         wide, host = len(self.parallel), jax.device_get(list(states))
         self._groups = []
         for first in range(0, len(jobs), wide):
             group = list(jobs[first : first + wide]), host[first : first + wide]
-            some, beside = (part + part[:1] * (wide - len(part)) for part in group)  # the last may repeat its first job
-            hparams = {path: np.array([job.hparams[path] for job in some], np.float32) for path in some[0].hparams}
-            self._groups.append((_stack(beside), np.array([job.seed for job in some], np.int32), hparams))
+            # The last group may repeat its first job.
+            some, beside = (part + part[:1] * (wide - len(part)) for part in group)
+            hparams = {
+                path: np.array([job.hparams[path] for job in some], np.float32)
+                for path in some[0].hparams
+            }
+            self._groups.append(
+                (_stack(beside), np.array([job.seed for job in some], np.int32), hparams)
+            )
 
-    def _train(self, step, count, batch):
-        # The devices meet here only: without a wait one could get so far ahead of another that XLA takes it for stuck.
+    def _train(self, step: int, count: int, batch: Arrays) -> list[Dispatch]:
+        # The devices meet here only: without a wait one could get so far ahead of another
+        # that XLA takes it for stuck.
         jax.block_until_ready(self._metrics)
         seed = np.int32(self.jobs[0].order_seed)
-        arguments = np.int32(step), seed, self._teachers.variables, self.placement.arrays('train'), np.int32(count), batch
+        arguments = (
+            np.int32(step),
+            seed,
+            self._teachers.variables,
+            self.placement.arrays('train'),
+            np.int32(count),
+            batch,
+        )
         _, prepared = self.prepare(*arguments)
         self._metrics = []
         for k, (state, seeds, hparams) in enumerate(self._groups):
             state, metrics = self.steps(state, seeds, hparams, np.int32(count), prepared)
             self._groups[k] = state, seeds, hparams
             self._metrics.append(metrics)
-        return self._of_each(lambda k, place: Dispatch(step + count, count, self._metrics[k], place))
+        return self._of_each(
+            lambda k, place: Dispatch(step + count, count, self._metrics[k], place)
+        )
 
-    def evaluate(self, split, role='student'):
+    def evaluate(self, split: str, role: str = 'student') -> list[Any]:
         arrays = self.placement.evaluated(split, self._teachers)
         count = arrays['label'].shape[0]
         every = list(batches.eval_batches(count, evaluation.batch_size_for(self.parallel, count)))
-        sums = [[self.evaluators[role](selected(state, role), arrays, batch) for batch in every] for state, *_ in self._groups]
+        sums = [
+            [self.evaluators[role](selected(state, role), arrays, batch) for batch in every]
+            for state, *_ in self._groups
+        ]
         return self._parts(jax.device_get(sums))
 
-    def states(self):
+    def states(self) -> list[TrainState]:
         return self._parts(jax.device_get([state for state, *_ in self._groups]))
 
     def _parts(self, groups: Sequence[Any]) -> list[Any]:

@@ -1,4 +1,6 @@
-"""Runs teachers once over a data set and keeps what they say, for students that then train without them."""
+"""Runs teachers once over a data set and keeps what they say, for students
+that then train without them.
+"""
 
 import dataclasses
 import hashlib
@@ -31,7 +33,9 @@ _BATCH = 256
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """What is kept of a teacher. views: those of the training images; the other splits are seen as they are, in float32."""
+    """What is kept of a teacher. views: those of the training images; the other splits are
+    seen as they are, in float32.
+    """
 
     views: Views
     dtype: str = 'float16'
@@ -47,7 +51,9 @@ class Kind:
         return count * self.views.count * self.row_type('train', num_classes).itemsize
 
 
-def kind(field: str, wanted: str, dtype: str, top_k: int, views: Views, mixup: float, num_classes: int) -> Kind:
+def kind(
+    field: str, wanted: str, dtype: str, top_k: int, views: Views, mixup: float, num_classes: int
+) -> Kind:
     """What `wanted`, 'exact' or the number of views, means for a run with these views.
 
     Raises:
@@ -55,20 +61,21 @@ def kind(field: str, wanted: str, dtype: str, top_k: int, views: Views, mixup: f
     """
     if mixup:
         raise UserError(
-            f'{field} is {wanted!r}, but with augment.mixup={mixup} every image is mixed with another one every time; '
-            "set augment.mixup=0. or soft_targets='live'"
+            f'{field} is {wanted!r}, but with augment.mixup={mixup} every image is mixed with '
+            "another one every time; set augment.mixup=0. or soft_targets='live'"
         )
     top_k_field = '--top_k' if field.startswith('--') else f'{field}_top_k'
     if top_k >= num_classes:
         raise UserError(
-            f'{top_k_field} is {top_k}; it must be 0 (all classes) or less than the number of classes, {num_classes}'
+            f'{top_k_field} is {top_k}; it must be 0 (all classes) or less than the '
+            f'number of classes, {num_classes}'
         )
     if wanted == 'exact':
         if not views.countable:
-            drawn = ' and '.join(name for name in ('rotate', 'cutout') if getattr(views, name))
+            drawn = ' and '.join(views.uncountable)
             raise UserError(
-                f"{field} is 'exact', but augment.{drawn} makes more views than can be kept; turn that off, or give the "
-                f"number of views to keep, such as '8', or 'live'"
+                f"{field} is 'exact', but augment.{drawn} makes more views than can be kept; turn "
+                "that off, or give the number of views to keep, such as '8', or 'live'"
             )
         return Kind(views, dtype, top_k)
     return Kind(dataclasses.replace(views, repeated=int(wanted)), dtype, top_k)
@@ -76,7 +83,9 @@ def kind(field: str, wanted: str, dtype: str, top_k: int, views: Views, mixup: f
 
 @dataclasses.dataclass(frozen=True)
 class Extraction:
-    """What is extracted: from which teachers, over which data, computed where and in which precision. title: for messages."""
+    """What is extracted: from which teachers, over which data, computed where and in which
+    precision. title: for messages.
+    """
 
     teachers: Sequence[Trained]
     dataset: Dataset
@@ -87,14 +96,19 @@ class Extraction:
 
     def manifest(self, teacher: Trained) -> dict[str, Any]:
         """Everything that a teacher's targets depend on."""
+        assert teacher.variables is not None
         info, kind = self.dataset.info, self.kind
         views = dataclasses.asdict(kind.views)
         if not kind.views.cutout:
             del views['fill']
 
-        def shape(split):
+        def shape(split: str) -> list[Any]:
             width = kind.views.count if split == 'train' else 1
-            return [len(self.dataset.source(split)), width, description(kind.row_type(split, info.num_classes))]
+            return [
+                len(self.dataset.source(split)),
+                width,
+                description(kind.row_type(split, info.num_classes)),
+            ]
 
         return {
             'format': FORMAT,
@@ -105,7 +119,11 @@ class Extraction:
                 'std': teacher.info.std,
                 'image_shape': teacher.network.image_shape or teacher.info.image_shape,
             },
-            'data': {'name': info.name, 'num_classes': info.num_classes, 'checksum': self.dataset.checksum},
+            'data': {
+                'name': info.name,
+                'num_classes': info.num_classes,
+                'checksum': self.dataset.checksum,
+            },
             'augment': views,
             'precision': self.precision,
             'dtype': kind.dtype,
@@ -114,7 +132,8 @@ class Extraction:
         }
 
     def run(self, stores: Sequence[TargetStore], should_stop: Callable[[], bool]) -> bool:
-        """Writes what is missing in the teachers' stores, all of them in one pass; False if it was stopped before the end.
+        """Writes what is missing in the teachers' stores, all of them in one pass; False if
+        it was stopped before the end.
 
         Each store is the same to the last byte however often it was interrupted.
         """
@@ -136,25 +155,34 @@ class Extraction:
             if in_any_process(should_stop()):
                 return False
             count, width, _ = stores[0].splits[split]
-            logits = logits_of(split, np.arange(chunk * CHUNK, min((chunk + 1) * CHUNK, count * width)), width)
+            logits = logits_of(
+                split, np.arange(chunk * CHUNK, min((chunk + 1) * CHUNK, count * width)), width
+            )
             for k, store in enumerate(stores):
                 if (split, chunk) in missing[k] and is_main():
                     store.write(split, chunk, rows_of(logits[k], store.splits[split][2]))
             if is_main() and time.perf_counter() - said > 30:
                 said = time.perf_counter()
                 left = (said - begin) / (number + 1) * (len(work) - number - 1)
-                say(f'{self.title} · soft targets {100 * (number + 1) / len(work):.0f} % · {clock(left)} left')
+                say(
+                    f'{self.title} · soft targets '
+                    f'{100 * (number + 1) / len(work):.0f} % · {clock(left)} left'
+                )
         barrier(f'{self.title} written')
         return True
 
     def _predictor(self) -> Callable[[str, np.ndarray, int], list[np.ndarray]]:
-        """(split, rows of its table, views an image) -> each teacher's logits. One split at a time is on the devices."""
+        """(split, rows of its table, views an image) -> each teacher's logits. One split
+        at a time is on the devices.
+        """
         parallel = self.parallel
-        networks = [teacher.network.computing(self.precision, parallel.fast) for teacher in self.teachers]
+        networks = [
+            teacher.network.computing(self.precision, parallel.fast) for teacher in self.teachers
+        ]
         variables = parallel.replicate(tuple(teacher.variables for teacher in self.teachers))
         current: dict[str, Any] = {}
 
-        def logits_of(split, rows, width):
+        def logits_of(split: str, rows: np.ndarray, width: int) -> list[np.ndarray]:
             if split not in current:
                 views = self.kind.views if split == 'train' else Views()
                 step = make_predict_step(networks, views, parallel.axis_name)
@@ -168,9 +196,11 @@ class Extraction:
 
 
 def usual_directory(run: epath.Path, manifest: Mapping[str, Any]) -> epath.Path:
-    """Where a teacher's targets lie beside its checkpoints: one folder for each thing they depend on.
+    """Where a teacher's targets lie beside its checkpoints: one folder
+    for each thing they depend on.
 
-    That is one that is there and holds these targets, also by an earlier version's manifest, or a new one.
+    That is one that is there and holds these targets, also by an earlier
+    version's manifest, or a new one.
     """
     for path in matches(run / 'soft_targets', '*/manifest.json'):
         try:
@@ -179,46 +209,68 @@ def usual_directory(run: epath.Path, manifest: Mapping[str, Any]) -> epath.Path:
         except UserError:  # cannot be read, and so is not this one
             continue
     text = repr(sorted((key, value) for key, value in manifest.items() if key != 'made_from'))
-    name, views = manifest['data']['name'].replace('/', '-'), manifest['augment']['repeated'] or 'exact'
+    name = manifest['data']['name'].replace('/', '-')
+    views = manifest['augment']['repeated'] or 'exact'
     return run / 'soft_targets' / f'{name}-{views}-{hashlib.sha256(text.encode()).hexdigest()[:10]}'
 
 
 def predicted(
     networks: Sequence[Network], variables: Any, arrays: Arrays, parallel: Parallel, precision: str
 ) -> list[np.ndarray]:
-    """The networks' logits `[N, K]` for images as they are. variables: theirs; arrays: a split's, both on the devices."""
-    run = parallel.compile(make_predict_step(networks, None, parallel.axis_name), precision, arguments=3)
+    """The networks' logits `[N, K]` for images as they are. variables: theirs; arrays: a
+    split's, both on the devices.
+    """
+    run = parallel.compile(
+        make_predict_step(networks, None, parallel.axis_name), precision, arguments=3
+    )
     return _logits(partial(run, variables, arrays), np.arange(len(arrays['label'])), 1, parallel)
 
 
-def _logits(run: Callable, rows: np.ndarray, width: int, parallel: Parallel) -> list[np.ndarray]:
-    """The teachers' logits for the rows of a table with `width` views an image; run(batch): those of a batch."""
+def _logits(
+    run: Callable[..., Any], rows: np.ndarray, width: int, parallel: Parallel
+) -> list[np.ndarray]:
+    """The teachers' logits for the rows of a table with `width` views an image;
+    run(batch): those of a batch.
+    """
     batch, pending = evaluation.batch_size_for(parallel, len(rows), _BATCH), []
     for first in range(0, len(rows), batch):
         some = rows[first : first + batch]
         padded = np.concatenate([some, np.zeros(batch - len(some), some.dtype)])
-        where = {'index': (padded // width).astype(np.int32), 'slot': (padded % width).astype(np.int32)}
+        where = {
+            'index': (padded // width).astype(np.int32),
+            'slot': (padded % width).astype(np.int32),
+        }
         pending.append((run(parallel.divide(where)), len(some)))
     count = len(pending[0][0])
-    return [np.concatenate([np.asarray(outputs[k])[:length] for outputs, length in pending]) for k in range(count)]
+    return [
+        np.concatenate([np.asarray(outputs[k])[:length] for outputs, length in pending])
+        for k in range(count)
+    ]
 
 
 def fits(kept: Kind, count: int, num_classes: int, parallel: Parallel) -> bool:
-    """Whether the training images' table may lie on every device, as the images do: it takes at most half of what is free."""
+    """Whether the training images' table may lie on every device, as the images do: it takes
+    at most half of what is free.
+    """
     need = kept.nbytes(count, num_classes)
     memory = None if parallel.on_cpu else parallel.devices[0].memory_stats()
     if memory:
         return need <= (memory['bytes_limit'] - memory['bytes_in_use']) / 2
-    return need * len(parallel.local) <= os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2
+    return (
+        need * len(parallel.local) <= os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2
+    )
 
 
 def obtain(
-    extraction: Extraction, directories: Sequence[epath.Path], should_stop: Callable[[], bool] = lambda: False
+    extraction: Extraction,
+    directories: Sequence[epath.Path],
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> list[dict[str, np.ndarray]] | None:
-    """Each teacher's targets: split -> rows `[N, V]` (`kd_jax.target_store`), extracted first where they are not there yet.
+    """Each teacher's targets: split -> rows `[N, V]` (`kd_jax.target_store`), extracted first
+    where they are not there yet.
 
-    directories: one a teacher; a folder for these very targets is made in each, beside its checkpoints, unless the
-    directory itself holds targets. None: it was stopped.
+    directories: one a teacher; a folder for these very targets is made in each, beside its
+    checkpoints, unless the directory itself holds targets. None: it was stopped.
 
     Raises:
       UserError: if a directory's targets belong to something else, or are damaged.
@@ -227,7 +279,9 @@ def obtain(
     for teacher, directory in zip(extraction.teachers, directories, strict=True):
         manifest = extraction.manifest(teacher)
         named = (directory / 'manifest.json').exists()
-        stores.append(TargetStore(directory if named else usual_directory(directory, manifest), manifest))
+        stores.append(
+            TargetStore(directory if named else usual_directory(directory, manifest), manifest)
+        )
     if not extraction.run(stores, should_stop):
         return None
     if is_main():

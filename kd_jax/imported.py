@@ -1,4 +1,6 @@
-"""PyTorch weights as teachers of a study: `config.teachers.<name> = {'torch': file, 'model': name, ...}`."""
+"""PyTorch weights as teachers of a study:
+`config.teachers.<name> = {'torch': file, 'model': name, ...}`.
+"""
 
 import time
 from collections.abc import Iterable, Mapping
@@ -12,7 +14,8 @@ from kd_jax.errors import UserError
 from kd_jax.monitor import say, warn
 from kd_jax.workdir import RunDirectory
 
-PRECISION = 'float32'  # in which an imported teacher is measured; it teaches in that of the student's run
+# In which an imported teacher is measured; it teaches in that of the student's run.
+PRECISION = 'float32'
 
 
 def check(name: str, given: Mapping[str, Any], runs: Iterable[str]) -> dict[str, Any]:
@@ -22,67 +25,103 @@ def check(name: str, given: Mapping[str, Any], runs: Iterable[str]) -> dict[str,
       UserError: for a field that is unknown or missing, a value out of range, or the name of a run.
     """
     if name in runs:
-        raise UserError(f'{name!r} is both an imported teacher and a run; give one of them another name')
+        raise UserError(
+            f'{name!r} is both an imported teacher and a run; give one of them another name'
+        )
     if not hasattr(given, 'keys'):
-        raise UserError(f"teachers.{name} is {given!r}; write {{'torch': 'resnet50.pth', 'model': 'resnet50'}}")
-    model = given.get('model') or ''
+        raise UserError(
+            f"teachers.{name} is {given!r}; write {{'torch': 'resnet50.pth', 'model': 'resnet50'}}"
+        )
+    model: Any = given.get('model') or ''
     model_name = model.get('name', '') if hasattr(model, 'keys') else model
     spec = fields.check(config.Imported, {**given, 'model': model_name}, f'teachers.{name}')
     for field in ('torch', 'model'):
         if not spec[field]:
-            raise UserError(f"teachers.{name}.{field} is missing; write {{'torch': 'resnet50.pth', 'model': 'resnet50'}}")
+            raise UserError(
+                f"teachers.{name}.{field} is missing; write {{'torch': "
+                "'resnet50.pth', 'model': 'resnet50'}"
+            )
     return spec | {'model': {'name': model} if isinstance(model, str) else dict(model)}
 
 
-def load(name: str, spec: Mapping[str, Any], directory: RunDirectory, data: DatasetInfo) -> trained.Trained:
-    """The imported teacher: read from its directory if an earlier call left it there, otherwise from the file.
+def load(
+    name: str, spec: Mapping[str, Any], directory: RunDirectory, data: DatasetInfo
+) -> trained.Trained:
+    """The imported teacher: read from its directory if an earlier call left it
+    there, otherwise from the file.
 
     Raises:
-      UserError: for a file that is not the weights of the model, other weights than those in the directory, or an input
-        that must be named.
+      UserError: for a file that is not the weights of the model, other weights than those in the
+        directory, or an input that must be named.
     """
     path = epath.Path(spec['torch']).expanduser()
     if directory.finished() and not path.exists():  # the weights are in the directory
         return trained.load(directory)
     weights = pretrained.load(path, spec['model'], warn)
     if directory.finished():
-        directory.check_same({**directory.info()['config'], 'model': weights.model, 'sha256': weights.checksum})
+        directory.check_same(
+            {**directory.info()['config'], 'model': weights.model, 'sha256': weights.checksum}
+        )
         return trained.load(directory)
     sees = _input(f'teachers.{name}', spec, weights.channels, data)
     info = DatasetInfo(data.name, weights.num_classes, tuple(data.class_names), *sees)
     network = trained.build_network(weights.model, info, PRECISION, resize=True)
-    return trained.Trained(spec['torch'], network, info, PRECISION, None, weights.variables, weights)
+    return trained.Trained(
+        spec['torch'], network, info, PRECISION, None, weights.variables, weights
+    )
 
 
-def _input(field: str, spec: Mapping[str, Any], channels: int, data: DatasetInfo) -> tuple[tuple, tuple, tuple]:
+def _input(
+    field: str, spec: Mapping[str, Any], channels: int, data: DatasetInfo
+) -> tuple[tuple[int, int, int], tuple[float, ...], tuple[float, ...]]:
     """(image_shape, mean, std) of what the teacher sees."""
     usual = pretrained.input_of(spec['model']['name']) or {'size': 0, 'mean': (), 'std': ()}
     mean, std = (tuple(spec[key] or usual[key]) for key in ('mean', 'std'))
     if not mean or not std:
         raise UserError(
-            f'{field}.mean and .std are missing: small-image models have no usual normalisation; give those of its training, '
-            'such as (0.5071, 0.4867, 0.4408) and (0.2675, 0.2565, 0.2761)'
+            f'{field}.mean and .std are missing: small-image models have no usual '
+            'normalisation; give those of its training, such as (0.5071, 0.4867, '
+            '0.4408) and (0.2675, 0.2565, 0.2761)'
         )
     for key, values in (('mean', mean), ('std', std)):
         if len(values) != channels:
-            raise UserError(f'{field}.{key} has {len(values)} numbers, but the model sees {channels} channel(s); give one each')
+            raise UserError(
+                f'{field}.{key} has {len(values)} numbers, but the model sees '
+                f'{channels} channel(s); give one each'
+            )
     size = spec['size'] or usual['size']
     shape = (size, size) if size else tuple(data.image_shape[:2])
     return (*shape, channels), mean, std
 
 
-def make_run(name: str, directory: RunDirectory, model: trained.Trained, data: Dataset, par: parallel.Parallel) -> None:
+def make_run(
+    name: str,
+    directory: RunDirectory,
+    model: trained.Trained,
+    data: Dataset,
+    par: parallel.Parallel,
+) -> None:
     """Writes the teacher as a finished run, measured on the study's validation and test splits."""
     begin = time.perf_counter()
     trained.check_teacher(model, data.info)
     network = model.network.computing(model.precision, par.fast)
-    measured = {
-        split: evaluation.evaluate(network, model.variables, data.source(split), par, model.precision)
+    assert model.imported is not None  # what has just been read from its file
+    measured: dict[str, Any] = {
+        split: evaluation.evaluate(
+            network, model.variables, data.source(split), par, model.precision
+        )
         for split in ('val', 'test')
     }
-    measured |= evaluation.forward_cost(network, model.variables, model.info.image_shape, model.precision)
+    measured |= evaluation.forward_cost(
+        network, model.variables, model.info.image_shape, model.precision
+    )
     measured |= {'seconds': time.perf_counter() - begin}
     sees = {key: getattr(model.info, key) for key in ('image_shape', 'mean', 'std', 'class_names')}
-    pretrained.make_run(directory, name, model.imported, data_name=data.info.name, measured=measured, **sees)
+    pretrained.make_run(
+        directory, name, model.imported, data_name=data.info.name, measured=measured, **sees
+    )
     if parallel.is_main():
-        say(f'{name} · imported from {model.source} · test top-1 {100 * measured["test"]["top1"]:.2f} %')
+        say(
+            f'{name} · imported from {model.source} · test top-1 '
+            f'{100 * measured["test"]["top1"]:.2f} %'
+        )

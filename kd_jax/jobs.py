@@ -1,4 +1,6 @@
-"""From a config to what is to be trained, in order: sweeps as their members, what runs name, what comes after what. Pure."""
+"""From a config to what is to be trained, in order: sweeps as their members, what runs name,
+what comes after what. Pure.
+"""
 
 import dataclasses
 import itertools
@@ -22,7 +24,9 @@ def references(run: ConfigDict) -> tuple[str, ...]:
 
 
 def owner(reference: str, runs: Iterable[str]) -> str | None:
-    """The one of `runs` that `reference` ('teacher' or 'teacher/seed0') names; None for a workdir elsewhere."""
+    """The one of `runs` that `reference` ('teacher' or 'teacher/seed0') names;
+    None for a workdir elsewhere.
+    """
     name, _, rest = reference.partition('/')
     return name if name in runs and (not rest or rest.startswith('seed')) else None
 
@@ -37,7 +41,10 @@ def order(runs: Mapping[str, ConfigDict]) -> list[str]:
 
     def visit(name: str, path: tuple[str, ...]) -> None:
         if name in path:
-            raise UserError(f'the runs depend on each other in a circle: {" -> ".join((*path[path.index(name) :], name))}')
+            raise UserError(
+                'the runs depend on each other in a circle: '
+                f'{" -> ".join((*path[path.index(name) :], name))}'
+            )
         if name not in done:
             for reference in references(runs[name]):
                 other = owner(reference, runs)
@@ -72,38 +79,54 @@ def value_of(run: ConfigDict, path: str) -> Any:
 
 
 def swept_fields(run: ConfigDict) -> list[str]:
-    """In which fields the members of a sweep may differ, besides their seeds: the step takes them as arguments."""
+    """In which fields the members of a sweep may differ, besides their seeds: the
+    step takes them as arguments.
+    """
     labels = [
         (label, name)
         for label in run.objective
         for name in objectives.swept(objectives.loss_of(label, run.objective[label]))
         if name in run.objective[label]
     ]
-    return [*(f'objective.{label}.{name}' for label, name in labels), *(f'optim.{name}' for name in fields.swept(Settings))]
+    return [
+        *(f'objective.{label}.{name}' for label, name in labels),
+        *(f'optim.{name}' for name in fields.swept(Settings)),
+    ]
 
 
-def parse_sweep(name: str, run: ConfigDict) -> dict[str, tuple]:
+def parse_sweep(name: str, run: ConfigDict) -> dict[str, tuple[Any, ...]]:
     """Field -> values of `run.sweep`.
 
     Raises:
       UserError: if it cannot be read, or a field or a value makes no sense.
     """
     path, known = f'runs.{name}.sweep', ['seed', *swept_fields(run)]
-    values: dict[str, tuple] = {}
+    values: dict[str, tuple[Any, ...]] = {}
     for part in filter(None, (part.strip() for part in run.sweep.split(';'))):
         field, equals, text = (piece.strip() for piece in part.partition('='))
         if not equals or field in values:
-            raise UserError(f'{path} has {part!r}; write it as {EXAMPLE}, each field once, of: {", ".join(known)}')
+            raise UserError(
+                f'{path} has {part!r}; write it as {EXAMPLE}, each '
+                f'field once, of: {", ".join(known)}'
+            )
         if field not in known:
             raise unknown(f'field in {path}', field, known)
         try:
-            numbers = tuple((int if field == 'seed' else float)(value) for value in text.strip('()').rstrip(',').split(','))
+            numbers = tuple(
+                (int if field == 'seed' else float)(value)
+                for value in text.strip('()').rstrip(',').split(',')
+            )
         except ValueError:
-            raise UserError(f'{path} has {part!r}, where not all values are numbers; write it as {EXAMPLE}') from None
+            raise UserError(
+                f'{path} has {part!r}, where not all values are numbers; write it as {EXAMPLE}'
+            ) from None
         if len(set(numbers)) < len(numbers):
             raise UserError(f'{path} has {part!r}, which names a value twice')
         if field.endswith('.weight') and not all(numbers):
-            raise UserError(f'{path} has {part!r}; a weight of 0 takes the term away: make that a run of its own')
+            raise UserError(
+                f'{path} has {part!r}; a weight of 0 takes the term '
+                'away: make that a run of its own'
+            )
         if not all(math.isfinite(value) for value in numbers):
             raise UserError(f'{path} has {part!r}; the values must be finite')
         values[field] = numbers
@@ -111,10 +134,15 @@ def parse_sweep(name: str, run: ConfigDict) -> dict[str, tuple]:
 
 
 def members_of(name: str, run: ConfigDict) -> dict[str, ConfigDict]:
-    """The runs of a sweep, one for each combination of values: `student-kl.tau=4` with the seeds of the sweep."""
+    """The runs of a sweep, one for each combination of values: `student-kl.tau=4`
+    with the seeds of the sweep.
+    """
     values = parse_sweep(name, run)
     if run.optim.teacher_factor and 'optim.learning_rate' in values:
-        raise UserError(f'runs.{name}.sweep names optim.learning_rate, which optim.teacher_factor sets; take one of them')
+        raise UserError(
+            f'runs.{name}.sweep names optim.learning_rate, which '
+            'optim.teacher_factor sets; take one of them'
+        )
     base = run.copy_and_resolve_references()
     base.seeds = values.pop('seed', tuple(run.seeds))
     base.sweep = ''
@@ -130,14 +158,19 @@ def members_of(name: str, run: ConfigDict) -> dict[str, ConfigDict]:
             words.append(f'{field.partition(".")[2]}={value:g}')
         member_name = '-'.join(words)
         if member_name in members:
-            raise UserError(f'runs.{name}.sweep has values that are equal in six digits, {member_name}; take others')
+            raise UserError(
+                f'runs.{name}.sweep has values that are equal in six '
+                f'digits, {member_name}; take others'
+            )
         members[member_name] = member
     return members
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The runs of a study in order, each sweep as its members. members: sweep -> names of its members."""
+    """The runs of a study in order, each sweep as its members. members:
+    sweep -> names of its members.
+    """
 
     runs: Mapping[str, ConfigDict]
     members: Mapping[str, tuple[str, ...]]
@@ -158,7 +191,8 @@ class Plan:
         return groups
 
     def chosen(self, only: Sequence[str]) -> list[str]:
-        """The runs that `only` names, or the sweeps of which they are members; all of them where it is empty.
+        """The runs that `only` names, or the sweeps of which they are members;
+        all of them where it is empty.
 
         Raises:
           UserError: for a name that is neither.
@@ -171,10 +205,12 @@ class Plan:
 
 
 def plan(config: ConfigDict, together: Mapping[str, Sequence[str]] | None = None) -> Plan:
-    """The runs of a study. together: name -> runs that differ in numbers only, and train as a sweep.
+    """The runs of a study. together: name -> runs that differ in
+    numbers only, and train as a sweep.
 
     Raises:
-      UserError: for a sweep that makes no sense, a name that is taken, a run that names a sweep, or a circle.
+      UserError: for a sweep that makes no sense, a name that is taken, a run
+        that names a sweep, or a circle.
     """
     runs: dict[str, ConfigDict] = {}
     members: dict[str, tuple[str, ...]] = {}
@@ -185,14 +221,18 @@ def plan(config: ConfigDict, together: Mapping[str, Sequence[str]] | None = None
             members[name] = tuple(expanded)
         for member in expanded:
             if member in runs:
-                raise UserError(f'the sweep of runs.{name} would name a run {member!r}, which there is; rename one of them')
+                raise UserError(
+                    f'the sweep of runs.{name} would name a run {member!r}, '
+                    'which there is; rename one of them'
+                )
         runs |= expanded
     for name, run in runs.items():
         for reference in references(run):
             sweep = reference.partition('/')[0]
             if sweep in members:
                 raise UserError(
-                    f'runs.{name} names the sweep {reference!r}; name one of its members, such as {members[sweep][0]!r}'
+                    f'runs.{name} names the sweep {reference!r}; name one of its '
+                    f'members, such as {members[sweep][0]!r}'
                 )
     if not runs:
         raise UserError('the config has no runs; add one to config.runs')

@@ -1,14 +1,18 @@
-"""The trained models that the runs of a study name: other runs, workdirs elsewhere, imported teachers, files of weights."""
+"""The trained models that the runs of a study name: other runs, workdirs elsewhere,
+imported teachers, files of weights.
+"""
 
 import json
 import os
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from etils import epath
 from ml_collections import ConfigDict
 
 from kd_jax import data, imported, jobs, trained
 from kd_jax.parallel import Parallel
+from kd_jax.teacher_outputs import outside
 from kd_jax.trained import Trained
 from kd_jax.workdir import RunDirectory, find_run, to_json
 
@@ -16,9 +20,13 @@ from kd_jax.workdir import RunDirectory, find_run, to_json
 class Library:
     """Models by what a run calls them; each is read once, until `forget`. So is each data set."""
 
-    def __init__(self, plan: jobs.Plan, config: ConfigDict, workdir: epath.Path, parallel: Parallel):
+    def __init__(
+        self, plan: jobs.Plan, config: ConfigDict, workdir: epath.Path, parallel: Parallel
+    ):
         self.plan, self.config, self.workdir, self.parallel = plan, config, workdir, parallel
-        self.imports = {name: imported.check(name, given, plan.runs) for name, given in config.teachers.items()}
+        self.imports = {
+            name: imported.check(name, given, plan.runs) for name, given in config.teachers.items()
+        }
         self._models: dict[epath.Path, Trained] = {}
         self._datasets: dict[str, data.Dataset] = {}
 
@@ -33,6 +41,18 @@ class Library:
         """Of a run of the study, or of an imported teacher."""
         return RunDirectory(self.workdir / name / f'seed{seed}')
 
+    def unfinished(self, name: str) -> list[int]:
+        """The seeds of a run that are still to train."""
+        seeds = self.plan.runs[name].seeds
+        return [seed for seed in seeds if not self.directory(name, seed).finished()]
+
+    def results(self) -> list[dict[str, Any]]:
+        """Of all runs and imported teachers that are finished."""
+        runs = [(name, 0) for name in self.imports]
+        runs += [(name, seed) for name, run in self.plan.runs.items() for seed in run.seeds]
+        directories = [self.directory(name, seed) for name, seed in runs]
+        return [directory.result() for directory in directories if directory.finished()]
+
     def find(self, reference: str, seed: int) -> RunDirectory:
         """The trained run that a student of `seed` means by `reference`."""
         if reference in self.imports:
@@ -44,13 +64,6 @@ class Library:
             return RunDirectory(self.workdir / reference)
         seeds = self.plan.runs[run].seeds
         return self.directory(run, seed if seed in seeds else seeds[0])
-
-    def store_of(self, reference: str, seed: int) -> epath.Path:
-        """Where a teacher's soft targets lie: beside it, or in this workdir if nothing can be written there."""
-        teacher = self.find(reference, seed)
-        if os.access(teacher.path, os.W_OK):
-            return teacher.path
-        return self.workdir / 'teachers' / '-'.join(teacher.path.parts[-3:])
 
     def lacks(self, run: ConfigDict, seed: int) -> str | None:
         """The run of this study that a seed needs and that is not finished, if there is one."""
@@ -68,16 +81,22 @@ class Library:
         run = self.find(reference, seed)
         if run.path not in self._models:
             if reference in self.imports:
-                self._models[run.path] = imported.load(reference, self.imports[reference], run, self.dataset(self.config).info)
+                self._models[run.path] = imported.load(
+                    reference, self.imports[reference], run, self.dataset(self.config).info
+                )
             else:
                 self._models[run.path] = trained.load(run)
         return self._models[run.path]
 
-    def teachers(self, run: ConfigDict, seed: int, load: Callable[[str, int], Trained] | None = None) -> Mapping[str, Trained]:
+    def teachers(
+        self, run: ConfigDict, seed: int, load: Callable[[str, int], Trained] | None = None
+    ) -> Mapping[str, Trained]:
         """Name -> the teachers of a seed that are other runs, as `load` gives them."""
-        return {name: (load or self.load)(name, seed) for name in jobs.outside(run.teachers)}
+        return {name: (load or self.load)(name, seed) for name in outside(run.teachers)}
 
-    def start(self, run: ConfigDict, seed: int, load: Callable[[str, int], Trained] | None = None) -> Trained | None:
+    def start(
+        self, run: ConfigDict, seed: int, load: Callable[[str, int], Trained] | None = None
+    ) -> Trained | None:
         """What a run starts from, if anything: another run, or a file of PyTorch weights."""
         if not run.init:
             return None
@@ -89,7 +108,9 @@ class Library:
         return self._models[path]
 
     def finish_imports(self) -> None:
-        """Gives the study its imported teachers as finished runs, those that a run which is still to train needs."""
+        """Gives the study its imported teachers as finished runs, those that a run
+        which is still to train needs.
+        """
         for name in self.imports:
             directory = self.directory(name, 0)
             model = self._models.get(directory.path)
@@ -99,3 +120,12 @@ class Library:
     def forget(self) -> None:
         """Large teachers are read again rather than kept."""
         self._models.clear()
+
+
+def store_beside(teacher: RunDirectory, workdir: epath.Path) -> epath.Path:
+    """Where a teacher's soft targets lie: beside it, or in the workdir if nothing can be
+    written there.
+    """
+    if os.access(teacher.path, os.W_OK):
+        return teacher.path
+    return workdir / 'teachers' / '-'.join(teacher.path.parts[-3:])

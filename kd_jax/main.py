@@ -19,11 +19,17 @@ from kd_jax.study import Study
 from kd_jax.train import Stopped
 from kd_jax.workdir import to_json
 
-config_flags.DEFINE_config_file('config', lock_config=True, help_string='The study, such as configs/digits.py')
+config_flags.DEFINE_config_file(
+    'config', lock_config=True, help_string='The study, such as configs/digits.py'
+)
 _WORKDIR = flags.DEFINE_string('workdir', '', "Where results go; '' = runs/<config>")
 _ONLY = flags.DEFINE_list('only', [], 'Train these runs of the study only')
-_COORDINATOR = flags.DEFINE_string('coordinator', '', "host:port of process 0; 'auto' on Cloud TPU and SLURM; '' = one process")
-_PROCESSES = flags.DEFINE_integer('processes', None, 'How many processes there are, with --coordinator=host:port')
+_COORDINATOR = flags.DEFINE_string(
+    'coordinator', '', "host:port of process 0; 'auto' on Cloud TPU and SLURM; '' = one process"
+)
+_PROCESSES = flags.DEFINE_integer(
+    'processes', None, 'How many processes there are, with --coordinator=host:port'
+)
 _PROCESS = flags.DEFINE_integer('process', None, 'Which of them this is')
 
 
@@ -46,24 +52,34 @@ def main(argv: list[str]) -> None:
             jax.distributed.initialize()
         elif _COORDINATOR.value:
             jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-        for number in (signal.SIGTERM, signal.SIGINT):  # after initialize, which installs a handler of its own
+        # After `initialize`, which installs a handler of its own.
+        for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda received, _: stop.append(received))
-        study = Study(config, epath.Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(), _ONLY.value)
+        study = Study(
+            config, epath.Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(), _ONLY.value
+        )
         if parallel.is_main():
             resolved = to_json(study.config.copy_and_resolve_references().to_dict())
-            say(f'{yaml.safe_dump(resolved, default_flow_style=None, width=120)}\nworkdir: {study.workdir}\n')
+            say(
+                f'{yaml.safe_dump(resolved, default_flow_style=None, width=120)}\nworkdir: '
+                f'{study.workdir}\n'
+            )
         study.run(lambda: bool(stop))
     except UserError as error:
         fail(error)
     except Stopped:
-        received = signal.Signals(stop[0] if stop else signal.SIGTERM)  # none here: another process was asked
+        # None was received here: another process was asked to stop.
+        received = signal.Signals(stop[0] if stop else signal.SIGTERM)
         say(f'stopped by {received.name}; the same command continues')
         sys.exit(128 + received)
     except OSError as error:
         reason = system_reason(error)
         if reason is None:
             raise
-        fail(f'{error.filename or "a file"} cannot be written: {reason}; make room and run the same command again')
+        fail(
+            f'{error.filename or "a file"} cannot be written: {reason}; make room '
+            'and run the same command again'
+        )
 
 
 if __name__ == '__main__':

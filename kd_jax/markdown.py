@@ -3,7 +3,14 @@
 from collections.abc import Sequence
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], align: str = '', *, padded: bool = False, rule: str = ' ') -> str:
+def table(
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    align: str = '',
+    *,
+    padded: bool = False,
+    rule: str = ' ',
+) -> str:
     """A table of text, without a newline at its end.
 
     align: a letter a column, `l` or `r`, such as 'llr'; '' = all to the left.

@@ -1,12 +1,14 @@
-"""What the user sees while a run trains: progress, metrics.jsonl, TensorBoard events, Weights & Biases."""
+"""What the user sees while a run trains: progress, metrics.jsonl,
+TensorBoard events, Weights & Biases.
+"""
 
 import contextlib
 import json
 import os
 import sys
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Self
 
 from etils import epath
 
@@ -30,7 +32,7 @@ def clock(seconds: float) -> str:
     return f'{hours}:{minutes:02d}:{seconds:02d}' if hours else f'{minutes}:{seconds:02d}'
 
 
-Sink = Callable[[int, str, dict[str, float]], None]  # (step, split, scalars)
+Sink = Callable[[int, str, Mapping[str, float]], None]  # (step, split, scalars)
 
 
 def sinks(
@@ -42,30 +44,45 @@ def sinks(
     wandb: str,
     config: dict[str, Any] | None,
 ) -> list[Sink]:
-    """What takes a run's scalars: metrics.jsonl and, if asked, TensorBoard and Weights & Biases; `closing` closes them."""
+    """What takes a run's scalars: metrics.jsonl and, if asked, TensorBoard and Weights &
+    Biases; `closing` closes them.
+    """
     writers: list[Sink] = []
     if tensorboard:
         from tensorboardX import SummaryWriter
 
-        events = closing.enter_context(contextlib.closing(SummaryWriter(str(directory / 'tensorboard'))))
+        events = closing.enter_context(
+            contextlib.closing(SummaryWriter(str(directory / 'tensorboard')))
+        )
 
-        def to_tensorboard(step, split, scalars):
+        def to_tensorboard(step: int, split: str, scalars: Mapping[str, float]) -> None:
             for name, value in scalars.items():
                 events.add_scalar(f'{split}/{name}', value, step)
 
         writers.append(to_tensorboard)
     if wandb:
-        options = {'dir': str(directory), 'config': config, 'resume': 'allow', 'reinit': 'create_new'}  # beside other runs
+        # beside other runs of the same process
+        options = {
+            'dir': str(directory),
+            'config': config,
+            'resume': 'allow',
+            'reinit': 'create_new',
+        }
         run = import_wandb(wandb).init(project=wandb, name=title, **options)
         closing.callback(run.finish)
-        writers.append(lambda step, split, scalars: run.log({f'{split}/{k}': v for k, v in scalars.items()}, step=step))
+        writers.append(
+            lambda step, split, scalars: run.log(
+                {f'{split}/{k}': v for k, v in scalars.items()}, step=step
+            )
+        )
     return writers
 
 
 class Monitor:
     """Follows one run; a context manager. Only the main process (`active`) writes anything.
 
-    A progress bar where stdout is a terminal, otherwise a plain line at every evaluation; neither unless it is `shown`.
+    A progress bar where stdout is a terminal, otherwise a plain line at every evaluation;
+    neither unless it is `shown`.
     """
 
     def __init__(
@@ -83,41 +100,54 @@ class Monitor:
         shown: bool = True,
     ):
         self.title, self._active, self._shown = title, active, shown and active
-        self._total, self._epoch, self._batch = total_steps, steps_per_epoch, batch_size  # steps, steps, images
+        # in steps, steps and images
+        self._total, self._epoch, self._batch = total_steps, steps_per_epoch, batch_size
         self._show: Callable[[int], None] | None = None  # a step, in the progress bar
         self._pace = Pace()
         self._text = {'loss': '', 'val': ''}
         self._closing = contextlib.ExitStack()
         self._sinks: list[Sink] = []
         if active:
-            directory = epath.Path(directory)
-            self._sinks = sinks(title, directory, self._closing, tensorboard=tensorboard, wandb=wandb, config=config)
-            self._sinks.append(self._to(self._closing.enter_context((directory / 'metrics.jsonl').open('a'))))
+            path = epath.Path(directory)
+            self._sinks = sinks(
+                title, path, self._closing, tensorboard=tensorboard, wandb=wandb, config=config
+            )
+            file = self._closing.enter_context((path / 'metrics.jsonl').open('a'))
+            self._sinks.append(self._to(file))
 
     def _to(self, file: Any) -> Sink:
         """One JSON object a line."""
 
-        def to_file(step, split, scalars):
-            file.write(json.dumps({'step': step, 'epoch': step / self._epoch, 'split': split, **scalars}) + '\n')
+        def to_file(step: int, split: str, scalars: Mapping[str, float]) -> None:
+            file.write(
+                json.dumps({'step': step, 'epoch': step / self._epoch, 'split': split, **scalars})
+                + '\n'
+            )
             file.flush()
 
         return to_file
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         if self._shown and sys.stdout.isatty():
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-            columns = TextColumn('{task.description}'), BarColumn(), TextColumn('{task.fields[text]}'), TimeRemainingColumn()
+            columns = (
+                TextColumn('{task.description}'),
+                BarColumn(),
+                TextColumn('{task.fields[text]}'),
+                TimeRemainingColumn(),
+            )
             bar = self._closing.enter_context(Progress(*columns))
             task = bar.add_task(self.title, total=self._total, text='compiling')
             self._show = lambda step: bar.update(task, completed=step, text=self._line(step))
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self._closing.close()
 
     def advance(self, step: int, loss: float) -> float:
-        """`step` updates are done; `loss` is that of the last one. Returns the seconds of training since the last call.
+        """`step` updates are done; `loss` is that of the last one. Returns the seconds of
+        training since the last call.
 
         After a pause, and at the first call, that is 0: what came before was not only training.
         """
@@ -130,22 +160,27 @@ class Monitor:
     def _line(self, step: int) -> str:
         epoch = f'epoch {step / self._epoch:.1f}/{self._total / self._epoch:.1f}'
         rate = f'{self._pace.rate * self._batch:.0f} images/s' if self._pace.rate else ''
-        return ' · '.join(part for part in (epoch, self._text['loss'], self._text['val'], rate) if part)
+        return ' · '.join(
+            part for part in (epoch, self._text['loss'], self._text['val'], rate) if part
+        )
 
-    def evaluated(self, step: int, val: dict[str, float]) -> None:
+    def evaluated(self, step: int, val: Mapping[str, Any]) -> None:
         """Shows the validation accuracy; without a terminal, as a line."""
         self._text['val'] = f'val top-1 {100 * val["top1"]:.2f} %'
         if self._show:
             self._show(step)
         elif self._shown:
             rate = self._pace.rate
-            say(f'{self.title} · {self._line(step)}' + (f' · {clock((self._total - step) / rate)} left' if rate else ''))
+            say(
+                f'{self.title} · {self._line(step)}'
+                + (f' · {clock((self._total - step) / rate)} left' if rate else '')
+            )
 
     def pause(self) -> None:
         """Until now it was not training: it does not count in images/s."""
         self._pace.pause()
 
-    def write(self, step: int, split: str, scalars: dict[str, float]) -> None:
+    def write(self, step: int, split: str, scalars: Mapping[str, float]) -> None:
         """One line of metrics.jsonl, and the same to TensorBoard and Weights & Biases."""
         for sink in self._sinks:
             sink(step, split, scalars)
@@ -154,10 +189,11 @@ class Monitor:
 class Pace:
     """How fast steps are done."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.rate = 0.0  # steps a second since the last pause
-        self._last: tuple[float, int | None] = (time.perf_counter(), None)  # a time, and the step then
-        self._mark: tuple[float, int | None] = self._last
+        # the time of the last call, and the step then; None: there was none
+        self._last: tuple[float, int | None] = (time.perf_counter(), None)
+        self._mark = (self._last[0], 0)  # where the rate counts from
 
     def advance(self, step: int) -> float:
         """`step` steps are done; the seconds since the last call, 0 at the first one."""
@@ -171,10 +207,11 @@ class Pace:
 
     def pause(self) -> None:
         """What comes until now does not count."""
-        self._last = self._mark = (time.perf_counter(), self._last[1])
+        self._last = (time.perf_counter(), self._last[1])
+        self._mark = (self._last[0], self._last[1] or 0)
 
 
-def import_wandb(project: str):
+def import_wandb(project: str) -> Any:
     """The module wandb; `UserError` where it is not installed."""
     try:
         import wandb

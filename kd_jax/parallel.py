@@ -1,7 +1,9 @@
-"""Running one step on one or many devices: `jit` over a mesh or `pmap`. The only module that knows which of the two."""
+"""Running one step on one or many devices: `jit` over a mesh or `pmap`. The only module
+that knows which of the two.
+"""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,8 +15,9 @@ from kd_jax.errors import UserError, unknown
 from kd_jax.networks import PRECISIONS
 
 AXIS = 'batch'
-# XLA's CPU backend removes optimisation barriers before it fuses, so that a residual network's sums are computed again and
-# again, and rematerialisation saves no memory; without that pass neither happens.
+# XLA's CPU backend removes optimisation barriers before it fuses, so that a residual
+# network's sums are computed again and again, and rematerialisation saves no memory;
+# without that pass neither happens.
 KEEP_BARRIERS = {'xla_disable_hlo_passes': 'cse_barrier_expander'}
 # One device a core leaves nothing to run concurrently within a device.
 ONE_DEVICE_A_CORE = {'xla_cpu_scheduler_type': 'CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED'}
@@ -23,10 +26,10 @@ ONE_DEVICE_A_CORE = {'xla_cpu_scheduler_type': 'CPU_SCHEDULER_TYPE_MEMORY_OPTIMI
 class Parallel:
     """Data parallelism over all devices of all processes.
 
-    `mode` is 'jit' (global view: XLA divides the batch), 'pmap' (each device sees its share, under the axis name
-    'batch') or 'auto' (jit on one device, pmap on several). State, teachers and data are replicated and have no
-    device axis in either mode; only the last argument of a step, the batch, is divided. `fast` allows options of
-    XLA's CPU backend that change speed alone.
+    `mode` is 'jit' (global view: XLA divides the batch), 'pmap' (each device sees its share, under
+    the axis name 'batch') or 'auto' (jit on one device, pmap on several). State, teachers and data
+    are replicated and have no device axis in either mode; only the last argument of a step, the
+    batch, is divided. `fast` allows options of XLA's CPU backend that change speed alone.
     """
 
     def __init__(self, mode: str = 'auto', devices: int | None = None, *, fast: bool = True):
@@ -34,26 +37,34 @@ class Parallel:
             raise unknown('parallel mode', mode, ('auto', 'jit', 'pmap'))
         if devices is not None and devices > jax.device_count():
             raise UserError(
-                f'devices is {devices}; it must be 0 (all) or at most {jax.device_count()}, which is how many there are'
+                f'devices is {devices}; it must be 0 (all) or at most '
+                f'{jax.device_count()}, which is how many there are'
             )
         self.asked, self.fast = mode, fast
         self.devices = jax.devices()[:devices]
         self.mode = mode if mode != 'auto' else ('jit' if len(self.devices) == 1 else 'pmap')
         self.axis_name = AXIS if self.mode == 'pmap' else None
         self.local = [d for d in self.devices if d.process_index == jax.process_index()]
-        # Under pmap each process holds its own replicas; under jit an array spans the devices of all processes.
+        # Under pmap each process holds its own replicas; under jit an array spans
+        # the devices of all processes.
         mesh = Mesh(np.array(self.local if self.mode == 'pmap' else self.devices), (AXIS,))
         self.replicated = NamedSharding(mesh, PartitionSpec())
         self._pmap_devices = None if len(self.devices) == jax.device_count() else self.devices
 
     def for_batch(self, batch_size: int, parts: int = 1) -> 'Parallel':
-        """This, or fewer of its devices where they are the cores of a CPU: those that share the batch with 16 examples each.
+        """This, or fewer of its devices where they are the cores of a CPU: those that share the
+        batch with 16 examples each.
 
-        Devices that are no cores are all used: a batch that does not fit them is refused (`check_batch_size`).
+        Devices that are no cores are all used: a batch that does not fit them is
+        refused (`check_batch_size`).
         """
         if not _cores_are_devices() or not self.on_cpu:
             return self
-        fits = [n for n in range(1, len(self) + 1) if batch_size % (n * parts) == 0 and batch_size >= 16 * n]
+        fits = [
+            n
+            for n in range(1, len(self) + 1)
+            if batch_size % (n * parts) == 0 and batch_size >= 16 * n
+        ]
         return Parallel(self.asked, max(fits, default=1), fast=self.fast)
 
     def __len__(self) -> int:
@@ -64,7 +75,9 @@ class Parallel:
         return self.devices[0].platform == 'cpu'
 
     def check_batch_size(self, batch_size: int, field: str, parts: int = 1) -> None:
-        """Raises `UserError` unless the devices can share `batch_size` examples equally, each in `parts` equal parts."""
+        """Raises `UserError` unless the devices can share `batch_size` examples equally,
+        each in `parts` equal parts.
+        """
         unit = len(self) * parts
         if batch_size <= 0 or batch_size % unit:
             how = f'{len(self)} devices' + (f' in {parts} parts each' if parts > 1 else '')
@@ -77,7 +90,7 @@ class Parallel:
     def replicate(self, tree: Any) -> Any:
         """A copy of every array of `tree` on every device."""
 
-        def put(x):
+        def put(x: Any) -> jax.Array:
             x = np.asarray(x)
             if self.replicated.is_fully_addressable:
                 return jax.device_put(x, self.replicated)
@@ -86,10 +99,12 @@ class Parallel:
         return jax.tree.map(put, tree)
 
     def divide(self, batch: dict[str, Any], *, axis: int = 0) -> dict[str, Any]:
-        """This process's share of a global batch, host arrays with B on `axis`, laid out for `compile`d steps."""
+        """This process's share of a global batch, host arrays with B on `axis`,
+        laid out for `compile`d steps.
+        """
         return jax.tree.map(lambda x: self._divide(x, axis), batch)
 
-    def _divide(self, x: np.ndarray, axis: int):
+    def _divide(self, x: np.ndarray, axis: int) -> np.ndarray | jax.Array:
         if len(self) == 1 and self.mode == 'jit':
             return x
         share = x.shape[axis] // len(self) * len(self.local)
@@ -102,33 +117,63 @@ class Parallel:
     def _divided(self, axis: int) -> NamedSharding:
         return NamedSharding(self.replicated.mesh, PartitionSpec(*[None] * axis, AXIS))
 
-    def compile(self, step: Callable, precision: str, *, arguments: int, donate_first: bool = False, axis: int = 0) -> Callable:
-        """`step(a1, ..., batch)` with `arguments` arguments, of which all but the last are replicated.
+    def compile(
+        self,
+        step: Callable[..., Any],
+        precision: str,
+        *,
+        arguments: int,
+        donate_first: bool = False,
+        axis: int = 0,
+    ) -> Callable[..., Any]:
+        """`step(a1, ..., batch)` with `arguments` arguments, of which all
+        but the last are replicated.
 
-        precision: of its products, in `PRECISIONS`. Outputs are replicated. With `donate_first` the buffers of the first
-        argument are reused for the output and must not be read afterwards; where there is no such argument, several CPU
-        devices finish one call before the next. `axis` is that of `divide`.
+        precision: of its products, in `PRECISIONS`. Outputs are replicated. With `donate_first`
+        the buffers of the first argument are reused for the output and must not be read
+        afterwards; where there is no such argument, several CPU devices finish one call before the
+        next. `axis` is that of `divide`.
         """
         step, donate = with_products(step, precision), (0,) if donate_first else ()
         if self.mode == 'pmap':
             axes = (None,) * (arguments - 1) + (0,)
-            compiled = jax.pmap(step, AXIS, in_axes=axes, out_axes=None, donate_argnums=donate, devices=self._pmap_devices)
+            compiled = jax.pmap(
+                step,
+                AXIS,
+                in_axes=axes,
+                out_axes=None,
+                donate_argnums=donate,
+                devices=self._pmap_devices,
+            )
         else:
             shardings = (self.replicated,) * (arguments - 1) + (self._divided(axis),)
-            compiled = jax.jit(step, in_shardings=shardings, out_shardings=self.replicated, donate_argnums=donate)
+            compiled = jax.jit(
+                step, in_shardings=shardings, out_shardings=self.replicated, donate_argnums=donate
+            )
         options = self._options()
         compiled = _with_options(compiled, options) if options else compiled
         alone = len(self) == 1 or not self.on_cpu
         return compiled if alone or donate_first else _one_at_a_time(compiled)
 
-    def compile_each(self, step: Callable, precision: str, *, own: int, shared: int, donate_first: bool = False) -> Callable:
-        """`step` on each device by itself: the first `own` arguments and all outputs have a device axis `[D, ...]`.
+    def compile_each(
+        self,
+        step: Callable[..., Any],
+        precision: str,
+        *,
+        own: int,
+        shared: int,
+        donate_first: bool = False,
+    ) -> Callable[..., Any]:
+        """`step` on each device by itself: the first `own` arguments and all outputs
+        have a device axis `[D, ...]`.
 
         The other arguments, `shared` of them, are the same for all. For one process.
         """
         axes = (0,) * own + (None,) * shared
         step, donate = with_products(step, precision), (0,) if donate_first else ()
-        compiled = jax.pmap(step, in_axes=axes, out_axes=0, donate_argnums=donate, devices=self._pmap_devices)
+        compiled = jax.pmap(
+            step, in_axes=axes, out_axes=0, donate_argnums=donate, devices=self._pmap_devices
+        )
         options = self._options()
         return _with_options(compiled, options) if options else compiled
 
@@ -138,39 +183,61 @@ class Parallel:
         return KEEP_BARRIERS | (ONE_DEVICE_A_CORE if len(self.local) > 1 else {})
 
 
-def with_products(step: Callable, precision: str) -> Callable:
+class Collectives(NamedTuple):
+    """Means and sums over the devices of an axis; without one, what there is."""
+
+    axis_name: str | None
+
+    def mean(self, tree: Any) -> Any:
+        return jax.lax.pmean(tree, self.axis_name) if self.axis_name else tree
+
+    def total(self, tree: Any) -> Any:
+        return jax.lax.psum(tree, self.axis_name) if self.axis_name else tree
+
+    def gather(self, tree: Any) -> Any:
+        """The examples of all devices; what has no examples stays."""
+        if not self.axis_name:
+            return tree
+        return jax.tree.map(
+            lambda x: jax.lax.all_gather(x, self.axis_name, tiled=True) if x.ndim else x, tree
+        )
+
+
+def with_products(step: Callable[..., Any], precision: str) -> Callable[..., Any]:
     """`step`, traced with the products of a precision."""
 
-    def traced(*arguments):
+    def traced(*arguments: Any) -> Any:
         with jax.default_matmul_precision(PRECISIONS[precision][1]):
             return step(*arguments)
 
     return traced
 
 
-def _one_at_a_time(compiled: Callable) -> Callable:
+def _one_at_a_time(compiled: Any) -> Callable[..., Any]:
     """`compiled`, which waits for its results.
 
-    Where calls do not wait for each other's results, one device can begin several; in each it keeps a thread while it
-    waits for the other devices, until none is left for those to get there (XLA ends the process after 40 seconds).
+    Where calls do not wait for each other's results, one device can begin several; in each it keeps
+    a thread while it waits for the other devices, until none is left for those to get there (XLA
+    ends the process after 40 seconds).
     """
 
-    def call(*arguments):
+    def call(*arguments: Any) -> Any:
         return jax.block_until_ready(compiled(*arguments))
 
-    call.lower = compiled.lower
+    call.lower = compiled.lower  # type: ignore[attr-defined]  # as jitted functions have it
     return call
 
 
-def _with_options(jitted: Callable, options: dict[str, str]) -> Callable:
-    """A jit- or pmapped function compiled with options (which pmap does not take), once for each set of shapes.
+def _with_options(jitted: Any, options: dict[str, str]) -> Callable[..., Any]:
+    """A jit- or pmapped function compiled with options (which pmap does not take),
+    once for each set of shapes.
 
-    The compiler's memory, often more than a step's, is given back before the first step needs its own. For one process:
-    a compiled function wants the shapes of all processes' shares together.
+    The compiler's memory, often more than a step's, is given back before the first step needs its
+    own. For one process: a compiled function wants the shapes of all processes' shares together.
     """
-    compiled: dict[Any, Callable] = {}
+    compiled: dict[Any, Callable[..., Any]] = {}
 
-    def call(*arguments):
+    def call(*arguments: Any) -> Any:
         leaves, structure = jax.tree.flatten(arguments)
         key = structure, tuple(map(jax.typeof, leaves))
         if key not in compiled:
@@ -178,12 +245,12 @@ def _with_options(jitted: Callable, options: dict[str, str]) -> Callable:
             runtime.trim()
         return compiled[key](*arguments)
 
-    call.lower = jitted.lower
+    call.lower = jitted.lower  # type: ignore[attr-defined]  # as jitted functions have it
     return call
 
 
 def _cores_are_devices() -> bool:
-    return jax.config.jax_num_cpu_devices > 0
+    return runtime.cpu_devices() > 0
 
 
 def in_any_process(flag: bool) -> bool:

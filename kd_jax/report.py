@@ -36,15 +36,18 @@ SPREAD = ('test', 'teacher')  # groups whose standard deviation over seeds means
 
 
 def _get(result: Mapping[str, Any], path: Sequence[str]) -> float | None:
+    value: Any = result
     for key in path:
-        if result is None:
+        if value is None:
             return None
-        result = result.get(key)
-    return result
+        value = value.get(key)
+    return value
 
 
 def aggregate(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row a run: {'run', 'model', 'seeds', heading: {'mean', 'std', 'n'} | None, ...}; std is the sample's."""
+    """One row a run: {'run', 'model', 'seeds', heading: {'mean', 'std', 'n'} |
+    None, ...}; std is the sample's.
+    """
     rows = []
     for name in dict.fromkeys(r['run'] for r in results):
         mine = [r for r in results if r['run'] == name]
@@ -60,14 +63,17 @@ WIDTH = 150  # of the closing table on the terminal, in characters
 
 
 def gains(results: Sequence[Mapping[str, Any]], runs: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Each run against the first one of the same model that has neither teachers nor a start: points of test top-1.
+    """Each run against the first one of the same model that has neither teachers nor a
+    start: points of test top-1.
 
     Paired by seed. Runs from which others start are left out: they are not trained to their end.
     """
     rows = []
     top1 = {(r['run'], r['seed']): 100 * r['test']['top1'] for r in results if r['test']}
     started_from = {run['init'] for run in runs.values()}
-    models = {name: json.dumps(to_json(dict(run['model'])), sort_keys=True) for name, run in runs.items()}
+    models = {
+        name: json.dumps(to_json(dict(run['model'])), sort_keys=True) for name, run in runs.items()
+    }
     alone: dict[str, str] = {}
     for name, run in runs.items():
         if not run['teachers'] and not run['init']:
@@ -89,11 +95,13 @@ def _cell(value: Mapping[str, Any] | None, path: Sequence[str], digits: int) -> 
 
 def _cells(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
     used = [c for c in COLUMNS if any(row.get(c[0]) is not None for row in rows)]
-    if all(row.get('trainable') in (None, row['parameters']) for row in rows):  # the usual case says nothing
+    # The usual case says nothing.
+    if all(row.get('trainable') in (None, row['parameters']) for row in rows):
         used = [c for c in used if c[0] != 'trainable']
     head = ['run', 'model', 'seeds'] + [c[0] for c in used]
     body = [
-        [row['run'], row['model'], str(len(row['seeds']))] + [_cell(row[h], path, digits) for h, path, _, digits in used]
+        [row['run'], row['model'], str(len(row['seeds']))]
+        + [_cell(row[h], path, digits) for h, path, _, digits in used]
         for row in rows
     ]
     return head, body
@@ -103,7 +111,10 @@ def gain_line(gain: Mapping[str, Any]) -> str:
     """`student against alone: +14.32 ± 1.20 points of test top-1 (n = 5, paired by seed)`."""
     d = gain['top-1 points']
     points = with_spread(d, sign='+')
-    return f'{gain["run"]} against {gain["against"]}: {points} points of test top-1 (n = {d["n"]}, paired by seed)'
+    return (
+        f'{gain["run"]} against {gain["against"]}: {points} points of test top-1 '
+        f'(n = {d["n"]}, paired by seed)'
+    )
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], gain_rows: Sequence[Mapping[str, Any]]) -> str:
@@ -111,11 +122,19 @@ def markdown(rows: Sequence[Mapping[str, Any]], gain_rows: Sequence[Mapping[str,
     head, body = _cells(rows)
     text = table(head, body, 'lll' + 'r' * (len(head) - 3))
     note = '\nTest split, read once after training; mean ± sample standard deviation over seeds.\n'
-    return text + '\n' + note + ''.join(f'\n- {gain_line(g)}' for g in gain_rows) + ('\n' if gain_rows else '')
+    return (
+        text
+        + '\n'
+        + note
+        + ''.join(f'\n- {gain_line(g)}' for g in gain_rows)
+        + ('\n' if gain_rows else '')
+    )
 
 
 def show(rows: Sequence[Mapping[str, Any]], gain_rows: Sequence[Mapping[str, Any]]) -> None:
-    """The closing table on the terminal, one column a run, in several pieces if it would be wider than `WIDTH`."""
+    """The closing table on the terminal, one column a run, in several pieces if it
+    would be wider than `WIDTH`.
+    """
     head, body = _cells(rows)
     first, widths = max(map(len, head)), [max(map(len, line)) for line in body]
     pieces: list[list[int]] = [[]]
@@ -126,7 +145,11 @@ def show(rows: Sequence[Mapping[str, Any]], gain_rows: Sequence[Mapping[str, Any
     for piece in pieces:
         print()
         for i, name in enumerate(head):
-            print('  '.join([name.ljust(first), *(body[k][i].rjust(widths[k]) for k in piece)]).rstrip())
+            print(
+                '  '.join(
+                    [name.ljust(first), *(body[k][i].rjust(widths[k]) for k in piece)]
+                ).rstrip()
+            )
             if i == 0:
                 print('  '.join('-' * width for width in (first, *(widths[k] for k in piece))))
     print()
@@ -138,7 +161,10 @@ def show(rows: Sequence[Mapping[str, Any]], gain_rows: Sequence[Mapping[str, Any
 def write(workdir: PathLike, results: Sequence[Mapping[str, Any]], runs: Mapping[str, Any]) -> None:
     """Writes a study's results.json and report.md, and shows the table."""
     rows, gained = aggregate(results), gains(results, runs)
-    write_json(epath.Path(workdir) / 'results.json', {'results': list(results), 'table': rows, 'gains': gained})
+    write_json(
+        epath.Path(workdir) / 'results.json',
+        {'results': list(results), 'table': rows, 'gains': gained},
+    )
     write_text(epath.Path(workdir) / 'report.md', markdown(rows, gained))
     show(rows, gained)
 
@@ -154,8 +180,9 @@ def describe(spec: RunSpec, parallel: Parallel) -> str:
     devices = '1 device' if len(parallel) == 1 else f'{len(parallel)} devices'
     params = param_count(spec.plans['student'].shapes)
     return (
-        f'{spec.config.model.name}, {params:,} parameters, on {images} of {spec.dataset.info.name}; '
-        f'{spec.timing.total_steps} steps of {spec.config.batch_size} ({parallel.mode} on {devices})'
+        f'{spec.config.model.name}, {params:,} parameters, on {images} of '
+        f'{spec.dataset.info.name}; {spec.timing.total_steps} steps of {spec.config.batch_size} '
+        f'({parallel.mode} on {devices})'
     )
 
 
@@ -166,7 +193,9 @@ def read_metrics(run_directory: PathLike) -> list[dict[str, Any]]:
 
 
 def plot(workdir: PathLike) -> epath.Path:
-    """Validation top-1 over epochs, one line a run (mean over seeds) in `<workdir>/curves.png`; needs matplotlib."""
+    """Validation top-1 over epochs, one line a run (mean over seeds) in
+    `<workdir>/curves.png`; needs matplotlib.
+    """
     try:
         import matplotlib
     except ImportError as error:
@@ -174,33 +203,46 @@ def plot(workdir: PathLike) -> epath.Path:
     matplotlib.use('Agg')
     from matplotlib import pyplot
 
-    workdir = epath.Path(workdir)
+    folder = epath.Path(workdir)
     figure, axes = pyplot.subplots(figsize=(6, 4), layout='constrained')
     runs: dict[str, list[epath.Path]] = {}
-    for config in matches(workdir, '*/seed*/config.json'):
+    for config in matches(folder, '*/seed*/config.json'):
         runs.setdefault(config.parent.parent.name, []).append(config.parent)
     for name, directories in runs.items():
-        curves = [[(m['epoch'], 100 * m['top1']) for m in read_metrics(d) if m['split'] == 'val'] for d in directories]
-        curves = [np.array(c) for c in curves if c]
+        points = [
+            [(m['epoch'], 100 * m['top1']) for m in read_metrics(d) if m['split'] == 'val']
+            for d in directories
+        ]
+        curves = [np.array(of_run) for of_run in points if of_run]
         if not curves:
             continue
         length = min(map(len, curves))
         top1 = np.stack([c[:length, 1] for c in curves])
-        (line,) = axes.plot(curves[0][:length, 0], top1.mean(0), label=f'{name} (n = {len(curves)})')
-        axes.fill_between(curves[0][:length, 0], top1.min(0), top1.max(0), alpha=0.2, color=line.get_color())
-    axes.set(xlabel='epoch', ylabel='validation top-1 (%)', title=f'{workdir.name}: mean and range over seeds')
+        (line,) = axes.plot(
+            curves[0][:length, 0], top1.mean(0), label=f'{name} (n = {len(curves)})'
+        )
+        axes.fill_between(
+            curves[0][:length, 0], top1.min(0), top1.max(0), alpha=0.2, color=line.get_color()
+        )
+    axes.set(
+        xlabel='epoch',
+        ylabel='validation top-1 (%)',
+        title=f'{folder.name}: mean and range over seeds',
+    )
     axes.legend()
     axes.grid(alpha=0.3)
-    with (workdir / 'curves.png').open('wb') as file:
+    with (folder / 'curves.png').open('wb') as file:
         figure.savefig(file, dpi=120, format='png')
     pyplot.close(figure)
-    return workdir / 'curves.png'
+    return folder / 'curves.png'
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description='Show the closing table of a study again.')
     parser.add_argument('workdir', type=epath.Path)
-    parser.add_argument('--plot', action='store_true', help='also draw the validation curves to curves.png')
+    parser.add_argument(
+        '--plot', action='store_true', help='also draw the validation curves to curves.png'
+    )
     arguments = parser.parse_args()
     with told_to_the_user():
         path = arguments.workdir / 'results.json'

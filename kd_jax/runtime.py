@@ -1,4 +1,6 @@
-"""What is set once for the whole process, before JAX starts its devices: memory, CPU devices, compilation cache, profile."""
+"""What is set once for the whole process, before JAX starts its devices: memory, CPU
+devices, compilation cache, profile.
+"""
 
 import ctypes
 import functools
@@ -8,6 +10,7 @@ import os
 import platform
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Self
 
 import jax
 
@@ -19,50 +22,69 @@ MOST_MAPS = 15_000
 
 # mallopt's parameters (malloc.h of glibc) and their values.
 _KEEP_MEMORY = {
-    -4: 0,  # M_MMAP_MAX: no buffer gets pages of its own, which the kernel would zero again at every step
+    # M_MMAP_MAX: no buffer gets pages of its own, which the kernel would zero again at every step
+    -4: 0,
     -1: 2**31 - 1,  # M_TRIM_THRESHOLD: freed memory is not given back
     -2: 2**28,  # M_TOP_PAD: grow in large pieces
-    -8: 1,  # M_ARENA_MAX: XLA's threads would otherwise keep arenas of their own, which use mmap all the same
+    # M_ARENA_MAX: XLA's threads would otherwise keep arenas of their
+    # own, which use mmap all the same
+    -8: 1,
 }
 
 
 def prepare(*, fast: bool = True, single_process: bool = True) -> None:
     """Sets up this process; to be called before anything asks JAX for its devices.
 
-    Programs that XLA compiled are kept on disk (see `cache_directory`) unless JAX was given a cache already. With `fast`,
-    Python looks for garbage less often; on Linux with glibc, freed memory stays with the process; and where there is no
-    accelerator and the process is alone, the processor's cores become devices, up to `MOST_CPU_DEVICES`, unless XLA_FLAGS
+    Programs that XLA compiled are kept on disk (see `cache_directory`) unless JAX was given
+    a cache already. With `fast`, Python looks for garbage less often; on Linux with glibc,
+    freed memory stays with the process; and where there is no accelerator and the process is
+    alone, the processor's cores become devices, up to `MOST_CPU_DEVICES`, unless XLA_FLAGS
     or JAX say how many there are.
     """
     directory = cache_directory()
-    if directory is not None and not jax.config.jax_compilation_cache_dir:
+    config: Any = jax.config  # which has its options at run time only
+    if directory is not None and not config.jax_compilation_cache_dir:
         jax.config.update('jax_compilation_cache_dir', str(directory))
         if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
             jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
     if not fast:
         return
-    # Tracing makes millions of small objects that live on: Python would search them for cycles every 700, a tenth of a start.
+    # Tracing makes millions of small objects that live on: Python would search them for cycles
+    # every 700, a tenth of a start.
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
     if _has_glibc():
         library = ctypes.CDLL(None)
         for parameter, value in _KEEP_MEMORY.items():
             library.mallopt(parameter, value)
-    chosen = 'xla_force_host_platform_device_count' in os.environ.get('XLA_FLAGS', '') or jax.config.jax_num_cpu_devices > 0
+    chosen = (
+        'xla_force_host_platform_device_count' in os.environ.get('XLA_FLAGS', '')
+        or cpu_devices() > 0
+    )
     if single_process and not chosen:
         jax.config.update('jax_num_cpu_devices', min(cores(), MOST_CPU_DEVICES))
 
 
+def cpu_devices() -> int:
+    """How many devices JAX was told to make of the processor; 0 or less: it was not told."""
+    config: Any = jax.config  # which has its options at run time only
+    return config.jax_num_cpu_devices
+
+
 def trim() -> None:
-    """Gives freed memory back to the system, with glibc; what was freed and is needed at every step is better kept."""
+    """Gives freed memory back to the system, with glibc; what was freed and is needed
+    at every step is better kept.
+    """
     if _has_glibc():
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def forget_programs(most: int = MOST_MAPS) -> None:
-    """Frees compiled programs that nobody uses any more, if this process has more than `most` maps of memory.
+    """Frees compiled programs that nobody uses any more, if this process has
+    more than `most` maps of memory.
 
-    Each program for a CPU takes several. Linux allows a process 65,530, and XLA crashes when it gets no more.
+    Each program for a CPU takes several. Linux allows a process 65,530, and XLA
+    crashes when it gets no more.
     """
     maps = Path('/proc/self/maps')
     if maps.exists() and len(maps.read_bytes().splitlines()) > most:
@@ -81,17 +103,26 @@ def cores() -> int:
 
 
 def cache_directory() -> Path | None:
-    """Where compiled programs are kept: `KD_JAX_CACHE`, or a folder of the user's cache; None: nowhere.
+    """Where compiled programs are kept: `KD_JAX_CACHE`, or a folder of the
+    user's cache; None: nowhere.
 
-    Programs for a CPU hold its machine code: each kind of processor has a folder of its own, so that machines can share
-    a home directory.
+    Programs for a CPU hold its machine code: each kind of processor has a folder of its own, so
+    that machines can share a home directory.
     """
     given = os.environ.get(CACHE_VARIABLE, '')
     if given == 'off':
         return None
-    base = Path(given).expanduser() if given else Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'kd_jax'
+    base = (
+        Path(given).expanduser()
+        if given
+        else Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'kd_jax'
+    )
     try:
-        lines = [line for line in Path('/proc/cpuinfo').read_text().splitlines() if line.startswith(('flags', 'Features'))]
+        lines = [
+            line
+            for line in Path('/proc/cpuinfo').read_text().splitlines()
+            if line.startswith(('flags', 'Features'))
+        ]
     except OSError:
         lines = []
     kind = hashlib.sha256((platform.machine() + ''.join(lines[:1])).encode()).hexdigest()[:12]
@@ -99,9 +130,11 @@ def cache_directory() -> Path | None:
 
 
 class Trace:
-    """Writes a trace of some of a run's steps to `directory`, for TensorBoard and Perfetto; a context manager.
+    """Writes a trace of some of a run's steps to `directory`, for TensorBoard and
+    Perfetto; a context manager.
 
-    steps: (first, last), by the number of updates done before; () for no trace. It begins and ends with a dispatch.
+    steps: (first, last), by the number of updates done before; () for no trace. It
+    begins and ends with a dispatch.
     """
 
     def __init__(self, directory: Path, steps: Sequence[int]):
@@ -116,11 +149,16 @@ class Trace:
         """
         if self.steps and not self._active and self.steps[0] <= step < self.steps[1]:
             options = jax.profiler.ProfileOptions()
-            options.python_tracer_level = 0  # Python's own calls would fill the trace and slow the steps
+            # Python's own calls would fill the trace and slow the steps
+            options.python_tracer_level = 0
             try:
-                jax.profiler.start_trace(str(self.directory), create_perfetto_trace=True, profiler_options=options)
+                jax.profiler.start_trace(
+                    str(self.directory), create_perfetto_trace=True, profiler_options=options
+                )
             except RuntimeError as error:
-                raise UserError(f'the profiler cannot start ({error}); set --config.profile="()"') from error
+                raise UserError(
+                    f'the profiler cannot start ({error}); set --config.profile="()"'
+                ) from error
             self._active = self.begun = True
         elif self._active and step >= self.steps[1]:
             self._stop()
@@ -130,9 +168,9 @@ class Trace:
         jax.profiler.stop_trace()
         self._active, self.steps = False, ()
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         if self._active:
             self._stop()

@@ -1,4 +1,5 @@
-"""Runs a teacher once over a data set and keeps what it says, for students that then train without it:
+"""Runs a teacher once over a data set and keeps what it says, for
+students that then train without it:
 
 python -m kd_jax.soft_targets --teacher=runs/digits/teacher --data=configs/digits.py --views=exact
 """
@@ -22,8 +23,12 @@ from kd_jax.workdir import RunDirectory, find_run, matches
 _TEACHER = flags.DEFINE_multi_string(
     'teacher', [], 'Workdir of a trained run, or of one of its seeds; may be given several times'
 )
-_DATA = config_flags.DEFINE_config_file('data', lock_config=True, help_string='The config whose data and augment are used')
-_VIEWS = flags.DEFINE_string('views', 'exact', "How many views of each training image; 'exact': all that there are")
+_DATA = config_flags.DEFINE_config_file(
+    'data', lock_config=True, help_string='The config whose data and augment are used'
+)
+_VIEWS = flags.DEFINE_string(
+    'views', 'exact', "How many views of each training image; 'exact': all that there are"
+)
 _DTYPE = flags.DEFINE_enum('dtype', 'float16', ('float16', 'float32'), 'In which numbers are kept')
 _TOP_K = flags.DEFINE_integer('top_k', 0, 'Keep so many classes of each view only; 0 = all')
 
@@ -38,18 +43,25 @@ def _kind(config: ConfigDict, dataset: data_lib.Dataset) -> extraction.Kind:
     """What the flags ask to keep."""
     limits, augment, wanted = own(Run), dict(config.augment), _VIEWS.value
     if wanted == 'live' or not limits['soft_targets'].metadata['limit'].allowed(wanted):
-        raise UserError(f"--views is {wanted!r}; it must be 'exact' or a number of views, such as '8'")
+        raise UserError(
+            f"--views is {wanted!r}; it must be 'exact' or a number of views, such as '8'"
+        )
     top_k = checked('--top_k', _TOP_K.value, limits['soft_targets_top_k'])
     mixup = augment.pop('mixup')
     views = Views(**augment, fill=dataset.info.mean_pixel)
-    return extraction.kind('--views', wanted, _DTYPE.value, top_k, views, mixup, dataset.info.num_classes)
+    return extraction.kind(
+        '--views', wanted, _DTYPE.value, top_k, views, mixup, dataset.info.num_classes
+    )
 
 
 def main(argv: list[str]) -> None:
     logging.getLogger().setLevel(logging.WARNING)  # jax tells which backends it did not find
     with told_to_the_user():
         if len(argv) > 1 or not _TEACHER.value or _DATA.value is None:
-            fail('give --teacher=WORKDIR and --data=CONFIG, such as --teacher=runs/digits/teacher --data=configs/digits.py')
+            fail(
+                'give --teacher=WORKDIR and --data=CONFIG, such as '
+                '--teacher=runs/digits/teacher --data=configs/digits.py'
+            )
         config = load_config('data').copy_and_resolve_references()
         check_study(config)
         runtime.prepare(fast=config.fast)
@@ -60,7 +72,9 @@ def main(argv: list[str]) -> None:
             trained.check_teacher(teacher, dataset.info)
         parallel = Parallel(config.parallel, config.devices or None, fast=config.fast)
         title = ', '.join(str(run.path) for run in runs)
-        wanted = extraction.Extraction(teachers, dataset, _kind(config, dataset), parallel, config.precision, title)
+        wanted = extraction.Extraction(
+            teachers, dataset, _kind(config, dataset), parallel, config.precision, title
+        )
         extraction.obtain(wanted, [run.path for run in runs])
 
 

@@ -1,7 +1,8 @@
 """The records between a config and a compiled program; no logic.
 
-A `StepSpec` says what a step is: `kd_jax.step` makes every function of it, `kd_jax.build` makes it of a config. A `RunSpec`
-is what the seeds of a run share; a `Job` is one training, of which a sweep has several.
+A `StepSpec` says what a step is: `kd_jax.step` makes every function of it, `kd_jax.build`
+makes it of a config. A `RunSpec` is what the seeds of a run share; a `Job` is one training,
+of which a sweep has several.
 """
 
 import dataclasses
@@ -33,7 +34,7 @@ OBJECTIVE_OF = {'student': 'objective', 'peer': 'peer_objective'}
 class TrainState:
     """What training changes. It never holds the teacher and never has a device axis."""
 
-    step: jax.Array  # int32 scalar: updates done
+    step: jax.Array | np.ndarray  # int32 scalar: updates done
     params: dict[str, Any]  # {'student', 'objective'} and, with a peer, {'peer', 'peer_objective'}
     model_state: dict[str, Any]  # likewise: running statistics, memory banks
     opt_state: Any
@@ -43,22 +44,27 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class TeacherSpec:
-    """One teacher of a step: what it says, as a function of the batch and of what is known beside it.
+    """One teacher of a step: what it says, as a function of the batch
+    and of what is known beside it.
 
-    output(variables, batch, state, outputs, role) -> `Output`. variables: what the executor gives the step for this teacher;
-    batch: `image` in 0..255; state: of the student; outputs: role -> what the students say; role: which of them learns.
+    output(variables, batch, state, outputs, role) -> `Output`. variables: what the executor gives
+    the step for this teacher; batch: `image` in 0..255; state: of the student; outputs:
+    role -> what the students say; role: which of them learns.
     """
 
     name: str  # as the config has it
     weight: float
     output: Callable[[Any, Arrays, TrainState | None, Mapping[str, Output], str], Output]
-    shared: bool  # it says the same to every student of a sweep: state, outputs and role are not read
+    # it says the same to every student of a sweep: state, outputs and role are not read
+    shared: bool
     network: Network | None = None  # that runs in the step: its features are there
 
 
 @dataclasses.dataclass(frozen=True)
 class StepSpec:
-    """What a step is. Training, evaluation, prediction, extraction and sweeps are functions of it."""
+    """What a step is. Training, evaluation, prediction, extraction
+    and sweeps are functions of it.
+    """
 
     students: Mapping[str, Network]  # by role: 'student' and perhaps 'peer'
     teachers: tuple[TeacherSpec, ...]  # in the config's order
@@ -71,7 +77,8 @@ class StepSpec:
     accumulate: int = 1  # parts of a batch, one after the other
     ema_decay: float = 0.0  # 0: no average
     snapshot_steps: int = 0  # updates between snapshots; 0: none
-    freeze: tuple[str, ...] = ()  # see `optim.frozen_mask`; a frozen BatchNorm uses its running statistics
+    # see `optim.frozen_mask`; a frozen BatchNorm uses its running statistics
+    freeze: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +92,9 @@ class Timing:
 
     def count_at(self, step: int) -> int:
         """How many steps are dispatched after `step`: never past a validation."""
-        return min(self.steps_per_dispatch, min(due for due in self.eval_steps if due > step) - step)
+        return min(
+            self.steps_per_dispatch, min(due for due in self.eval_steps if due > step) - step
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +111,8 @@ class RunSpec:
     schedule: Callable[[int], float]  # the learning rate of each step
     peak: float  # and its highest value
     init_optimizer: Callable[[Any], Any]  # parameters -> the optimiser's state
-    targets: Any = None  # `extraction.Kind`: what is kept of the teachers, instead of running them; None: they run
+    # `extraction.Kind`: what is kept of the teachers, instead of running them; None: they run
+    targets: Any = None
     trainable: int = 0  # of the student's parameters
 
 
@@ -133,9 +143,10 @@ class Job:
 class TeacherData:
     """What the teachers of some jobs give to their steps, on the devices.
 
-    variables: name -> of the teachers that the step asks; a store's table where its targets lie on the devices. streamed:
-    name -> rows `[N, V]` of the training images that come with each batch. logits: split -> the average of the teachers'
-    probabilities as logits `[N, K]`, for evaluations; None without a teacher.
+    variables: name -> of the teachers that the step asks; a store's table where its targets lie on
+    the devices. streamed: name -> rows `[N, V]` of the training images that come with each batch.
+    logits: split -> the average of the teachers' probabilities as logits `[N, K]`, for
+    evaluations; None without a teacher.
     """
 
     variables: Mapping[str, Any]

@@ -2,13 +2,18 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
 
-def mean_std(values: Sequence[float]) -> dict[str, float | int | None]:
-    """{'mean', 'std': sample standard deviation or None for one value, 'n'}."""
+class Spread(TypedDict):
+    mean: float
+    std: float | None  # the sample's; None for one value
+    n: int
+
+
+def mean_std(values: Sequence[float]) -> Spread:
     std = float(np.std(values, ddof=1)) if len(values) > 1 else None
     return {'mean': float(np.mean(values)), 'std': std, 'n': len(values)}
 

@@ -6,15 +6,16 @@
     evaluation  sums of `kd_jax.metrics`
     prediction  logits
 
-Under `axis_name` a function sees one device's share of the batch; gradients, running statistics and metrics are those of
-the whole.
+Under `axis_name` a function sees one device's share of the batch; gradients, running statistics and
+metrics are those of the whole.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from kd_jax import metrics, optim
@@ -24,90 +25,101 @@ from kd_jax.data.views import Views
 from kd_jax.models.common import Output, mean_probabilities
 from kd_jax.networks import Ensemble, Network, variables_of
 from kd_jax.objectives import Objective
+from kd_jax.parallel import Collectives
 from kd_jax.spec import OBJECTIVE_OF, Arrays, Hparams, StepSpec, TrainState
+
+Step = Callable[..., tuple[TrainState, Arrays]]  # (state, ...) -> (state, metrics)
+Teachers = Mapping[str, Any]  # name -> what the executor gives the step for that teacher
 
 NEGATIVES = 0x4E65  # of the random numbers that objectives draw
 
 
-class Collectives(NamedTuple):
-    """Means and sums over the devices of an axis; without one, what there is."""
-
-    axis_name: str | None
-
-    def mean(self, tree: Any) -> Any:
-        return jax.lax.pmean(tree, self.axis_name) if self.axis_name else tree
-
-    def total(self, tree: Any) -> Any:
-        return jax.lax.psum(tree, self.axis_name) if self.axis_name else tree
-
-    def gather(self, tree: Any) -> Any:
-        """The examples of all devices; what has no examples stays."""
-        if not self.axis_name:
-            return tree
-        return jax.tree.map(lambda x: jax.lax.all_gather(x, self.axis_name, tiled=True) if x.ndim else x, tree)
-
-
-def _step_key(seed, step):
+def _step_key(seed: jax.Array, step: jax.Array | np.ndarray) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 0x5EED), step)
 
 
-def make_prepare(spec: StepSpec) -> Callable:
-    """`prepare(seed, step, teachers, arrays, batch) -> batch`: what a step learns from, the same for every student of a sweep.
+def make_prepare(spec: StepSpec) -> Callable[..., Arrays]:
+    """`prepare(seed, step, teachers, arrays, batch) -> batch`: what a step learns from, the same
+    for every student of a sweep.
 
-    seed: of views and mixtures. teachers: name -> variables. arrays: the columns of a resident data set, `[N, ...]`. batch:
-    `index`, `view` `[B]` int32 and, with mixup, `partner_index`, `partner_view`; `targets`: stored rows, where they come with
-    the batch. The result has `image` `[B, H, W, C]` float32 in 0..255, `label` `[B]` int32, `mask` `[B]`, with mixup also
-    `mixed_label` `[B]` and `mix`, a scalar; and `teachers`, name -> `Output` of those that need no state.
+    seed: of views and mixtures. teachers: name -> variables. arrays: the columns of a
+    resident data set, `[N, ...]`. batch: `index`, `view` `[B]` int32 and, with mixup,
+    `partner_index`, `partner_view`; `targets`: stored rows, where they come with the batch.
+    The result has `image` `[B, H, W, C]` float32 in 0..255, `label` `[B]` int32, `mask`
+    `[B]`, with mixup also `mixed_label` `[B]` and `mix`, a scalar; and `teachers`,
+    name -> `Output` of those that need no state.
     """
     views = spec.views
 
-    def prepare(seed, step, teachers, arrays, batch):
+    def prepare(
+        seed: jax.Array, step: jax.Array, teachers: Teachers, arrays: Arrays, batch: Arrays
+    ) -> Arrays:
         key = jax.random.key(seed)
         batch = read(arrays, batch)
         index, view = batch['index'], batch['view']
         image = views.augment(key, batch['image'], index, view)
         if spec.mixup:
             share = batch['mix'] = augment.mixup_share(_step_key(seed, step), spec.mixup)
-            partner = views.augment(key, batch['partner_image'], batch['partner_index'], batch['partner_view'])
+            partner = views.augment(
+                key, batch['partner_image'], batch['partner_index'], batch['partner_view']
+            )
             image = share * image + (1 - share) * partner
         batch = without_partners(batch) | {'image': image}
         if any(teacher.network is None and teacher.shared for teacher in spec.teachers):
             batch['slot'] = views.slot(key, index, view)
-        said = {t.name: t.output(teachers[t.name], batch, None, {}, 'student') for t in spec.teachers if t.shared}
-        return {name: column for name, column in batch.items() if name not in ('slot', 'targets')} | {'teachers': said}
+        said = {
+            t.name: t.output(teachers[t.name], batch, None, {}, 'student')
+            for t in spec.teachers
+            if t.shared
+        }
+        return {
+            name: column for name, column in batch.items() if name not in ('slot', 'targets')
+        } | {'teachers': said}
 
     return prepare
 
 
 def without_partners(batch: Arrays) -> Arrays:
-    """A batch whose `partner_label` is its `mixed_label`, and in which nothing else is left of partners."""
+    """A batch whose `partner_label` is its `mixed_label`, and in which
+    nothing else is left of partners.
+    """
     rest = {name: column for name, column in batch.items() if not name.startswith('partner_')}
     return rest | ({'mixed_label': batch['partner_label']} if 'partner_label' in batch else {})
 
 
-def make_update(spec: StepSpec, axis_name: str | None = None) -> Callable:
-    """`update(state, seed, hparams, labels, part) -> (state, metrics)`: a student's step of what was prepared.
+def make_update(spec: StepSpec, axis_name: str | None = None) -> Step:
+    """`update(state, seed, hparams, labels, part) -> (state, metrics)`: a
+    student's step of what was prepared.
 
-    seed: int32 scalar, of the student's own randomness (dropout). hparams: see `make_train_step`. labels: the batch without
-    its images; part(number): all that was prepared of the examples `number::spec.accumulate`.
+    seed: int32 scalar, of the student's own randomness (dropout). hparams: see
+    `make_train_step`. labels: the batch without its images; part(number): all that was prepared
+    of the examples `number::spec.accumulate`.
     """
     over = Collectives(axis_name)
     loss_fn = make_loss(spec, axis_name)
 
-    def update(state, seed, hparams, labels, part):
+    def update(
+        state: TrainState,
+        seed: jax.Array,
+        hparams: Hparams,
+        labels: Arrays,
+        part: Callable[[int], Arrays],
+    ) -> tuple[TrainState, Arrays]:
         objective = on_axis(spec.objective.with_hparams(hparams), axis_name)
         key = _step_key(seed, state.step)
         shares = _shares(objective, labels, over)
         weights = objective.weights(state.step / spec.steps_per_epoch)
 
-        def gradients(model_state, number):
+        def gradients(model_state: Any, number: int) -> tuple[Any, Any, Arrays]:
             mine = {label: share[number :: spec.accumulate] for label, share in shares.items()}
-            arguments = state.params, model_state, state, objective, weights, mine, part(number), key, number
-            (_, (model_state, sums)), grads = jax.value_and_grad(loss_fn, has_aux=True)(*arguments)
+            given = state, objective, weights, mine, part(number), key, number
+            loss = jax.value_and_grad(loss_fn, has_aux=True)
+            (_, (model_state, sums)), grads = loss(state.params, model_state, *given)
             return model_state, grads, sums
 
         model_state, grads, sums = gradients(state.model_state, 0)
-        for number in range(1, spec.accumulate):  # unrolled: convolution gradients in a loop body are slow on CPU
+        # Unrolled: convolution gradients in a loop body are slow on CPU.
+        for number in range(1, spec.accumulate):
             model_state, *more = gradients(model_state, number)
             grads, sums = jax.tree.map(jnp.add, (grads, sums), tuple(more))
         right = over.total(sums.pop('right'))
@@ -121,21 +133,40 @@ def make_update(spec: StepSpec, axis_name: str | None = None) -> Callable:
 
 def on_axis(objective: Objective, axis_name: str | None) -> Objective:
     """This objective for a batch that is split over the devices of an axis."""
-    return objective.clone(losses=tuple((label, loss.clone(axis_name=axis_name)) for label, loss in objective.losses))
+    return objective.clone(
+        losses=tuple((label, loss.clone(axis_name=axis_name)) for label, loss in objective.losses)
+    )
 
 
-def make_loss(spec: StepSpec, axis_name: str | None) -> Callable:
-    """`loss(params, model_state, state, objective, weights, shares, batch, key, number) -> (loss, (model_state, sums))`.
+def make_loss(spec: StepSpec, axis_name: str | None) -> Callable[..., tuple[Any, Any]]:
+    """`loss(params, model_state, state, objective, weights, shares, batch, key,
+    number) -> (loss, (model_state, sums))`.
 
-    Of the students together. weights: label -> the loss's weight now. shares: label -> `[B]`, what each example counts in the
-    mean. number: which part of the batch this is. sums: every loss unweighted, `loss`, and `right`, how many examples the
-    student classifies rightly.
+    Of the students together. weights: label -> the loss's weight now. shares: label -> `[B]`, what
+    each example counts in the mean. number: which part of the batch this is. sums: every loss
+    unweighted, `loss`, and `right`, how many examples the student classifies rightly.
     """
     frozen = {'student': spec.freeze}  # the peer trains as a whole
-    networks = {role: network.training(axis_name, frozen.get(role, ())) for role, network in spec.students.items()}
+    networks = {
+        role: network.training(axis_name, frozen.get(role, ()))
+        for role, network in spec.students.items()
+    }
 
-    def loss(params, model_state, state, objective, weights, shares, batch, key, number):
-        outputs, new_state, losses = {}, {}, {}
+    def loss(
+        params: Mapping[str, Any],
+        model_state: Mapping[str, Any],
+        state: TrainState,
+        objective: Objective,
+        weights: Arrays,
+        shares: Arrays,
+        batch: Arrays,
+        key: jax.Array,
+        number: int,
+    ) -> tuple[Any, tuple[Any, Arrays]]:
+        outputs: dict[str, Output] = {}
+        new_state: dict[str, Any] = {}
+        losses: Arrays = {}
+        terms: Arrays = {}  # in the end those of the student
         for k, (role, network) in enumerate(networks.items()):
             outputs[role], new_state[role] = network.model.apply(
                 variables_of(params[role], model_state[role]),
@@ -157,7 +188,9 @@ def make_loss(spec: StepSpec, axis_name: str | None) -> Callable:
             terms = {label: (values[label] * shares[label]).sum() for label in values}
             losses[role] = sum(weights[label] * terms[label] for label in terms)
         right = (batch['label'] >= 0) & (outputs['student'].logits.argmax(-1) == batch['label'])
-        sums = terms | {f'{role}_loss': value for role, value in losses.items() if role != 'student'}
+        sums = terms | {
+            f'{role}_loss': value for role, value in losses.items() if role != 'student'
+        }
         sums |= {'loss': losses['student'], 'right': right.sum().astype(jnp.float32)}
         return sum(losses.values()), (new_state, sums)
 
@@ -168,33 +201,49 @@ def teacher_outputs(
     spec: StepSpec, state: TrainState, outputs: Mapping[str, Output], role: str, batch: Arrays
 ) -> tuple[Output, ...]:
     """What each teacher says to the student `role`, in the config's order, without gradient."""
-    said = (batch['teachers'][t.name] if t.shared else t.output((), batch, state, outputs, role) for t in spec.teachers)
+    said = (
+        batch['teachers'][t.name] if t.shared else t.output((), batch, state, outputs, role)
+        for t in spec.teachers
+    )
     return tuple(map(jax.lax.stop_gradient, said))
 
 
 def _shares(objective: Objective, labels: Arrays, over: Collectives) -> dict[str, jax.Array]:
     """What each example counts in the mean of each loss: label -> `[B]`.
 
-    The mean is over the examples that a loss can judge, wherever they are; the mean over devices undoes their number.
+    The mean is over the examples that a loss can judge, wherever they are; the mean over
+    devices undoes their number.
     """
     devices = over.total(1)
     masks = objective.masks(labels)
-    return {label: mask * (devices / jnp.maximum(over.total(mask.sum()), 1.0)) for label, mask in masks.items()}
+    return {
+        label: mask * (devices / jnp.maximum(over.total(mask.sum()), 1.0))
+        for label, mask in masks.items()
+    }
 
 
 def _synchronised(model_state: Mapping[str, Any], over: Collectives) -> dict[str, Any]:
-    """Running statistics become those of all devices; memory banks are the same on all already, and large."""
+    """Running statistics become those of all devices; memory banks are the
+    same on all already, and large.
+    """
     return {
-        role: {name: tree if name == 'memory' else over.mean(tree) for name, tree in collections.items()}
+        role: {
+            name: tree if name == 'memory' else over.mean(tree)
+            for name, tree in collections.items()
+        }
         for role, collections in model_state.items()
     }
 
 
-def _updated(spec: StepSpec, state: TrainState, hparams: Hparams, grads: Any, model_state: Any) -> TrainState:
+def _updated(
+    spec: StepSpec, state: TrainState, hparams: Hparams, grads: Any, model_state: Any
+) -> TrainState:
     """The state after the update with these gradients."""
+    assert spec.optimizer is not None
     updates, opt_state = spec.optimizer(hparams).update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    ema, snapshot, now = state.ema, state.snapshot, {'params': params['student'], 'model_state': model_state['student']}
+    now = {'params': params['student'], 'model_state': model_state['student']}
+    ema, snapshot = state.ema, state.snapshot
     if spec.ema_decay:
         ema = optim.ema(ema, now, spec.ema_decay, state.step)
     if spec.snapshot_steps:
@@ -208,118 +257,125 @@ def every(tree: Any, number: int, accumulate: int) -> Any:
     return jax.tree.map(lambda x: x[number::accumulate] if x.ndim else x, tree)
 
 
-def make_train_step(spec: StepSpec, axis_name: str | None = None) -> Callable:
+def make_train_step(spec: StepSpec, axis_name: str | None = None) -> Step:
     """The step `(state, seeds, hparams, teachers, arrays, batch) -> (state, metrics)`.
 
     state: `TrainState`; its buffers may be donated.
-    seeds: int32 `[2]`: that of views and mixtures, and the student's own, of dropout. All randomness derives from them, the
-      step number and each example's (index, view).
-    hparams: 'objective.<label>.<field>', 'optim.learning_rate', 'optim.weight_decay' -> float32 scalar, the numbers that may
-      change without another program.
+    seeds: int32 `[2]`: that of views and mixtures, and the student's own, of dropout. All
+      randomness derives from them, the step number and each example's (index, view).
+    hparams: 'objective.<label>.<field>', 'optim.learning_rate', 'optim.weight_decay' -> float32
+      scalar, the numbers that may change without another program.
     teachers, arrays, batch: see `make_prepare`; read only.
-    metrics: float32 scalars: `loss`, `top1` of the training batch (labelled examples), and each loss unweighted.
+    metrics: float32 scalars: `loss`, `top1` of the training batch (labelled
+      examples), and each loss unweighted.
     """
     prepare, update = make_prepare(spec), make_update(spec, axis_name)
 
-    def train_step(state, seeds, hparams, teachers, arrays, batch):
-        def part(number):
-            return prepare(seeds[0], state.step, teachers, arrays, every(batch, number, spec.accumulate))
+    def train_step(
+        state: TrainState,
+        seeds: jax.Array,
+        hparams: Hparams,
+        teachers: Teachers,
+        arrays: Arrays,
+        batch: Arrays,
+    ) -> tuple[TrainState, Arrays]:
+        def part(number: int) -> Arrays:
+            return prepare(
+                seeds[0], state.step, teachers, arrays, every(batch, number, spec.accumulate)
+            )
 
         return update(state, seeds[1], hparams, without_partners(read(arrays, batch)), part)
 
     return train_step
 
 
-def make_prepare_step(spec: StepSpec, axis_name: str | None = None) -> Callable:
-    """`make_prepare`'s function for `scan_steps`: `(step, seed, teachers, arrays, batch) -> (step + 1, prepared)`.
+def make_prepare_step(
+    spec: StepSpec, axis_name: str | None = None
+) -> Callable[..., tuple[jax.Array, Arrays]]:
+    """`make_prepare`'s function for `scan_steps`: `(step, seed, teachers, arrays,
+    batch) -> (step + 1, prepared)`.
 
-    Every device gets what all of them prepared. Where no loss needs features, logits are all that is left of teachers.
+    Every device gets what all of them prepared. Where no loss needs features, logits are
+    all that is left of teachers.
     """
     prepare, over = make_prepare(spec), Collectives(axis_name)
     features = any(loss.needs_features for _, loss in spec.objective.losses)
 
-    def prepare_step(step, seed, teachers, arrays, batch):
+    def prepare_step(
+        step: jax.Array, seed: jax.Array, teachers: Teachers, arrays: Arrays, batch: Arrays
+    ) -> tuple[jax.Array, Arrays]:
         prepared = prepare(seed, step, teachers, arrays, batch)
         if not features:
-            prepared['teachers'] = {name: Output(said.logits, {}) for name, said in prepared['teachers'].items()}
+            prepared['teachers'] = {
+                name: Output(said.logits, {}) for name, said in prepared['teachers'].items()
+            }
         return step + 1, over.gather(prepared)
 
     return prepare_step
 
 
-def make_member_step(spec: StepSpec) -> Callable:
-    """`make_update`'s function for `scan_steps`, on one device: `(state, seed, hparams, prepared) -> (state, metrics)`."""
+def make_member_step(spec: StepSpec) -> Step:
+    """`make_update`'s function for `scan_steps`, on one device:
+    `(state, seed, hparams, prepared) -> (state, metrics)`.
+    """
     update = make_update(spec)
 
-    def member_step(state, seed, hparams, prepared):
-        labels = {name: value for name, value in prepared.items() if name not in ('image', 'teachers')}
-        return update(state, seed, hparams, labels, lambda number: every(prepared, number, spec.accumulate))
+    def member_step(
+        state: TrainState, seed: jax.Array, hparams: Hparams, prepared: Arrays
+    ) -> tuple[TrainState, Arrays]:
+        labels = {
+            name: value for name, value in prepared.items() if name not in ('image', 'teachers')
+        }
+        return update(
+            state, seed, hparams, labels, lambda number: every(prepared, number, spec.accumulate)
+        )
 
     return member_step
 
 
-def scan_steps(step: Callable) -> Callable:
-    """Many steps in one program: `(state, ..., count, batches) -> (state, outputs [S])` of `step(state, ..., batch)`.
-
-    batches: as the step's, stacked `[S, B]`; only the first `count` (int32 scalar) of them are used, and only the first
-    `count` outputs mean anything. One program thus serves every number of steps up to S. For S = 1 there is no loop.
-    """
-    step = jax.jit(step)  # traced once, though used twice
-
-    def steps(state, *arguments):
-        *shared, count, batches = arguments
-
-        def one(state, number):
-            batch = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, number, keepdims=False), batches)
-            return step(state, *shared, batch)
-
-        size = jax.tree.leaves(batches)[0].shape[0]
-        if size == 1:
-            state, outputs = one(state, 0)
-            return state, jax.tree.map(lambda x: x[None], outputs)
-        empty = jax.tree.map(lambda x: jnp.zeros((size, *x.shape), x.dtype), jax.eval_shape(one, state, 0)[1])
-
-        def body(number, carry):
-            state, outputs = carry
-            state, new = one(state, number)
-            return state, jax.tree.map(lambda all_, x: all_.at[number].set(x), outputs, new)
-
-        return jax.lax.fori_loop(0, count, body, (state, empty))
-
-    return steps
-
-
-def make_eval_step(network: Network | Ensemble, axis_name: str | None = None) -> Callable:
+def make_eval_step(
+    network: Network | Ensemble, axis_name: str | None = None
+) -> Callable[[Any, Arrays, Arrays], Arrays]:
     """The step `(variables, arrays, batch) -> sums` of `kd_jax.metrics` over the global batch.
 
-    arrays: `image`, `label` and perhaps `teacher_logits` of a split. batch: {'index' [B] int32, 'mask' [B] float32};
-    examples with mask 0 count nowhere.
+    arrays: `image`, `label` and perhaps `teacher_logits` of a split. batch: {'index' [B] int32,
+    'mask' [B] float32}; examples with mask 0 count nowhere.
     """
 
-    def eval_step(variables, arrays, batch):
+    def eval_step(variables: Any, arrays: Arrays, batch: Arrays) -> Arrays:
         batch = read(arrays, batch)
         output = network.predict(variables, batch['image'].astype(jnp.float32))
         heads = {name: head.logits for name, head in output.heads.items()}
         if heads:
             heads['average'] = mean_probabilities(list(heads.values()))
-        return Collectives(axis_name).total(metrics.sums(output.logits, batch, batch.get('teacher_logits'), heads))
+        return Collectives(axis_name).total(
+            metrics.sums(output.logits, batch, batch.get('teacher_logits'), heads)
+        )
 
     return eval_step
 
 
-def make_predict_step(networks: Sequence[Network], views: Views | None = None, axis_name: str | None = None) -> Callable:
-    """`(variables, arrays, batch) -> logits [B, K]` float32 of all devices, one a network. batch: {'index' [B]}.
+def make_predict_step(
+    networks: Sequence[Network], views: Views | None = None, axis_name: str | None = None
+) -> Callable[[Sequence[Any], Arrays, Arrays], tuple[jax.Array, ...]]:
+    """`(variables, arrays, batch) -> logits [B, K]` float32 of all devices, one a
+    network. batch: {'index' [B]}.
 
     With `views` the images are seen as the batch's `slot` `[B]` says, otherwise as they are.
     """
 
-    def predict_step(variables, arrays, batch):
+    def predict_step(
+        variables: Sequence[Any], arrays: Arrays, batch: Arrays
+    ) -> tuple[jax.Array, ...]:
         batch = read({'image': arrays['image']}, batch)
         image = batch['image'].astype(jnp.float32)
         if views is not None:
             image = views.of_slot(image, batch['index'], batch['slot'])
         return Collectives(axis_name).gather(
-            tuple(network.predict(v, image).logits for network, v in zip(networks, variables, strict=True))
+            tuple(
+                network.predict(v, image).logits
+                for network, v in zip(networks, variables, strict=True)
+            )
         )
 
     return predict_step

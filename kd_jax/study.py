@@ -1,6 +1,9 @@
-"""A study: its runs in the order of what they depend on, each trained, resumed or skipped; then the closing table."""
+"""A study: its runs in the order of what they depend on, each trained, resumed or
+skipped; then the closing table.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 from etils import epath
@@ -9,16 +12,19 @@ from ml_collections import ConfigDict
 from kd_jax import build, executors, extraction, jobs, parallel, report, runtime, trained
 from kd_jax import config as config_lib
 from kd_jax.errors import UserError
-from kd_jax.library import Library
+from kd_jax.library import Library, store_beside
 from kd_jax.monitor import import_wandb, say
 from kd_jax.spec import Job, RunSpec, TeacherData
+from kd_jax.teacher_outputs import outside
 from kd_jax.train import Prune, Stopped, train
 from kd_jax.trained import Trained
 from kd_jax.workdir import PathLike, make_directory, to_json, write_json
 
 
 class Study:
-    """The runs of `config` in `workdir`. together: name -> runs that differ in numbers only, and train as a sweep."""
+    """The runs of `config` in `workdir`. together: name -> runs that differ in
+    numbers only, and train as a sweep.
+    """
 
     def __init__(
         self,
@@ -38,12 +44,8 @@ class Study:
             build.check_teachers(name, run)
         self.parallel = parallel.Parallel(config.parallel, config.devices or None, fast=config.fast)
         self.library = Library(self.plan, config, self.workdir, self.parallel)
-        self.specs: dict[str, RunSpec] = {}  # of what is to train: runs, and sweeps by their own names
+        self.specs: dict[str, RunSpec] = {}  # of what is to train: runs, and sweeps by their names
         self.failures: list[str] = []
-
-    def unfinished(self, name: str) -> list[int]:
-        """The seeds of a run that are still to train."""
-        return [seed for seed in self.plan.runs[name].seeds if not self.library.directory(name, seed).finished()]
 
     def check(self) -> None:
         """Finds every mistake that can be found before the first step of the first run."""
@@ -54,14 +56,18 @@ class Study:
             for name in names:
                 run = self.plan.runs[name]
                 for seed in run.seeds:
-                    self.library.directory(name, seed).check_same(run.to_dict(), config_lib.upgraded)
-                for seed in reversed(self.unfinished(name)):
+                    directory = self.library.directory(name, seed)
+                    directory.check_same(run.to_dict(), config_lib.upgraded)
+                for seed in reversed(self.library.unfinished(name)):
                     self._check(group, name, seed)
 
     def _check(self, group: str, name: str, seed: int) -> None:
         run = self.plan.runs[name]
         if group != name and jax.process_count() > 1:
-            raise UserError(f'{group} is a sweep, which trains in one process; make its members runs of their own')
+            raise UserError(
+                f'{group} is a sweep, which trains in one process; make its members runs '
+                'of their own'
+            )
         if group not in self.specs:
             devices = self.parallel.for_batch(run.batch_size, run.optim.accumulate)
             teachers = self.library.teachers(run, seed, self._planned)
@@ -78,33 +84,34 @@ class Study:
     def _planned(self, reference: str, seed: int) -> Trained:
         """The model that `reference` will be once the runs before this one are trained."""
         run = jobs.owner(reference, self.plan.runs)
-        group = self.plan.group_of(run) if run else None
-        if group in self.specs:
+        if run is not None and (group := self.plan.group_of(run)) in self.specs:
             return build.planned(self.specs[group], self.plan.runs[run])
         return self.library.load(reference, seed)
 
-    def run(self, should_stop: Callable[[], bool]) -> list[dict]:
-        """Trains what is not finished and returns all results; writes results.json and report.md."""
+    def run(self, should_stop: Callable[[], bool]) -> list[dict[str, Any]]:
+        """Trains what is not finished, writes results.json and report.md, returns all results."""
         self.check()
         if parallel.is_main():
-            write_json(self.workdir / 'study.json', to_json(self.config.copy_and_resolve_references().to_dict()))
+            config = self.config.copy_and_resolve_references().to_dict()
+            write_json(self.workdir / 'study.json', to_json(config))
         self.library.finish_imports()
         for group in self.plan.groups(self.chosen):
             self.train(group, should_stop)
-        results = self.results()
+        results = self.library.results()
         if parallel.is_main():
             report.write(self.workdir, results, self.plan.runs)
         if self.failures:
             raise UserError(' '.join(self.failures))
         return results
 
-    def results(self) -> list[dict]:
-        """Of everything that is finished."""
-        directories = [self.library.directory(name, 0) for name in self.library.imports]
-        directories += [self.library.directory(name, seed) for name, run in self.plan.runs.items() for seed in run.seeds]
-        return [directory.result() for directory in directories if directory.finished()]
-
-    def train(self, group: str, should_stop: Callable[[], bool], *, prune: Prune | None = None, test: bool = True) -> None:
+    def train(
+        self,
+        group: str,
+        should_stop: Callable[[], bool],
+        *,
+        prune: Prune | None = None,
+        test: bool = True,
+    ) -> None:
         """Trains what is not finished of a run or of a sweep. prune, test: see `train`."""
         waiting = self._jobs(group)
         spec = self.specs.pop(group, None)  # and with it, at the end, what lies on the devices
@@ -112,20 +119,25 @@ class Study:
             return
         sweep = group in self.plan.members
         devices = self.parallel.for_batch(spec.config.batch_size, spec.step.accumulate)
-        executor = executors.MemberParallel(spec, devices) if sweep else executors.DataParallel(spec, devices)
+        make = executors.MemberParallel if sweep else executors.DataParallel
+        executor = make(spec, devices)
         if parallel.is_main():
-            say(f'{group} · {report.describe(spec, devices)}' + (f'; {len(waiting)} students' if sweep else ''))
+            count = f'; {len(waiting)} students' if sweep else ''
+            say(f'{group} · {report.describe(spec, devices)}{count}')
         for together in self._taught_alike(waiting) if sweep else [[job] for job in waiting]:
             if parallel.in_any_process(should_stop()):
                 raise Stopped
             executor.clear()  # what the jobs before had on the devices
             executor.teach(self._teachers(executor, together[0], should_stop))
-            options = {'tensorboard': self.config.tensorboard, 'wandb': self.config.wandb}
-            profile = tuple(self.config.profile)
-            failed = train(
-                executor, together, should_stop=should_stop, options=options, profile=profile, prune=prune, test=test
-            )
-            for why in failed:
+            for why in train(
+                executor,
+                together,
+                should_stop=should_stop,
+                options={'tensorboard': self.config.tensorboard, 'wandb': self.config.wandb},
+                profile=tuple(self.config.profile),
+                prune=prune,
+                test=test,
+            ):
                 self._give_up(why, said=sweep)
         self.library.forget()
         del executor, spec
@@ -135,27 +147,30 @@ class Study:
         """What is to train of a run or of a sweep, and can be."""
         waiting = []
         for name in self.plan.groups(self.chosen)[group]:
-            run, unfinished = self.plan.runs[name], self.unfinished(name)
+            run, unfinished = self.plan.runs[name], self.library.unfinished(name)
             if parallel.is_main() and group == name:
-                for seed in run.seeds:
-                    if seed not in unfinished:
-                        say(f'{name} seed {seed} · finished earlier')
+                for seed in (seed for seed in run.seeds if seed not in unfinished):
+                    say(f'{name} seed {seed} · finished earlier')
             for seed in unfinished:
                 lacking = self.library.lacks(run, seed)
                 if lacking:
-                    self._give_up(f'{name} seed {seed} was not trained, for {lacking} did not get to its end')
+                    why = f'for {lacking} did not get to its end'
+                    self._give_up(f'{name} seed {seed} was not trained, {why}')
                     continue
-                directory, start = self.library.directory(name, seed).path, self.library.start(run, seed)
+                directory = self.library.directory(name, seed).path
+                start = self.library.start(run, seed)
                 waiting.append(build.job_of(self.specs[group], name, run, seed, directory, start))
-        parallel.barrier(f'{group} listed')  # nobody finishes a seed while another still looks what is finished
+        # Nobody finishes a seed while another process still looks what is finished.
+        parallel.barrier(f'{group} listed')
         return waiting
 
     def _taught_alike(self, waiting: Sequence[Job]) -> list[list[Job]]:
         """The jobs in groups that have the same teachers."""
         groups: dict[tuple[epath.Path, ...], list[Job]] = {}
         for job in waiting:
-            names = jobs.outside(job.config.teachers)
-            groups.setdefault(tuple(self.library.find(name, job.seed).path for name in names), []).append(job)
+            names = outside(job.config.teachers)
+            teachers = tuple(self.library.find(name, job.seed).path for name in names)
+            groups.setdefault(teachers, []).append(job)
         return list(groups.values())
 
     def _give_up(self, why: str, *, said: bool = False) -> None:
@@ -164,14 +179,21 @@ class Study:
         if parallel.is_main() and not said:
             say(f'{why} · the study goes on')
 
-    def _teachers(self, executor: executors.Executor, job: Job, should_stop: Callable[[], bool]) -> TeacherData:
-        """What the teachers of a job give to its steps; soft targets are extracted first, where they are not there yet."""
+    def _teachers(
+        self, executor: executors.Executor, job: Job, should_stop: Callable[[], bool]
+    ) -> TeacherData:
+        """What the teachers of a job give to its steps; soft targets are extracted first,
+        where they are not there yet.
+        """
         spec, teachers = executor.run, self.library.teachers(job.config, job.seed)
         if spec.targets is None:
             return executor.placement.teachers(teachers)
         title, models = ' and '.join(teachers), list(teachers.values())
-        wanted = extraction.Extraction(models, spec.dataset, spec.targets, executor.parallel, spec.step.precision, title)
-        directories = [self.library.store_of(name, job.seed) for name in teachers]
+        wanted = extraction.Extraction(
+            models, spec.dataset, spec.targets, executor.parallel, spec.step.precision, title
+        )
+        there = [self.library.find(name, job.seed) for name in teachers]
+        directories = [store_beside(teacher, self.workdir) for teacher in there]
         rows = extraction.obtain(wanted, directories, should_stop)
         if rows is None:
             raise Stopped

@@ -20,11 +20,14 @@ from kd_jax.errors import UserError
 from kd_jax.workdir import differences, make_directory, read_json, to_json, write_json
 
 CHUNK = 4096  # rows with one checksum
-TOP_LOG, LEAST_LOG = 'log', -60.0  # the smallest logarithm that is stored: e^-60 is no probability that counts
+# The smallest logarithm that is stored: e^-60 is no probability that counts.
+TOP_LOG, LEAST_LOG = 'log', -60.0
 
 
 def row_type(num_classes: int, dtype: str, top_k: int) -> np.dtype:
-    """One example's targets: all logits, or the `top_k` likeliest classes, their log-probabilities and that of the rest."""
+    """One example's targets: all logits, or the `top_k` likeliest classes, their
+    log-probabilities and that of the rest.
+    """
     if not top_k:
         return np.dtype([('logits', dtype, (num_classes,))])
     return np.dtype([('index', 'uint16', (top_k,)), (TOP_LOG, dtype, (top_k,)), ('rest', dtype)])
@@ -33,11 +36,12 @@ def row_type(num_classes: int, dtype: str, top_k: int) -> np.dtype:
 def rows_of(logits: np.ndarray, kind: np.dtype) -> np.ndarray:
     """Logits `[B, K]` as rows `[B]` of `kind`, see `row_type`."""
     rows = np.empty(len(logits), kind)
-    if 'logits' in kind.names:
+    if 'logits' in _names(kind):
         most = np.finfo(kind['logits'].base).max
-        rows['logits'] = np.clip(logits, -most, most)  # what is larger differs from it in no softmax
+        # What is larger differs from it in no softmax.
+        rows['logits'] = np.clip(logits, -most, most)
         return rows
-    logits = np.float64(logits)
+    logits = logits.astype(np.float64)
     log = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
     order = np.argsort(-log, axis=1, kind='stable')
     k = kind['index'].shape[0]
@@ -48,36 +52,48 @@ def rows_of(logits: np.ndarray, kind: np.dtype) -> np.ndarray:
     return rows
 
 
+def _names(kind: np.dtype) -> tuple[str, ...]:
+    assert kind.names is not None
+    return kind.names
+
+
 def columns(rows: np.ndarray) -> dict[str, np.ndarray]:
     """Rows as arrays, for `decoded`."""
-    return {name: np.ascontiguousarray(rows[name]) for name in rows.dtype.names}
+    return {name: np.ascontiguousarray(rows[name]) for name in _names(rows.dtype)}
 
 
-def decoded(rows: Mapping[str, jax.Array], num_classes: int) -> jax.Array:
+def decoded(rows: Mapping[str, jax.Array | np.ndarray], num_classes: int) -> jax.Array:
     """Logits `[B, K]` float32 of the columns of rows.
 
-    They are `{'logits' [B, K]}`, or of the k likeliest classes `{'index', 'log' [B, k], 'rest' [B]}`: their log-probabilities,
-    and the logarithm of what remains, which the other classes share equally.
+    They are `{'logits' [B, K]}`, or of the k likeliest classes
+    `{'index', 'log' [B, k], 'rest' [B]}`: their log-probabilities, and the logarithm of what
+    remains, which the other classes share equally.
     """
     if 'logits' in rows:
-        return rows['logits'].astype(jnp.float32)
-    index, log, rest = rows['index'].astype(jnp.int32), rows[TOP_LOG].astype(jnp.float32), rows['rest'].astype(jnp.float32)
+        return jnp.asarray(rows['logits'], jnp.float32)
+    index = jnp.asarray(rows['index'], jnp.int32)
+    log, rest = (jnp.asarray(rows[name], jnp.float32) for name in (TOP_LOG, 'rest'))
     others = max(num_classes - index.shape[1], 1)
-    logits = jnp.broadcast_to(rest[:, None] - jnp.log(jnp.float32(others)), (len(index), num_classes))
+    logits = jnp.broadcast_to(
+        rest[:, None] - jnp.log(jnp.float32(others)), (len(index), num_classes)
+    )
     return logits.at[jnp.arange(len(index))[:, None], index].set(log)
 
 
 class TargetStore:
-    """The directory of one teacher's soft targets: `manifest.json`, `<split>.rows`, and `chunks.jsonl` with what is done.
+    """The directory of one teacher's soft targets: `manifest.json`, `<split>.rows`, and
+    `chunks.jsonl` with what is done.
 
-    manifest: what the targets depend on; `splits` in it is {split: [images, views, row type]}, and `made_from`, where the
-    teacher was, is for readers only.
+    manifest: what the targets depend on; `splits` in it is {split: [images, views, row type]}, and
+    `made_from`, where the teacher was, is for readers only.
     """
 
     def __init__(self, path: epath.Path, manifest: Mapping[str, Any]):
         self.path, self.manifest = epath.Path(path), to_json(dict(manifest))
-        self.splits = {name: (count, views, np.dtype([_field(f) for f in kind]))
-                       for name, (count, views, kind) in self.manifest['splits'].items()}  # fmt: skip
+        self.splits = {
+            name: (count, views, np.dtype([_field(f) for f in kind]))
+            for name, (count, views, kind) in self.manifest['splits'].items()
+        }
 
     def begin(self) -> None:
         """Makes the directory and its files, unless they are there.
@@ -99,13 +115,22 @@ class TargetStore:
         write_json(self.path / 'manifest.json', self.manifest)
 
     def differences(self) -> list[str]:
-        """In what the directory's manifest differs from this one; what it does not know yet has its default."""
-        return differences(_completed(self.manifest), _completed(read_json(self.path / 'manifest.json')))
+        """In what the directory's manifest differs from this one; what it does
+        not know yet has its default.
+        """
+        return differences(
+            _completed(self.manifest), _completed(read_json(self.path / 'manifest.json'))
+        )
 
     def check(self) -> None:
-        """Raises `UserError` unless the directory's targets are those that the manifest describes."""
+        """Raises `UserError` unless the directory's targets are those
+        that the manifest describes.
+        """
         if not (self.path / 'manifest.json').exists():
-            raise UserError(f'{self.path} holds no soft targets (no manifest.json); name the directory of an extraction')
+            raise UserError(
+                f'{self.path} holds no soft targets (no manifest.json); name '
+                'the directory of an extraction'
+            )
         unlike = self.differences()
         if unlike:
             raise UserError(
@@ -160,27 +185,48 @@ class TargetStore:
         for name, (count, views, kind) in self.splits.items():
             path = self.path / f'{name}.rows'
             if not path.exists() or os.path.getsize(path) != count * views * kind.itemsize:
-                raise UserError(f'{path} is missing or has another size than its manifest says; {fix}')
+                raise UserError(
+                    f'{path} is missing or has another size than its manifest says; {fix}'
+                )
             rows[name] = np.memmap(path, kind, 'r', shape=(count * views,))
         done = self.done()
         for name, chunk in self.chunks():
             if (name, chunk) not in done:
-                raise UserError(f'the soft targets in {self.path} are incomplete; run their extraction again, it continues')
-            if zlib.crc32(rows[name][chunk * CHUNK : (chunk + 1) * CHUNK].tobytes()) != done[name, chunk]:
-                raise UserError(f'the soft targets in {self.path / name}.rows are damaged (chunk {chunk}); {fix}')
+                raise UserError(
+                    f'the soft targets in {self.path} are incomplete; run their '
+                    'extraction again, it continues'
+                )
+            if (
+                zlib.crc32(rows[name][chunk * CHUNK : (chunk + 1) * CHUNK].tobytes())
+                != done[name, chunk]
+            ):
+                raise UserError(
+                    f'the soft targets in {self.path / name}.rows are '
+                    f'damaged (chunk {chunk}); {fix}'
+                )
         return {name: table.reshape(self.splits[name][:2]) for name, table in rows.items()}
 
 
 def _completed(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """A manifest without what is for readers only, and with the defaults of what it does not name."""
-    usual = {field.name: field.default for field in dataclasses.fields(Views) if field.name != 'fill'}
-    usual = {'precision': 'float32', 'top_k': 0, **manifest, 'made_from': None, 'augment': usual | manifest.get('augment', {})}
+    """A manifest without what is for readers only, and with the
+    defaults of what it does not name.
+    """
+    usual = {
+        field.name: field.default for field in dataclasses.fields(Views) if field.name != 'fill'
+    }
+    usual = {
+        'precision': 'float32',
+        'top_k': 0,
+        **manifest,
+        'made_from': None,
+        'augment': usual | manifest.get('augment', {}),
+    }
     return to_json(usual)
 
 
 def description(kind: np.dtype) -> list[list[Any]]:
     """`kind` as JSON."""
-    return [[name, kind[name].base.name, list(kind[name].shape)] for name in kind.names]
+    return [[name, kind[name].base.name, list(kind[name].shape)] for name in _names(kind)]
 
 
 def _field(described: list[Any]) -> tuple[str, str, tuple[int, ...]]:

@@ -1,8 +1,10 @@
-"""The training loop: jobs from their latest checkpoints (or from nothing) to their result.json, one or several at once."""
+"""The training loop: jobs from their latest checkpoints (or from nothing) to their
+result.json, one or several at once.
+"""
 
 import contextlib
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -34,10 +36,12 @@ def train(
     prune: Prune | None = None,
     test: bool = True,
 ) -> list[str]:
-    """Trains jobs of the executor's run, with the teachers it has, to the end; returns what is to say of those that diverged.
+    """Trains jobs of the executor's run, with the teachers it has, to the end; returns what is
+    to say of those that diverged.
 
-    Jobs that were saved at different steps, which a kill can do, are trained in groups of the same step. options: see
-    `JobLog`. profile: (first, last) step of which a trace is written. Without `test` the test split is not read.
+    Jobs that were saved at different steps, which a kill can do, are trained in groups of the same
+    step. options: see `JobLog`. profile: (first, last) step of which a trace is written. Without
+    `test` the test split is not read.
 
     Raises:
       Stopped: when `should_stop()`; everything is saved.
@@ -45,7 +49,9 @@ def train(
     """
     failures: list[str] = []
     with contextlib.ExitStack() as stack:
-        logs = [stack.enter_context(JobLog(job, dict(options, shown=len(jobs) == 1))) for job in jobs]
+        logs = [
+            stack.enter_context(JobLog(job, dict(options, shown=len(jobs) == 1))) for job in jobs
+        ]
         for step in sorted({log.step for log in logs}):
             level = [log for log in logs if log.step == step]
             failures += Training(executor, level, should_stop, prune, test).run(profile)
@@ -56,7 +62,12 @@ class Training:
     """Jobs at the same step, on their way to the end."""
 
     def __init__(
-        self, executor: Executor, logs: Sequence[JobLog], should_stop: Callable[[], bool], prune: Prune | None, test: bool
+        self,
+        executor: Executor,
+        logs: Sequence[JobLog],
+        should_stop: Callable[[], bool],
+        prune: Prune | None,
+        test: bool,
     ):
         self.executor, self.should_stop, self.prune, self.test = executor, should_stop, prune, test
         self.active = list(logs)
@@ -77,12 +88,17 @@ class Training:
                 due = step in timing.eval_steps
                 stopping = self._asked_to_stop(due)
                 if due or stopping:
-                    self._save(step, due, wait=not (self.executor.overlap and evaluated), settle=stopping)
+                    self._save(
+                        step, due, wait=not (self.executor.overlap and evaluated), settle=stopping
+                    )
                     evaluated = True
                 if stopping:
                     raise Stopped
         if profile and not trace.begun and parallel.is_main():
-            warn(f'no trace of {leader.job.title}: profile={profile} lies outside of what was trained now, up to step {step}')
+            warn(
+                f'no trace of {leader.job.title}: profile={profile} lies outside of what was '
+                f'trained now, up to step {step}'
+            )
         return list(self.failures.values())
 
     def _asked_to_stop(self, due: bool) -> bool:
@@ -106,11 +122,15 @@ class Training:
             with self._guard(log):
                 waited = log.recorder.dispatched(dispatch)
                 if waited is not None and number == 0 and parallel.is_main():
-                    more = f'{log.job.name} and {len(self.active) - 1} more' if len(self.active) > 1 else log.job.title
+                    more = (
+                        f'{log.job.name} and {len(self.active) - 1} more'
+                        if len(self.active) > 1
+                        else log.job.title
+                    )
                     say(f'{more} · first step after {waited:.1f} s')
 
     @contextlib.contextmanager
-    def _guard(self, log: JobLog):
+    def _guard(self, log: JobLog) -> Iterator[None]:
         """A job whose loss is not finite leaves the others alone."""
         try:
             yield
@@ -144,7 +164,9 @@ class Training:
         if due and len(self.active) > 1 and staying:
             _say_middle(step, staying)
         if due and self.prune is not None and step < self.executor.run.timing.total_steps:
-            ending = self.prune(step, {(log.job.name, log.job.seed): log.recorder.val for log in staying})
+            ending = self.prune(
+                step, {(log.job.name, log.job.seed): log.recorder.val for log in staying}
+            )
             staying = [log for log in staying if (log.job.name, log.job.seed) not in ending]
         self._keep(staying, states)
 
@@ -168,7 +190,9 @@ class Training:
         done = [log for log in self.active if log.has_enough(step)]
         if not done:
             return bool(self.active)
-        states = dict(zip((log.job.title for log in self.active), self.executor.states(), strict=True))
+        states = dict(
+            zip((log.job.title for log in self.active), self.executor.states(), strict=True)
+        )
         others = [log for log in self.active if not log.has_enough(step)]
         self._conclude(done, step, states)
         self.active = []
@@ -176,18 +200,29 @@ class Training:
             self._load(others, [states[log.job.title] for log in others])
         return bool(self.active)
 
-    def _conclude(self, logs: Sequence[JobLog], step: int, states: Mapping[str, TrainState]) -> None:
+    def _conclude(
+        self, logs: Sequence[JobLog], step: int, states: Mapping[str, TrainState]
+    ) -> None:
         """Evaluates what was selected of each job, and writes its result.json."""
         chosen = [log.chosen(step) for log in logs]
         last = [states[log.job.title] for log in logs]
         if len(logs) < len(self.active) or any(saved is not None for _, saved in chosen):
-            self._load(logs, [state if saved is None else saved for (_, saved), state in zip(chosen, last, strict=True)])
+            self._load(
+                logs,
+                [
+                    state if saved is None else saved
+                    for (_, saved), state in zip(chosen, last, strict=True)
+                ],
+            )
         roles, splits = self.executor.run.step.students, ('val', 'test') if self.test else ('val',)
-        sums = {role: {split: self.executor.evaluate(split, role) for split in splits} for role in roles}
+        sums = {
+            role: {split: self.executor.evaluate(split, role) for split in splits} for role in roles
+        }
         cost = self.executor.cost(last[0])
         for k, log in enumerate(logs):
             measured = {
-                role: {split: evaluation.finish(of[k]) for split, of in by_split.items()} for role, by_split in sums.items()
+                role: {split: evaluation.finish(of[k]) for split, of in by_split.items()}
+                for role, by_split in sums.items()
             }
             log.conclude(step, chosen[k][0], cost, measured)
 
@@ -196,8 +231,10 @@ def _say_middle(step: int, logs: Sequence[JobLog]) -> None:
     """One line for all jobs."""
     timing = logs[0].job.run.timing
     top1 = {log.job.title: log.recorder.val['top1'] for log in logs}
-    best, middle = max(top1, key=top1.get), statistics.median(top1.values())
+    best, middle = max(top1, key=lambda title: top1[title]), statistics.median(top1.values())
     say(
-        f'epoch {step / timing.steps_per_epoch:.1f}/{timing.total_steps / timing.steps_per_epoch:.1f} · val top-1 of '
-        f'{len(logs)} students: median {100 * middle:.2f} %, best {100 * top1[best]:.2f} % ({best})'
+        'epoch '
+        f'{step / timing.steps_per_epoch:.1f}/{timing.total_steps / timing.steps_per_epoch:.1f} · '
+        f'val top-1 of {len(logs)} students: median {100 * middle:.2f} %, best '
+        f'{100 * top1[best]:.2f} % ({best})'
     )

@@ -1,25 +1,31 @@
-"""What a job knows of itself and writes down: metrics of finished steps, validations, checkpoints, its result, its time."""
+"""What a job knows of itself and writes down: metrics of finished steps, validations,
+checkpoints, its result, its time.
+"""
 
 import contextlib
 import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from types import TracebackType
+from typing import Any, NamedTuple, Self
 
 import jax
 import numpy as np
 
-from kd_jax import build, evaluation, parallel
+from kd_jax import evaluation, parallel
 from kd_jax.checkpoint import Checkpoints, restored
 from kd_jax.errors import Diverged
 from kd_jax.executors import Dispatch
+from kd_jax.initialization import initial_state
 from kd_jax.models.common import param_count
 from kd_jax.monitor import Monitor, say, warn
 from kd_jax.spec import Job, TrainState
 from kd_jax.workdir import RunDirectory, to_json
 
-SYNC_EVERY = 50  # steps between looks at the metrics; those of the newest dispatch are left out, so that no device waits
+# Steps between looks at the metrics; those of the newest dispatch are left out, so that no device
+# waits for it.
+SYNC_EVERY = 50
 
 
 @dataclasses.dataclass
@@ -27,7 +33,8 @@ class Progress:
     """What a resumed job must know besides the state; saved as JSON in every checkpoint."""
 
     best_step: int | None = None
-    best: list[float] | None = None  # [top-1, -NLL] on validation: the NLL decides between equal accuracies
+    # [top-1, -NLL] on validation: the NLL decides between equal accuracies
+    best: list[float] | None = None
     since_best: int = 0  # validations
     interval_steps: int = 0  # since the last validation
     interval_sums: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -39,7 +46,8 @@ class Progress:
         """The metrics `[S]` of S steps."""
         self.interval_steps += len(metrics['loss'])
         for name, values in metrics.items():
-            for value in values.tolist():  # one by one: how the steps were dispatched makes no difference
+            # One by one: how the steps were dispatched makes no difference.
+            for value in values.tolist():
                 self.interval_sums[name] = self.interval_sums.get(name, 0.0) + value
 
     def close_interval(self) -> dict[str, float]:
@@ -76,11 +84,12 @@ class Recorder:
         job: Job,
         progress: Progress,
         monitor: Monitor,
-        checkpoints: Checkpoints | None,
+        checkpoints: Checkpoints,
         learning_rate: Callable[[int], float],
         begin: float,
     ):
-        self.job, self.progress, self.monitor, self.checkpoints = job, progress, monitor, checkpoints
+        self.job, self.progress = job, progress
+        self.monitor, self.checkpoints = monitor, checkpoints
         self.val: dict[str, Any] = {}  # the last validation
         self._learning_rate, self._begin, self._before = learning_rate, begin, progress.seconds
         self._pending: list[Dispatch] = []
@@ -92,7 +101,9 @@ class Recorder:
         return self._before + time.perf_counter() - self._begin
 
     def dispatched(self, dispatch: Dispatch) -> float | None:
-        """Notes steps that were handed to the devices. The first time it waits for them, and returns the seconds they took."""
+        """Notes steps that were handed to the devices. The first time it waits for them, and
+        returns the seconds they took.
+        """
         self.settle()  # while the devices are busy with these
         self._pending.append(dispatch)
         if self._first:
@@ -114,7 +125,11 @@ class Recorder:
         (step, sums, state), self._due = self._due, None
         self.collect()
         if sums is not None:
-            self.monitor.write(step, 'train', self.progress.close_interval() | {'learning_rate': self._learning_rate(step - 1)})
+            self.monitor.write(
+                step,
+                'train',
+                self.progress.close_interval() | {'learning_rate': self._learning_rate(step - 1)},
+            )
             val = self.val = evaluation.finish(sums)
             self.monitor.write(step, 'val', _flat(val))
             self.monitor.evaluated(step, val)
@@ -124,11 +139,14 @@ class Recorder:
         self.monitor.pause()
 
     def collect(self, keep: int = 0) -> None:
-        """Waits for all dispatches but the last `keep`, and takes in their metrics and the time they took."""
+        """Waits for all dispatches but the last `keep`, and takes in their
+        metrics and the time they took.
+        """
         split = len(self._pending) - keep
         done, self._pending = self._pending[:split], self._pending[split:]
         if not done:
             return
+        metrics: dict[str, np.ndarray] = {}
         for dispatch in done:
             metrics = jax.device_get(dispatch.metrics)
             if dispatch.place is not None:
@@ -146,8 +164,9 @@ class Recorder:
         if len(wrong):
             loss = 'inf' if math.isinf(losses[wrong[0]]) else 'nan'
             raise Diverged(
-                f'the loss of {self.job.title} became {loss} at step {before + wrong[0] + 1}; the last good checkpoint is '
-                f'kept; lower optim.learning_rate (now {self.job.learning_rate:g}) or set optim.clip_norm, in a new --workdir'
+                f'the loss of {self.job.title} became {loss} at step {before + wrong[0] + 1}; the '
+                'last good checkpoint is kept; lower optim.learning_rate (now '
+                f'{self.job.learning_rate:g}) or set optim.clip_norm, in a new --workdir'
             )
 
 
@@ -162,7 +181,8 @@ def _flat(metrics: dict[str, Any]) -> dict[str, float]:
 class JobLog:
     """A job on its way to result.json: its files, and its state as it was saved last.
 
-    A context manager, in which metrics and checkpoints can be written. options: `tensorboard`, `wandb`, `shown` of `Monitor`.
+    A context manager, in which metrics and checkpoints can be written. options: `tensorboard`,
+    `wandb`, `shown` of `Monitor`.
     """
 
     def __init__(self, job: Job, options: Mapping[str, Any]):
@@ -173,15 +193,20 @@ class JobLog:
         self.checkpoints: Checkpoints
         self.recorder: Recorder
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         begin, job = time.perf_counter(), self.job
         config, timing = to_json(job.config.to_dict()), job.run.timing
         if parallel.is_main():
             data = job.run.dataset.info.to_json()
-            about = {'run': job.name, 'seed': job.seed, 'learning_rate': job.learning_rate, 'data': data}
+            about = {
+                'run': job.name,
+                'seed': job.seed,
+                'learning_rate': job.learning_rate,
+                'data': data,
+            }
             self.directory.start(to_json(about | {'config': config}))
         parallel.barrier(f'{job.title} directory')
-        fresh = build.initial_state(job)
+        fresh = initial_state(job)
         with contextlib.ExitStack() as stack:
             self.checkpoints = stack.enter_context(Checkpoints(self.directory.checkpoints))
             self.state, meta = self.checkpoints.restore_latest(fresh, warn) or (fresh, {})
@@ -207,8 +232,13 @@ class JobLog:
             self._stack = stack.pop_all()
         return self
 
-    def __exit__(self, *error):
-        return self._stack.__exit__(*error)
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
 
     @property
     def step(self) -> int:
@@ -218,22 +248,32 @@ class JobLog:
     def has_enough(self, step: int) -> bool:
         """Whether the training is over after `step` updates."""
         patience = self.job.config.patience
-        return step >= self.job.run.timing.total_steps or bool(patience and self.recorder.progress.since_best >= patience)
+        return step >= self.job.run.timing.total_steps or bool(
+            patience and self.recorder.progress.since_best >= patience
+        )
 
     def chosen(self, step: int) -> tuple[int, TrainState | None]:
-        """The step whose weights count after the last one, and its state as it was saved; None: that is the last one's."""
+        """The step whose weights count after the last one, and its state as it was saved;
+        None: that is the last one's.
+        """
         self.checkpoints.wait()
         chosen = self.recorder.progress.best_step if self.job.config.select == 'best' else step
+        assert chosen is not None  # there is a validation at the end
         if chosen == step:
             return chosen, None
         return chosen, restored(self.state, self.checkpoints.read(chosen)[0])
 
     def conclude(
-        self, step: int, chosen: int, cost: Mapping[str, float], splits: Mapping[str, Mapping[str, Any]]
+        self,
+        step: int,
+        chosen: int,
+        cost: Mapping[str, float],
+        splits: Mapping[str, Mapping[str, Any]],
     ) -> dict[str, Any]:
         """Writes result.json and returns what is in it.
 
-        chosen: the step whose weights were evaluated. splits: role -> 'val' and perhaps 'test' -> metrics.
+        chosen: the step whose weights were evaluated. splits: role -> 'val'
+        and perhaps 'test' -> metrics.
         """
         job, progress = self.job, self.recorder.progress
         val, test = (dict(splits['student'].get(split, {})) for split in ('val', 'test'))
@@ -248,7 +288,9 @@ class JobLog:
             'steps': step,
             'checkpoint': chosen,
             'seconds': self.recorder.seconds(),
-            'images_per_second': progress.images / progress.train_seconds if progress.train_seconds else None,
+            'images_per_second': progress.images / progress.train_seconds
+            if progress.train_seconds
+            else None,
             'teacher': teacher,
             'val': val,
             'test': test or None,
@@ -256,6 +298,9 @@ class JobLog:
         if parallel.is_main():
             self.directory.finish(to_json(result))
             if test:
-                say(f'{job.title} · test top-1 {100 * test["top1"]:.2f} % · {result["seconds"]:.0f} s')
+                say(
+                    f'{job.title} · test top-1 {100 * test["top1"]:.2f} '
+                    f'% · {result["seconds"]:.0f} s'
+                )
         parallel.barrier(f'{job.title} finished')
         return result

@@ -1,7 +1,9 @@
-"""Trained models as teachers and as starting points, named by their workdir, or read from PyTorch weights."""
+"""Trained models as teachers and as starting points, named by their workdir,
+or read from PyTorch weights.
+"""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax
@@ -17,11 +19,14 @@ from kd_jax.networks import Network
 from kd_jax.workdir import RunDirectory
 
 WEIGHTS = ('.pth', '.pt', '.bin', '.safetensors')  # files that `init` takes for PyTorch weights
-NEW = ('adapter', 'heads', 'average_heads')  # overrides that add to a model what its weights need not have
+# Overrides that add to a model what its weights need not have.
+NEW = ('adapter', 'heads', 'average_heads')
 
 
 class Trained(NamedTuple):
-    """A model that teaches or that another starts from; `variables` are None as long as it is still to be trained."""
+    """A model that teaches or that another starts from; `variables` are None as long
+    as it is still to be trained.
+    """
 
     source: str  # for messages: a run's name, its workdir, or a file
     network: Network  # in the precision it was trained in
@@ -29,23 +34,34 @@ class Trained(NamedTuple):
     precision: str
     learning_rate: float | None  # None: unknown
     variables: dict[str, Any] | None  # numpy arrays
-    imported: pretrained.Imported | None = None  # if the weights were just read from a file: what is needed to keep them
+    # if the weights were just read from a file: what is needed to keep them
+    imported: pretrained.Imported | None = None
 
 
 def build_network(
-    model: Mapping[str, Any], info: DatasetInfo, precision: str, *, fast: bool = True, resize: bool = False
+    model: Mapping[str, Any],
+    info: DatasetInfo,
+    precision: str,
+    *,
+    fast: bool = True,
+    resize: bool = False,
 ) -> Network:
-    """The network of a run's `model` fields (`name` and overrides) for the data that `info` describes.
+    """The network of a run's `model` fields (`name` and overrides) for
+    the data that `info` describes.
 
-    precision: see `kd_jax.networks.PRECISIONS`; with `fast` in the forms that are fast on a CPU. With `resize` it takes
-    images of any shape and sees them in the shape of its data.
+    precision: see `kd_jax.networks.PRECISIONS`; with `fast` in the forms that are fast on a CPU.
+    With `resize` it takes images of any shape and sees them in the shape of its data.
     """
     overrides = dict(model)
     for field in pretrained.OWN:
         if field in overrides:
-            raise UserError(f'model.{field} is {overrides[field]!r}; it is set by the program, take it out')
+            raise UserError(
+                f'model.{field} is {overrides[field]!r}; it is set by the program, take it out'
+            )
     module = models.build(overrides.pop('name'), info.num_classes, **overrides)
-    network = Network(module, tuple(info.mean), tuple(info.std), tuple(info.image_shape) if resize else None)
+    network = Network(
+        module, tuple(info.mean), tuple(info.std), info.image_shape if resize else None
+    )
     return network.computing(precision, fast)
 
 
@@ -57,43 +73,55 @@ def load(run: RunDirectory) -> Trained:
     """
     if not run.finished():
         state = 'is unfinished (it has no result.json)' if run.path.exists() else 'does not exist'
-        raise UserError(f'the run in {run.path} {state}; run its study again to complete it, if with --only then that run too')
+        raise UserError(
+            f'the run in {run.path} {state}; run its study again to complete it, '
+            'if with --only then that run too'
+        )
     recorded = run.info()
     info, fields = DatasetInfo.from_json(recorded['data']), config.upgraded(recorded['config'])
     network = build_network(fields['model'], info, fields['precision'], resize=True)
     variables = checkpoint.load_variables(run.path, run.result()['checkpoint'])
-    return Trained(str(run.path), network, info, fields['precision'], recorded['learning_rate'], variables)
+    return Trained(
+        str(run.path), network, info, fields['precision'], recorded['learning_rate'], variables
+    )
 
 
 def load_weights(path: epath.Path, model: Mapping[str, Any], info: DatasetInfo) -> Trained:
-    """PyTorch weights to start a run's `model` from; what they need not have (adapters, auxiliary heads) is left out."""
+    """PyTorch weights to start a run's `model` from; what they need not have (adapters,
+    auxiliary heads) is left out.
+    """
     imported = pretrained.load(path, {key: value for key, value in model.items() if key not in NEW})
-    info_there = DatasetInfo('', imported.num_classes, (), (32, 32, imported.channels), info.mean, info.std)
+    info_there = DatasetInfo(
+        '', imported.num_classes, (), (32, 32, imported.channels), info.mean, info.std
+    )
     network = build_network(imported.model, info_there, 'float32')
     return Trained(str(path), network, info_there, 'float32', None, imported.variables)
 
 
 def check_teacher(teacher: Trained, info: DatasetInfo) -> None:
-    """Raises `UserError` unless the teacher has the classes of the student's data and can see its images.
+    """Raises `UserError` unless the teacher has the classes of the student's
+    data and can see its images.
 
-    Another normalisation or image size is no obstacle: each network resizes and normalises the same pixels for itself,
-    and a grey image becomes one of three equal channels.
+    Another normalisation or image size is no obstacle: each network resizes and normalises the same
+    pixels for itself, and a grey image becomes one of three equal channels.
     """
     if teacher.info.num_classes != info.num_classes:
         raise UserError(
-            f"the teacher {teacher.source} has {teacher.info.num_classes} classes, the student's data ({info.name}) "
-            f'{info.num_classes}; train a teacher on the same classes'
+            f'the teacher {teacher.source} has {teacher.info.num_classes} classes, '
+            f"the student's data ({info.name}) {info.num_classes}; "
+            'train a teacher on the same classes'
         )
     here, there = info.image_shape[-1], teacher.info.image_shape[-1]
     if here != there and here != 1:
         raise UserError(
-            f"the teacher {teacher.source} sees images of {there} channel(s), the student's data ({info.name}) has {here}; "
-            'use data of the same kind'
+            f'the teacher {teacher.source} sees images of {there} channel(s), '
+            f"the student's data ({info.name}) has {here}; use data of the same kind"
         )
 
 
 def check_start(trained: Trained, fresh: Any) -> tuple[list[str], list[str]]:
-    """(arrays of `fresh` variables, or shapes, that start afresh; arrays of `trained` that are left out).
+    """(arrays of `fresh` variables, or shapes, that start afresh; arrays of
+    `trained` that are left out).
 
     That may be a head of another size, auxiliary heads, and adapters.
 
@@ -103,23 +131,34 @@ def check_start(trained: Trained, fresh: Any) -> tuple[list[str], list[str]]:
     there = trained.variables
     if there is None:
         pixels = jnp.zeros((1, *trained.info.image_shape))
-        there = jax.eval_shape(lambda: trained.network.model.init(jax.random.key(0), pixels, train=False))
+        there = jax.eval_shape(
+            lambda: trained.network.model.init(jax.random.key(0), pixels, train=False)
+        )
     old, new = (flax.traverse_util.flatten_dict(tree, sep='/') for tree in (there, fresh))
-    unlike = {name for name in old.keys() & new.keys() if old[name].shape != new[name].shape} | (old.keys() ^ new.keys())
+    unlike = {name for name in old.keys() & new.keys() if old[name].shape != new[name].shape} | (
+        old.keys() ^ new.keys()
+    )
     replaceable = re.compile(r'\w+/(head\w*|\w+_adapter)/')
     rest = sorted(name for name in unlike if not replaceable.match(name))
     if rest:
         name = rest[0]
-        show = lambda tree: str(tuple(tree[name].shape)) if name in tree else 'nothing'  # noqa: E731
+
+        def show(tree: Mapping[str, Any]) -> str:
+            return str(tuple(tree[name].shape)) if name in tree else 'nothing'
+
         raise UserError(
-            f'{trained.source} cannot initialise this model: {len(rest)} arrays differ in name or shape, the first is '
-            f'{name} ({show(old)} there, {show(new)} here); take a run of the same model'
+            f'{trained.source} cannot initialise this model: {len(rest)} arrays differ '
+            f'in name or shape, the first is {name} ({show(old)} there, {show(new)} '
+            'here); take a run of the same model'
         )
     return sorted(unlike & new.keys()), sorted(unlike - new.keys())
 
 
-def start_from(trained: Trained, fresh: dict[str, Any], warn) -> dict[str, Any]:
-    """`fresh` variables with the values of `trained`; `warn` says which heads and adapters keep their fresh values.
+def start_from(
+    trained: Trained, fresh: dict[str, Any], warn: Callable[[str], None]
+) -> dict[str, Any]:
+    """`fresh` variables with the values of `trained`; `warn` says which heads and
+    adapters keep their fresh values.
 
     Raises:
       UserError: if the two models differ in anything but heads and adapters.
@@ -132,6 +171,8 @@ def start_from(trained: Trained, fresh: dict[str, Any], warn) -> dict[str, Any]:
         modules = sorted({name.split('/')[1] for name in names} - {'head'})
         if modules:
             warn(f'not shared with {trained.source}, these {words}: {", ".join(modules)}')
-    old, new = (flax.traverse_util.flatten_dict(tree, sep='/') for tree in (trained.variables, fresh))
+    old, new = (
+        flax.traverse_util.flatten_dict(tree, sep='/') for tree in (trained.variables, fresh)
+    )
     merged = {name: new[name] if name in afresh else np.asarray(old[name]) for name in new}
     return flax.traverse_util.unflatten_dict(merged, sep='/')

@@ -1,4 +1,5 @@
-"""The files of a run: `<workdir>/<run>/seed<k>/` with config.json, checkpoints/, metrics.jsonl, result.json.
+"""The files of a run: `<workdir>/<run>/seed<k>/` with config.json,
+checkpoints/, metrics.jsonl, result.json.
 
 A path may be text, a `pathlib.Path` or an `epath.Path`, which also names buckets (`gs://...`).
 """
@@ -7,7 +8,7 @@ import glob
 import io
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from etils import epath
@@ -25,18 +26,19 @@ def to_json(value: Any) -> Any:
 
 def write_text(path: PathLike, text: str) -> None:
     """Writes all of it or nothing: a reader never sees half a file, nor does a crash leave one."""
-    path = epath.Path(path)
-    new = path.with_suffix('.tmp')
+    target = epath.Path(path)
+    new = target.with_suffix('.tmp')
     with new.open('w') as file:
         file.write(text)
         file.flush()
         try:
             number = file.fileno()
-        except (AttributeError, io.UnsupportedOperation):  # of a bucket, where it is whole once it is closed
+        except (AttributeError, io.UnsupportedOperation):
+            # A file of a bucket has none; it is whole once it is closed.
             number = None
         if number is not None:
             os.fsync(number)
-    new.replace(path)
+    new.replace(target)
 
 
 def write_json(path: PathLike, value: Any) -> None:
@@ -46,23 +48,27 @@ def write_json(path: PathLike, value: Any) -> None:
 
 def read_json(path: PathLike) -> Any:
     """The contents of a JSON file; `UserError` if it is not one."""
-    path = epath.Path(path)
+    file = epath.Path(path)
     try:
-        return json.loads(path.read_text())
+        return json.loads(file.read_text())
     except (ValueError, OSError) as error:
-        raise UserError(f'{path} cannot be read as JSON ({error}); delete {path.parent} and run its study again') from error
+        raise UserError(
+            f'{file} cannot be read as JSON ({error}); delete {file.parent} and run its study again'
+        ) from error
 
 
-def differences(here: dict, there: dict, prefix: str = '') -> list[str]:
-    """The fields in which two nested configs differ, as `optim.learning_rate: 0.05 there, 0.1 here`."""
+def differences(here: Mapping[str, Any], there: Mapping[str, Any], prefix: str = '') -> list[str]:
+    """The fields in which two nested configs differ, as
+    `optim.learning_rate: 0.05 there, 0.1 here`.
+    """
     lines = []
     for key in [*there, *(k for k in here if k not in there)]:
         a, b = there.get(key, _MISSING), here.get(key, _MISSING)
         if isinstance(a, dict) and isinstance(b, dict):
             lines += differences(b, a, f'{prefix}{key}.')
         elif a != b:
-            show = lambda x: 'nothing' if x is _MISSING else repr(x)  # noqa: E731
-            lines.append(f'{prefix}{key}: {show(a)} there, {show(b)} here')
+            was, now = ('nothing' if x is _MISSING else repr(x) for x in (a, b))
+            lines.append(f'{prefix}{key}: {was} there, {now} here')
     return lines
 
 
@@ -87,23 +93,30 @@ class RunDirectory:
         return read_json(self.path / 'result.json')
 
     def info(self) -> dict[str, Any]:
-        """{'run', 'seed', 'config', 'data': {'num_classes', 'image_shape', 'mean', 'std', ...}} as saved at the start."""
+        """{'run', 'seed', 'config', 'data': {'num_classes', 'image_shape', 'mean', 'std',
+        ...}} as saved at the start.
+        """
         return read_json(self.path / 'config.json')
 
-    def check_same(self, config: dict[str, Any], upgrade: Callable[[dict[str, Any]], dict[str, Any]] = dict) -> None:
-        """Raises `UserError` if this directory belongs to another config; the sentence names the differing fields.
+    def check_same(
+        self, config: dict[str, Any], upgrade: Callable[[dict[str, Any]], dict[str, Any]] = dict
+    ) -> None:
+        """Raises `UserError` if this directory belongs to another config; the
+        sentence names the differing fields.
 
-        Which other seeds the run has makes no difference to this one. upgrade: gives a config that another version recorded
-        in today's names, with the defaults of what it did not know.
+        Which other seeds the run has makes no difference to this one. upgrade: gives a config that
+        another version recorded in today's names, with the defaults of what it did not know.
         """
         if not (self.path / 'config.json').exists():
             return
-        here, there = ({**upgrade(c), 'seeds': None} for c in (to_json(config), self.info()['config']))
+        here, there = (
+            {**upgrade(c), 'seeds': None} for c in (to_json(config), self.info()['config'])
+        )
         fields = differences(to_json(here), to_json(there))
         if fields:
             raise UserError(
-                f'{self.path} holds a run with another config ({"; ".join(fields)}); choose another --workdir, '
-                'or undo the change, or delete that directory'
+                f'{self.path} holds a run with another config ({"; ".join(fields)}); choose '
+                'another --workdir, or undo the change, or delete that directory'
             )
 
     def start(self, info: dict[str, Any]) -> None:
@@ -132,41 +145,50 @@ class RunDirectory:
 
 def make_directory(path: PathLike) -> None:
     """`mkdir -p`; `UserError` where that is impossible."""
-    path = epath.Path(path)
+    directory = epath.Path(path)
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe = path / '.write_test'
+        directory.mkdir(parents=True, exist_ok=True)
+        probe = directory / '.write_test'
         probe.write_text('')
         probe.unlink(missing_ok=True)  # another process may have been here
     except OSError as error:
-        raise UserError(f'cannot write to {path}: {error.strerror or error}; choose another --workdir') from error
+        raise UserError(
+            f'cannot write to {directory}: {error.strerror or error}; choose another --workdir'
+        ) from error
 
 
 def matches(path: PathLike, pattern: str) -> list[epath.Path]:
-    """What is in the directory `path` and fits to `pattern`, sorted; brackets and the like in `path` mean themselves."""
+    """What is in the directory `path` and fits to `pattern`, sorted; brackets and the
+    like in `path` mean themselves.
+    """
     return sorted(epath.Path(glob.escape(os.fspath(epath.Path(path)))).glob(pattern))
 
 
 def find_run(path: PathLike, seed: int) -> RunDirectory:
-    """The run that `path` means for a student of `seed`: a run's seed directory, or a run's directory.
+    """The run that `path` means for a student of `seed`: a run's seed
+    directory, or a run's directory.
 
     Of a run's directory the same seed is taken if it is there, otherwise the first one.
 
     Raises:
       UserError: if nothing is there, or `path` is a whole study.
     """
-    path = epath.Path(path)
-    if (path / 'config.json').exists():
-        return RunDirectory(path)
-    seeds = sorted(matches(path, 'seed*/config.json'), key=lambda p: (len(p.parent.name), p.parent.name))
+    directory = epath.Path(path)
+    if (directory / 'config.json').exists():
+        return RunDirectory(directory)
+    seeds = sorted(
+        matches(directory, 'seed*/config.json'), key=lambda p: (len(p.parent.name), p.parent.name)
+    )
     if seeds:
-        same = path / f'seed{seed}'
+        same = directory / f'seed{seed}'
         return RunDirectory(same if same / 'config.json' in seeds else seeds[0].parent)
-    runs = sorted({p.parent.parent.name for p in matches(path, '*/seed*/config.json')})
+    runs = sorted({p.parent.parent.name for p in matches(directory, '*/seed*/config.json')})
     if runs:
         raise UserError(
-            f'{path} is a study, not a run; name one of its runs, such as {path / runs[0]} (it has {", ".join(runs)})'
+            f'{directory} is a study, not a run; name one of its runs, such as '
+            f'{directory / runs[0]} (it has {", ".join(runs)})'
         )
     raise UserError(
-        f'{path} is neither a run of this study nor the workdir of a run; it should hold config.json and checkpoints'
+        f'{directory} is neither a run of this study nor the workdir of a run; it should '
+        'hold config.json and checkpoints'
     )

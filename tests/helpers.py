@@ -1,17 +1,18 @@
 """What several test files need: tiny studies, and the command line in a process of its own."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
+import commands
 import jax
 import numpy as np
 
 from kd_jax.data import ArraySource, Dataset, DatasetInfo
 
-REPOSITORY = Path(__file__).parent.parent
-COMPILES_FAST = '--xla_cpu_use_fusion_emitters=false'  # as conftest.py has it for the tests themselves
+TESTS = Path(__file__).parent
+REPOSITORY = TESTS.parent
+# as conftest.py has it for the tests themselves
+COMPILES_FAST = '--xla_cpu_use_fusion_emitters=false'
 
 
 # For a program that runs once or twice: compiled in a fraction of the usual time.
@@ -20,17 +21,22 @@ FAST_COMPILE = {
     'xla_llvm_disable_expensive_passes': True,
     'xla_cpu_use_fusion_emitters': True,
 }
-# In half of that again, by the emitters that XLA had before; they round sums in other ways, and equal numbers to unequal ones.
+# In half of that again, by the emitters that XLA had before; they round sums in other ways, and
+# equal numbers to unequal ones.
 FASTEST_COMPILE = FAST_COMPILE | {'xla_cpu_use_fusion_emitters': False}
 
 
 def quickly(function, options=FAST_COMPILE):
-    """`function` as one program; op by op the first call would compile hundreds, each of them for one use."""
+    """`function` as one program; op by op the first call would compile
+    hundreds, each of them for one use.
+    """
     return jax.jit(function, compiler_options=options)
 
 
 def random_splits(seed=0, train=60, val=22, test=26, size=8, channels=1, classes=3, unlabelled=0):
-    """Splits of images whose brightness pattern depends on the class, so that something can be learnt."""
+    """Splits of images whose brightness pattern depends on the class, so
+    that something can be learnt.
+    """
     rng = np.random.default_rng(seed)
     patterns = rng.uniform(0, 200, (classes, size, size, channels))
 
@@ -46,7 +52,10 @@ def random_splits(seed=0, train=60, val=22, test=26, size=8, channels=1, classes
         parts[0] = ArraySource(parts[0].image, label)
     count = {'train': train, 'labelled': int((parts[0].label >= 0).sum()), 'val': val, 'test': test}
     names, shape = tuple(map(str, range(classes))), (size, size, channels)
-    return Dataset(DatasetInfo('random', classes, names, shape, (0.5,) * channels, (0.25,) * channels, count), *parts)
+    return Dataset(
+        DatasetInfo('random', classes, names, shape, (0.5,) * channels, (0.25,) * channels, count),
+        *parts,
+    )
 
 
 def save_npz(path, splits):
@@ -62,15 +71,16 @@ def save_npz(path, splits):
 
 def environment(devices=1, **extra):
     """The environment of a user with `devices` CPU devices."""
-    return os.environ | {'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices} {COMPILES_FAST}'} | extra
-
-
-def run_main(*flags, devices=1, timeout=300, cwd=REPOSITORY, **extra):
-    """`python -m kd_jax.main ...` to its end."""
-    command = [sys.executable, '-m', 'kd_jax.main', *flags]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=timeout, cwd=cwd, env=environment(devices, **extra), check=False
+    return (
+        os.environ
+        | {'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices} {COMPILES_FAST}'}
+        | extra
     )
+
+
+def run_main(*flags, devices=1, timeout=300, **extra):
+    """`python -m kd_jax.main ...` to its end."""
+    return commands.run('kd_jax.main', *flags, env=environment(devices, **extra), timeout=timeout)
 
 
 # A study of seconds: two small networks on the digits.

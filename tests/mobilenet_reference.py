@@ -1,11 +1,13 @@
-"""The published tables of the depthwise networks, their arithmetic, a float64 forward pass, and PyTorch's names of layers."""
+"""The published tables of the depthwise networks, their arithmetic, a float64 forward pass,
+and PyTorch's names of layers.
+"""
 
 from typing import NamedTuple
 
 import jax
 import numpy as np
 from model_reference import Reference, conv_reference
-from test_models import shapes_of
+from small_models import shapes_of
 
 from kd_jax.models import build
 
@@ -39,7 +41,8 @@ def v2_rows():
     return rows
 
 
-# Tables 1 and 2 of Howard et al. 2019; the last number is the squeeze: a quarter of the first, as a multiple of 8.
+# Tables 1 and 2 of Howard et al. 2019; the last number is the squeeze: a quarter of
+# the first, as a multiple of 8.
 V3_LARGE = [
     Row(16, 16),
     Row(64, 24, 2),
@@ -72,7 +75,8 @@ V3_SMALL = [
 ]
 V1 = [(32, 64, 1), (64, 128, 2), (128, 128, 1), (128, 256, 2), (256, 256, 1), (256, 512, 2)]
 V1 += [(512, 512, 1)] * 5 + [(512, 1024, 2), (1024, 1024, 1)]
-# Name, rows, blocks of each stage, channels of the stem, of `top` and of `top_dense`, activation outside the blocks.
+# Name, rows, blocks of each stage, channels of the stem, of `top` and of `top_dense`,
+# activation outside the blocks.
 FAMILIES = {
     'imagenet_mobilenet_v2': (v2_rows(), (1, 2, 3, 4, 3, 3, 1), 32, 1280, 0, 'relu6'),
     'mobilenet_v3_large': (V3_LARGE, (1, 2, 3, 4, 2, 3), 16, 960, 1280, 'hard_swish'),
@@ -90,7 +94,9 @@ ACTS = {
 
 
 def arithmetic(rows, stem, top, dense, classes=1000, side=112):
-    """(parameters, running statistics, multiply-accumulates) of inverted residuals behind a stride-2 stem."""
+    """(parameters, running statistics, multiply-accumulates) of inverted
+    residuals behind a stride-2 stem.
+    """
     weights = macs = channels = extra = 0
 
     def conv(side, kernel, inputs, outputs):
@@ -127,7 +133,9 @@ class Net(Reference):
         self.epsilon = epsilon
 
     def normed(self, name, x, act):
-        x = (x - self.statistic(f'{name}/norm/mean')) / np.sqrt(self.statistic(f'{name}/norm/var') + self.epsilon)
+        x = (x - self.statistic(f'{name}/norm/mean')) / np.sqrt(
+            self.statistic(f'{name}/norm/var') + self.epsilon
+        )
         return ACTS[act](x * self.param(f'{name}/norm/scale') + self.param(f'{name}/norm/bias'))
 
     def stem(self, x, act, stride=2):
@@ -146,7 +154,10 @@ class Net(Reference):
         y = 0
         for i in range(kernel):
             for j in range(kernel):
-                y = y + padded[:, i:, j:][:, rows, columns][:, ::stride, ::stride] * weights[i, j, 0]
+                y = (
+                    y
+                    + padded[:, i:, j:][:, rows, columns][:, ::stride, ::stride] * weights[i, j, 0]
+                )
         return self.normed(name, y, act)
 
     def inverted(self, name, x, row, squeeze_acts):
@@ -158,7 +169,8 @@ class Net(Reference):
             weights = y.mean(axis=(1, 2), keepdims=True)
             for layer, act in zip(('reduce', 'expand'), squeeze_acts, strict=True):
                 weights = ACTS[act](
-                    weights @ self.param(f'{name}/se/{layer}/kernel')[0, 0] + self.param(f'{name}/se/{layer}/bias')
+                    weights @ self.param(f'{name}/se/{layer}/kernel')[0, 0]
+                    + self.param(f'{name}/se/{layer}/bias')
                 )
             y = y * weights
         y = self.pointwise(f'{name}/project', y, None)
@@ -177,20 +189,19 @@ class Net(Reference):
         return features | {'pooled': x, 'logits': self.linear('head', x)}
 
 
-def assert_equal(output, expected):
-    got = {**output.features, 'logits': output.logits}
-    assert got.keys() == expected.keys()
-    for key, value in expected.items():
-        assert value.std() > 1e-2  # a dead network would prove nothing
-        np.testing.assert_allclose(got[key], value, atol=2e-4 * np.abs(value).max(), err_msg=key)
-
-
 def named(name, rule, **overrides):
     """{our path without the collection: PyTorch's name of the tensor}."""
-    leaves = {'kernel': 'weight', 'bias': 'bias', 'scale': 'weight', 'mean': 'running_mean', 'var': 'running_var'}
+    leaves = {
+        'kernel': 'weight',
+        'bias': 'bias',
+        'scale': 'weight',
+        'mean': 'running_mean',
+        'var': 'running_var',
+    }
     variables = shapes_of(build(name, 10, **overrides))
     blocks = sorted(
-        (key for key in variables['params'] if '_block' in key), key=lambda key: [int(n) for n in key[5:].split('_block')]
+        (key for key in variables['params'] if '_block' in key),
+        key=lambda key: [int(n) for n in key[5:].split('_block')],
     )
     result = {}
     for path, _ in jax.tree_util.tree_leaves_with_path(variables):
@@ -203,14 +214,20 @@ NORM = ('weight', 'bias', 'running_mean', 'running_var')
 
 
 def sequence(prefix, *kinds):
-    """The tensors of a PyTorch sequence: `c` convolution, `n` BatchNorm, a number a nested sequence of c and n, `s` SE."""
+    """The tensors of a PyTorch sequence: `c` convolution, `n` BatchNorm, a number a nested
+    sequence of c and n, `s` SE.
+    """
     tensors = []
     for place, kind in enumerate(kinds):
         tensors += {
             'c': [f'{prefix}.{place}.weight'],
             'n': [f'{prefix}.{place}.{leaf}' for leaf in NORM],
             'cn': [f'{prefix}.{place}.0.weight', *(f'{prefix}.{place}.1.{leaf}' for leaf in NORM)],
-            's': [f'{prefix}.{place}.{fc}.{leaf}' for fc in ('fc1', 'fc2') for leaf in ('weight', 'bias')],
+            's': [
+                f'{prefix}.{place}.{fc}.{leaf}'
+                for fc in ('fc1', 'fc2')
+                for leaf in ('weight', 'bias')
+            ],
             '': [],  # an activation
         }[kind]
     return tensors
@@ -218,9 +235,3 @@ def sequence(prefix, *kinds):
 
 def dense(name):
     return [f'{name}.weight', f'{name}.bias']
-
-
-def expected_shapes(features):
-    *maps, pooled = features
-    keys = ['stem', *(f'stage{i}' for i in range(1, len(maps)))]
-    return {key: (side, side, width) for key, (side, width) in zip(keys, maps, strict=True)} | {'pooled': (pooled,)}

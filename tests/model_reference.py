@@ -1,11 +1,15 @@
-"""Convolution and evaluation-mode forward passes in float64 numpy, written from the structure tables."""
+"""Convolution and evaluation-mode forward passes in float64 numpy,
+written from the structure tables.
+"""
 
 import flax
 import numpy as np
 
 
 def conv_reference(x, kernel, stride=1, groups=1):
-    """PyTorch's convolution in float64: k // 2 zeros on all four sides, output (n + 2 (k // 2) - k) // stride + 1."""
+    """PyTorch's convolution in float64: k // 2 zeros on all four sides, output (n + 2
+    (k // 2) - k) // stride + 1.
+    """
     x, kernel = np.asarray(x, np.float64), np.asarray(kernel, np.float64)
     k, outputs = kernel.shape[0], kernel.shape[-1]
     pad = k // 2
@@ -42,7 +46,9 @@ class Reference:
 
     def unit(self, name, x, stride=1, groups=1, relu=True):
         y = conv_reference(x, self.param(f'{name}/conv/kernel'), stride, groups)
-        y = (y - self.statistic(f'{name}/norm/mean')) / np.sqrt(self.statistic(f'{name}/norm/var') + 1e-5)
+        y = (y - self.statistic(f'{name}/norm/mean')) / np.sqrt(
+            self.statistic(f'{name}/norm/var') + 1e-5
+        )
         y = y * self.param(f'{name}/norm/scale') + self.param(f'{name}/norm/bias')
         return np.maximum(y, 0) if relu else y
 
@@ -64,11 +70,13 @@ class Reference:
         features['pooled'] = x.mean(axis=(1, 2))
         return features | {'logits': self.linear('head', features['pooled'])}
 
-    def mobilenet(self, x):
+    def mobilenet(self, x, blocks=(1, 2, 3, 4, 3, 3, 1)):
         x = self.unit('stem', x, stride=2)
         features = {'stem': x}
-        for stage, (blocks, first) in enumerate([(1, 1), (2, 1), (3, 2), (4, 2), (3, 1), (3, 2), (1, 1)], start=1):
-            for block in range(1, blocks + 1):
+        for stage, (count, first) in enumerate(
+            zip(blocks, (1, 1, 2, 2, 1, 2, 1), strict=True), start=1
+        ):
+            for block in range(1, count + 1):
                 name, stride = f'stage{stage}_block{block}', first if block == 1 else 1
                 y = self.unit(f'{name}/expand', x)
                 y = self.unit(f'{name}/depthwise', y, stride, groups=y.shape[-1])
@@ -81,10 +89,19 @@ class Reference:
     def cnn(self, x):
         features = {}
         for stage in (1, 2):
-            y = conv_reference(x, self.param(f'stage{stage}/conv/kernel')) + self.param(f'stage{stage}/conv/bias')
+            y = conv_reference(x, self.param(f'stage{stage}/conv/kernel')) + self.param(
+                f'stage{stage}/conv/bias'
+            )
             features |= rectified(stage, y)
             y = features[f'stage{stage}']
             b, h, w, c = y.shape
-            x = y[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c).max(axis=(2, 4))
-        features |= {'stem': features['stage1'], 'pooled': np.maximum(self.linear('dense', x.reshape(b, -1)), 0)}
+            x = (
+                y[:, : h // 2 * 2, : w // 2 * 2]
+                .reshape(b, h // 2, 2, w // 2, 2, c)
+                .max(axis=(2, 4))
+            )
+        features |= {
+            'stem': features['stage1'],
+            'pooled': np.maximum(self.linear('dense', x.reshape(b, -1)), 0),
+        }
         return features | {'logits': self.linear('head', features['pooled'])}

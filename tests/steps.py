@@ -1,4 +1,6 @@
-"""Steps of a study's own making, without the study: a run's spec, random teachers, an executor, a few updates."""
+"""Steps of a study's own making, without the study: a run's spec, random
+teachers, an executor, a few updates.
+"""
 
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from helpers import random_splits
 
 from kd_jax import build, config, executors, extraction, jobs, trained
 from kd_jax.config import check_run
+from kd_jax.initialization import initial_state
 from kd_jax.models import initial
 from kd_jax.parallel import Parallel
 
@@ -20,7 +23,9 @@ def run_of(changes=None, objective=None, augment=None, model='cnn'):
     """A run of small batches; changes: path of a field -> value."""
     study = config.study()
     study.augment.update(augment or {})
-    run = config.run(study, model, config.distillation(0.7, 4.0) if objective is None else objective)
+    run = config.run(
+        study, model, config.distillation(0.7, 4.0) if objective is None else objective
+    )
     run.model.width, run.batch_size, run.epochs = 0.25, BATCH, 4.0
     run.optim.learning_rate, run.optim.schedule = 0.05, 'constant'
     run.update_from_flattened_dict(changes or {})
@@ -37,13 +42,19 @@ def teachers_of(run, info, model='cnn'):
     """A random teacher for each name that is not the run's own."""
     models = {}
     for seed, name in enumerate(jobs.outside(run.teachers)):
-        network = trained.build_network({'name': model, 'width': 0.25}, info, run.precision, resize=True)
-        models[name] = trained.Trained(name, network, info, run.precision, 0.1, drawn(network, info, 7 + seed))
+        network = trained.build_network(
+            {'name': model, 'width': 0.25}, info, run.precision, resize=True
+        )
+        models[name] = trained.Trained(
+            name, network, info, run.precision, 0.1, drawn(network, info, 7 + seed)
+        )
     return models
 
 
 def start(run, dataset=None, mode='jit', devices=1, *, steps=2, workdir=None, seeds=(0,)):
-    """(executor, its jobs), taught and loaded with their first states; of a sweep with all members. steps: of one dispatch."""
+    """(executor, its jobs), taught and loaded with their first states; of a sweep with all
+    members. steps: of one dispatch.
+    """
     dataset = dataset or random_splits()
     members = jobs.members_of('own', run) if run.sweep else {'own': run}
     for name, member in members.items():
@@ -54,11 +65,19 @@ def start(run, dataset=None, mode='jit', devices=1, *, steps=2, workdir=None, se
     executor = (executors.MemberParallel if run.sweep else executors.DataParallel)(spec, parallel)
     rows = None
     if spec.targets is not None:
-        wanted = extraction.Extraction(list(models.values()), dataset, spec.targets, parallel, run.precision, 'teachers')
-        rows = extraction.obtain(wanted, [Path(workdir) / f'{mode}{devices}' / name for name in models])
+        wanted = extraction.Extraction(
+            list(models.values()), dataset, spec.targets, parallel, run.precision, 'teachers'
+        )
+        rows = extraction.obtain(
+            wanted, [Path(workdir) / f'{mode}{devices}' / name for name in models]
+        )
     executor.teach(executor.placement.teachers(models, rows))
-    todo = [build.job_of(spec, name, member, seed, Path()) for name, member in members.items() for seed in seeds]
-    executor.load(todo, [build.initial_state(job) for job in todo])
+    todo = [
+        build.job_of(spec, name, member, seed, Path())
+        for name, member in members.items()
+        for seed in seeds
+    ]
+    executor.load(todo, [initial_state(job) for job in todo])
     return executor, todo
 
 
@@ -68,7 +87,9 @@ def metrics_of(dispatches):
     for dispatch in dispatches:
         metrics = jax.device_get(dispatch.metrics)
         place = () if dispatch.place is None else (dispatch.place,)
-        histories.append({name: np.asarray(x)[place][: dispatch.count] for name, x in metrics.items()})
+        histories.append(
+            {name: np.asarray(x)[place][: dispatch.count] for name, x in metrics.items()}
+        )
     return histories
 
 
@@ -77,13 +98,19 @@ def train(executor, counts, begin=0):
     history, step = None, begin
     for count in counts:
         more = metrics_of(executor.train(step, count))
-        history = more if history is None else [
-            {name: np.concatenate([a[name], b[name]]) for name in a} for a, b in zip(history, more, strict=True)
-        ]  # fmt: skip
+        if history is None:
+            history = more
+        else:
+            history = [
+                {name: np.concatenate([a[name], b[name]]) for name in a}
+                for a, b in zip(history, more, strict=True)
+            ]
         step += count
     return history
 
 
 def largest_difference(a, b):
-    leaves = jax.tree.map(lambda x, y: np.max(np.abs(np.float64(x) - np.float64(y)), initial=0.0), a, b)
+    leaves = jax.tree.map(
+        lambda x, y: np.max(np.abs(np.float64(x) - np.float64(y)), initial=0.0), a, b
+    )
     return max(jax.tree.leaves(leaves))

@@ -1,4 +1,6 @@
-"""PyTorch's zip format written by hand, so that tests need no PyTorch and can write what PyTorch never would."""
+"""PyTorch's zip format written by hand, so that tests need no PyTorch and can
+write what PyTorch never would.
+"""
 
 import io
 import zipfile
@@ -27,18 +29,44 @@ def integers(values):
 
 
 def storage(key, numel, kind='FloatStorage'):
-    return b'(' + text('storage') + name('torch', kind) + text(key) + text('cpu') + integer(numel) + b'tQ'
+    return (
+        b'('
+        + text('storage')
+        + name('torch', kind)
+        + text(key)
+        + text('cpu')
+        + integer(numel)
+        + b'tQ'
+    )
 
 
 def tensor(key, numel, size, stride, offset=0, kind='FloatStorage'):
-    arguments = storage(key, numel, kind) + integer(offset) + integers(size) + integers(stride) + b'\x89'
-    return name('torch._utils', '_rebuild_tensor_v2') + b'(' + arguments + name('collections', 'OrderedDict') + b')RtR'
+    arguments = (
+        storage(key, numel, kind) + integer(offset) + integers(size) + integers(stride) + b'\x89'
+    )
+    return (
+        name('torch._utils', '_rebuild_tensor_v2')
+        + b'('
+        + arguments
+        + name('collections', 'OrderedDict')
+        + b')RtR'
+    )
 
 
 def pickled(items):
-    """{name: opcodes of a value} as an OrderedDict with the attribute `_metadata`, as a state dict has it."""
+    """{name: opcodes of a value} as an OrderedDict with the attribute
+    `_metadata`, as a state dict has it.
+    """
     pairs = b''.join(text(key) + value for key, value in items.items())
-    return b'\x80\x02' + name('collections', 'OrderedDict') + b')R(' + pairs + b'u}' + text('_metadata') + b'}sb.'
+    return (
+        b'\x80\x02'
+        + name('collections', 'OrderedDict')
+        + b')R('
+        + pairs
+        + b'u}'
+        + text('_metadata')
+        + b'}sb.'
+    )
 
 
 def archive(data, entries=(), root='archive', method=zipfile.ZIP_STORED):

@@ -1,7 +1,8 @@
 """Data sets held as uint8 arrays: `load(config)` over the explicit table `SOURCES`."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -14,8 +15,9 @@ from kd_jax.fields import check, choice, is_number, number, several, text
 _CHUNK = 4096  # images counted at once when the mean is taken; bounds the temporary memory
 
 
-def _tfds(config) -> Raw:
-    from kd_jax.data import tfds  # here, so that `python -m kd_jax.data.tfds` does not find itself imported already
+def _tfds(config: Any) -> Raw:
+    # Here, so that `python -m kd_jax.data.tfds` does not find itself imported already.
+    from kd_jax.data import tfds
 
     return tfds.load(config)
 
@@ -32,7 +34,7 @@ SCALED = 'numbers in 0..1, as the images are scaled (divide by 255), one a chann
 CARVED = 'between 0 and 1 (exclusive) where the data set has no validation split'
 
 
-def _in_0_to_1(value) -> bool:
+def _in_0_to_1(value: Any) -> bool:
     return is_number(value) and 0 <= value <= 1
 
 
@@ -46,23 +48,29 @@ class Settings:
     # share of train that becomes validation where the source has none
     val_share: float = number(0.1, at_least=0, at_most=1, words=CARVED)
     val_seed: int = number(0, at_least=0)  # which images those are
-    labels_per_class: int = number(0, at_least=0, words='0 (all) or more')  # so many labels a class; 0 = all; other images stay
+    # so many labels a class; 0 = all; other images stay
+    labels_per_class: int = number(0, at_least=0, words='0 (all) or more')
     labels_seed: int = number(0, at_least=0)  # which labels those are
-    mean: tuple = several((), _in_0_to_1, SCALED)  # per channel, for images in 0..1; () = of the training images
-    std: tuple = several((), _in_0_to_1, SCALED)  # likewise
+    # per channel, for images in 0..1; () = of the training images
+    mean: tuple[float, ...] = several((), _in_0_to_1, SCALED)
+    std: tuple[float, ...] = several((), _in_0_to_1, SCALED)  # likewise
 
 
-def load(config) -> Dataset:
+def load(config: Any) -> Dataset:
     """The data set that `config` names, validated, split and partly unlabelled as asked.
 
     Args:
-      config: the fields of `Settings`. A source without validation split gives `val_share` of its train split away as
-        one. `labels_per_class` > 0 keeps so many train labels a class; the other train labels become -1.
+      config: the fields of `Settings`. A source without validation split gives `val_share` of its
+        train split away as one. `labels_per_class` > 0 keeps so many train labels a class; the
+        other train labels become -1.
 
     Raises:
-      UserError: unknown source, data that is missing, damaged or not images with labels, a value out of range.
+      UserError: unknown source, data that is missing, damaged or not images with
+        labels, a value out of range.
     """
-    config = Settings(**check(Settings, config if hasattr(config, 'keys') else vars(config), 'data'))
+    config = Settings(
+        **check(Settings, config if hasattr(config, 'keys') else vars(config), 'data')
+    )
     raw = SOURCES[config.source](config)
     num_classes = _num_classes(raw)
     names = raw.class_names or tuple(str(k) for k in range(num_classes))
@@ -75,11 +83,19 @@ def load(config) -> Dataset:
         train, val = _carve(raw.name, train, config.val_share, config.val_seed)
     mean, std = _moments(train.image)
     mean = _given('mean', config.mean, mean)
-    std = tuple(value or 1.0 for value in _given('std', config.std, std))  # a constant channel is only shifted
+    # A constant channel is only shifted.
+    std = tuple(value or 1.0 for value in _given('std', config.std, std))
     if config.labels_per_class:
-        label = _few_labels(raw.name, train.label, num_classes, config.labels_per_class, config.labels_seed)
+        label = _few_labels(
+            raw.name, train.label, num_classes, config.labels_per_class, config.labels_seed
+        )
         train = ArraySource(train.image, label)
-    count = {'train': len(train), 'labelled': int((train.label >= 0).sum()), 'val': len(val), 'test': len(test)}
+    count = {
+        'train': len(train),
+        'labelled': int((train.label >= 0).sum()),
+        'val': len(val),
+        'test': len(test),
+    }
     info = DatasetInfo(raw.name, num_classes, tuple(names), tuple(shape), mean, std, count)
     return Dataset(info, train, val, test)
 
@@ -93,70 +109,97 @@ def _num_classes(raw: Raw) -> int:
     highest = max(int(label.max()), 0)
     if highest >= label.size:
         raise UserError(
-            f'the train split of data set {raw.name!r} has a label {highest} and only {label.size} labels; '
-            'number the classes from 0'
+            f'the train split of data set {raw.name!r} has a label {highest} and only '
+            f'{label.size} labels; number the classes from 0'
         )
     return highest + 1
 
 
-def _split(name: str, part: str, pair: tuple, num_classes: int, shape: tuple[int, ...]) -> ArraySource:
+def _split(
+    name: str, part: str, pair: tuple[Any, Any], num_classes: int, shape: tuple[int, ...]
+) -> ArraySource:
     """The checked `(image, label)` of one split."""
     image, label = (np.asarray(array) for array in pair)
     where = f'the {part} split of data set {name!r}'
     if image.dtype != np.uint8:
         raise UserError(
-            f'{where} has {image.dtype} images, must be uint8 (0 to 255); convert them with np.rint and .astype(np.uint8)'
+            f'{where} has {image.dtype} images, must be uint8 (0 to 255); convert them '
+            'with np.rint and .astype(np.uint8)'
         )
     if image.ndim != 4 or 0 in image.shape[1:]:
-        raise UserError(f'{where} has images of shape {image.shape}, must be [N, H, W, C]; reshape them')
+        raise UserError(
+            f'{where} has images of shape {image.shape}, must be [N, H, W, C]; reshape them'
+        )
     if label.dtype.kind not in 'iu' or label.ndim != 1:
         raise UserError(
-            f'{where} has {label.dtype} labels of shape {label.shape}, must be integers [N]; store one class number an image'
+            f'{where} has {label.dtype} labels of shape {label.shape}, must be integers [N]; '
+            'store one class number an image'
         )
     if len(image) != len(label):
-        raise UserError(f'{where} has {len(image)} images and {len(label)} labels; store one label an image')
+        raise UserError(
+            f'{where} has {len(image)} images and {len(label)} labels; store one label an image'
+        )
     if not len(image):
         raise UserError(f'{where} is empty; it needs at least one image')
     if image.shape[1:] != shape:
-        raise UserError(f'{where} has images of shape {image.shape[1:]}, the train split {shape}; resize them to one shape')
+        raise UserError(
+            f'{where} has images of shape {image.shape[1:]}, the train split '
+            f'{shape}; resize them to one shape'
+        )
     low, high = int(label.min()), int(label.max())
     if low < 0 or high >= num_classes:
         wrong = low if low < 0 else high
-        raise UserError(f'{where} has a label {wrong}, must be 0 to {num_classes - 1}; correct the labels')
+        raise UserError(
+            f'{where} has a label {wrong}, must be 0 to {num_classes - 1}; correct the labels'
+        )
     return ArraySource(image, label.astype(np.int32))
 
 
-def _carve(name: str, train: ArraySource, share: float, seed: int) -> tuple[ArraySource, ArraySource]:
-    """`(train, val)`: a random `share` of `train` becomes the validation split; the original order is kept."""
+def _carve(
+    name: str, train: ArraySource, share: float, seed: int
+) -> tuple[ArraySource, ArraySource]:
+    """`(train, val)`: a random `share` of `train` becomes the validation
+    split; the original order is kept.
+    """
     if not 0 < share < 1:
         raise UserError(
-            f'data.val_share is {share}, must be between 0 and 1 (exclusive) because data set {name!r} has no validation '
-            'split; set --config.data.val_share=0.1'
+            f'data.val_share is {share}, must be between 0 and 1 (exclusive) because data set '
+            f'{name!r} has no validation split; set --config.data.val_share=0.1'
         )
     count = len(train.label)
     if count < 2:
-        raise UserError(f'data set {name!r} has {count} train image, too few for a validation split; add train images')
+        raise UserError(
+            f'data set {name!r} has {count} train image, too few for a '
+            'validation split; add train images'
+        )
     size = min(max(round(count * share), 1), count - 1)
     order = np.random.default_rng(seed).permutation(count)
-    parts = np.sort(order[size:]), np.sort(order[:size])
-    return tuple(ArraySource(train.image[part], train.label[part]) for part in parts)
+    mine, val = (
+        ArraySource(train.image[part], train.label[part])
+        for part in (np.sort(order[size:]), np.sort(order[:size]))
+    )
+    return mine, val
 
 
 def _moments(image: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, in 0..1 units, exact: from counts of the 256 values."""
+    """Mean and standard deviation of each channel, in 0..1 units, exact:
+    from counts of the 256 values.
+    """
     value = np.arange(256) / 255
     mean, std = [], []
     for channel in range(image.shape[-1]):
         counts = np.zeros(256, np.int64)
         for start in range(0, len(image), _CHUNK):
-            counts += np.bincount(image[start : start + _CHUNK, :, :, channel].ravel(), minlength=256)
+            counts += np.bincount(
+                image[start : start + _CHUNK, :, :, channel].ravel(), minlength=256
+            )
         share = counts / counts.sum()
         mean.append(float(share @ value))
         std.append(float(np.sqrt(share @ (value - mean[-1]) ** 2)))
     return tuple(mean), tuple(std)
 
 
-def _given(field: str, given, computed: tuple[float, ...]) -> tuple[float, ...]:
+def _given(field: str, given: Sequence[float], computed: tuple[float, ...]) -> tuple[float, ...]:
     if not len(given):
         return computed
     if len(given) != len(computed):
@@ -175,8 +218,8 @@ def _few_labels(name: str, label: np.ndarray, num_classes: int, keep: int, seed:
         members = np.flatnonzero(label == k)
         if len(members) < keep:
             raise UserError(
-                f'data.labels_per_class is {keep}, but class {k} of data set {name!r} has only {len(members)} train images; '
-                'lower it or set it to 0 to use all labels'
+                f'data.labels_per_class is {keep}, but class {k} of data set {name!r} has only '
+                f'{len(members)} train images; lower it or set it to 0 to use all labels'
             )
         few[rng.permutation(members)[:keep]] = k
     return few

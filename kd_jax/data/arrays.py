@@ -1,26 +1,32 @@
-"""Sources that are arrays in files: scikit-learn's digits, MNIST-format directories, `.npz` files."""
+"""Sources that are arrays in files: scikit-learn's digits,
+MNIST-format directories, `.npz` files.
+"""
 
 import gzip
+import importlib.util
 import math
 import zipfile
 import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from kd_jax.errors import UserError
 
-FASHION_MNIST = '/usr/share/datasets/fashion-mnist'  # where Debian's package dataset-fashion-mnist puts it
+# Where Debian's package dataset-fashion-mnist puts it.
+FASHION_MNIST = '/usr/share/datasets/fashion-mnist'
 FASHION_MNIST_CLASSES = (
-    'T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat', 'Sandal', 'Shirt', 'Sneaker', 'Bag', 'Ankle boot',
+    'T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat',
+    'Sandal', 'Shirt', 'Sneaker', 'Bag', 'Ankle boot',
 )  # fmt: skip
 MAX_BYTES = 32 * 10**9  # of images; more cannot sensibly be held as one array
 _DIGITS_TEST = 597
 
 
 class Raw(NamedTuple):
-    """What a source returns: `(image [N, H, W, C], label [N])` a split, unchecked; `val` is None if it has none.
+    """What a source returns: `(image [N, H, W, C], label [N])` a split, unchecked;
+    `val` is None if it has none.
 
     class_names: in label order, or () if the source does not know them.
     """
@@ -32,22 +38,38 @@ class Raw(NamedTuple):
     class_names: tuple[str, ...] = ()
 
 
-def digits(config) -> Raw:
-    """scikit-learn's 1797 handwritten digits of 8x8 pixels; the last 597 of a fixed permutation are the test split."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError:
-        raise UserError("data source 'digits' needs scikit-learn; pip install scikit-learn") from None
-    digits = load_digits()
-    order = np.random.default_rng(0).permutation(len(digits.target))
-    image = np.rint(digits.images[order] * 255 / 16).astype(np.uint8)[..., None]  # from 0..16
-    label = digits.target[order]
+def digits(config: Any) -> Raw:
+    """scikit-learn's 1797 handwritten digits of 8x8 pixels; the last 597 of a fixed
+    permutation are the test split.
+    """
+    pixels, label = _read_digits()
+    order = np.random.default_rng(0).permutation(len(label))
+    image = np.rint(pixels[order] * 255 / 16).astype(np.uint8)[..., None]  # from 0..16
+    label = label[order]
     split = len(label) - _DIGITS_TEST
     names = tuple(str(k) for k in range(10))
-    return Raw('digits', (image[:split], label[:split]), None, (image[split:], label[split:]), names)
+    return Raw(
+        'digits', (image[:split], label[:split]), None, (image[split:], label[split:]), names
+    )
 
 
-def idx(config) -> Raw:
+def _read_digits() -> tuple[np.ndarray, np.ndarray]:
+    """`(pixels [1797, 8, 8] from 0 to 16, label [1797])`, as `sklearn.datasets.load_digits` has
+    them; from its file where that stands, since importing scikit-learn takes seconds.
+    """
+    found = importlib.util.find_spec('sklearn')
+    if found is None or found.origin is None:
+        raise UserError("data source 'digits' needs scikit-learn; pip install scikit-learn")
+    file = Path(found.origin).parent / 'datasets' / 'data' / 'digits.csv.gz'
+    if file.is_file():
+        table = np.loadtxt(file, delimiter=',')
+        return table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(int)
+    from sklearn.datasets import load_digits
+
+    return load_digits().images, load_digits().target
+
+
+def idx(config: Any) -> Raw:
     """A directory in MNIST's format (yann.lecun.com/exdb/mnist): four files, each plain or `.gz`.
 
     `config.path` is the directory; '' means Debian's Fashion-MNIST.
@@ -57,39 +79,53 @@ def idx(config) -> Raw:
     """
     folder = Path(config.path or FASHION_MNIST).expanduser()
     train, test = (
-        (_read_idx(_find_idx(folder, part, 'images-idx3')), _read_idx(_find_idx(folder, part, 'labels-idx1')))
+        (
+            _read_idx(_find_idx(folder, part, 'images-idx3')),
+            _read_idx(_find_idx(folder, part, 'labels-idx1')),
+        )
         for part in ('train', 't10k')
     )
     known = folder == Path(FASHION_MNIST)
     return Raw(folder.resolve().name, train, None, test, FASHION_MNIST_CLASSES if known else ())
 
 
-def npz(config) -> Raw:
-    """A file written by `np.savez`, keys `{train,test}_{image,label}` and optionally `val_{image,label}`.
+def npz(config: Any) -> Raw:
+    """A file written by `np.savez`, keys `{train,test}_{image,label}` and
+    optionally `val_{image,label}`.
 
-    Images are uint8 `[N, H, W, C]` or `[N, H, W]`, labels integers `[N]`. Nothing in the file is executed.
+    Images are uint8 `[N, H, W, C]` or `[N, H, W]`, labels integers `[N]`.
+    Nothing in the file is executed.
 
     Raises:
       UserError: for a missing or damaged file, or a missing key.
     """
     if not config.path:
-        raise UserError("data source 'npz' needs a file; give its path with --config.data.path=FILE.npz")
+        raise UserError(
+            "data source 'npz' needs a file; give its path with --config.data.path=FILE.npz"
+        )
     path = Path(config.path).expanduser()
     try:
-        with open(path, 'rb') as opened:  # not left to np.load, which forgets to close a file that is no zip
+        # Opening is not left to np.load, which forgets to close a file that is no zip.
+        with open(path, 'rb') as opened:
             arrays = _read_npz(path, opened)
     except FileNotFoundError:
         raise UserError(f'there is no file {path}; correct --config.data.path') from None
     except OSError as error:
-        raise UserError(f'{path} cannot be read ({error.strerror}); correct --config.data.path') from None
+        raise UserError(
+            f'{path} cannot be read ({error.strerror}); correct --config.data.path'
+        ) from None
     for key in arrays:
         if key.endswith('image') and arrays[key].ndim == 3:
             arrays[key] = arrays[key][..., None]
-    train, val, test = ((arrays.get(f'{part}_image'), arrays.get(f'{part}_label')) for part in ('train', 'val', 'test'))
-    return Raw(path.stem, train, val if 'val_image' in arrays else None, test)
+    pairs = {
+        part: (arrays[f'{part}_image'], arrays[f'{part}_label'])
+        for part in ('train', 'val', 'test')
+        if f'{part}_image' in arrays
+    }
+    return Raw(path.stem, pairs['train'], pairs.get('val'), pairs['test'])
 
 
-def _read_npz(path: Path, opened) -> dict[str, np.ndarray]:
+def _read_npz(path: Path, opened: BinaryIO) -> dict[str, np.ndarray]:
     needed = ('train_image', 'train_label', 'test_image', 'test_label')
     optional = ('val_image', 'val_label')
     try:
@@ -104,19 +140,24 @@ def _read_npz(path: Path, opened) -> dict[str, np.ndarray]:
         missing += [key for key in optional if key not in present]
     if missing:
         raise UserError(
-            f'{path} lacks {", ".join(missing)} (it has {", ".join(sorted(file.files)) or "nothing"}); '
-            f'np.savez with {", ".join(needed)} and, if you like, {" and ".join(optional)}'
+            f'{path} lacks {", ".join(missing)} (it has '
+            f'{", ".join(sorted(file.files)) or "nothing"}); np.savez with {", ".join(needed)} '
+            f'and, if you like, {" and ".join(optional)}'
         )
     return {key: _read_member(path, file, key) for key in (*needed, *present)}
 
 
-def _read_member(path: Path, file, key: str) -> np.ndarray:
+def _read_member(path: Path, file: Any, key: str) -> np.ndarray:
     try:
         return file[key]
     except ValueError as error:
         if 'Object arrays' not in str(error):
-            raise UserError(f'{key} in {path} is damaged; write the file again with np.savez') from None
-        raise UserError(f'{key} in {path} is an object array, must be a plain one; save it with its own dtype') from None
+            raise UserError(
+                f'{key} in {path} is damaged; write the file again with np.savez'
+            ) from None
+        raise UserError(
+            f'{key} in {path} is an object array, must be a plain one; save it with its own dtype'
+        ) from None
     except (OSError, EOFError, zipfile.BadZipFile, zlib.error):
         raise UserError(f'{key} in {path} is damaged; write the file again with np.savez') from None
 
@@ -130,7 +171,8 @@ def _find_idx(folder: Path, part: str, kind: str) -> Path:
                 return path
     fix = 'apt-get install dataset-fashion-mnist, or ' if folder == Path(FASHION_MNIST) else ''
     raise UserError(
-        f'there is no {part}-{kind}-ubyte (or .gz) in {folder}; {fix}name the directory that has it with --config.data.path=DIR'
+        f'there is no {part}-{kind}-ubyte (or .gz) in {folder}; {fix}name the directory that has '
+        'it with --config.data.path=DIR'
     )
 
 
@@ -148,10 +190,15 @@ def _read_idx(path: Path) -> np.ndarray:
             number, *shape = (int(value) for value in np.frombuffer(head, '>u4'))
             if number != magic:
                 kind = 'images' if images else 'labels'
-                raise UserError(f'{path} begins with {number}, must be {magic} (idx {kind}); fetch the file again')
+                raise UserError(
+                    f'{path} begins with {number}, must be {magic} (idx '
+                    f'{kind}); fetch the file again'
+                )
             size = math.prod(shape)
             if size > MAX_BYTES:
-                raise UserError(f'{path} declares {size} bytes, more than {MAX_BYTES}; fetch the file again')
+                raise UserError(
+                    f'{path} declares {size} bytes, more than {MAX_BYTES}; fetch the file again'
+                )
             body = file.read(size + 1)  # one more, to notice a file that is too long
     except gzip.BadGzipFile as error:
         what = 'not gzip-compressed' if 'Not a gzipped' in str(error) else 'a damaged gzip file'

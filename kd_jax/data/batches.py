@@ -12,19 +12,25 @@ _KEPT = 2  # permutations held at once: a batch mostly touches one pass, or two 
 class TrainOrder:
     """An endless order over `pool`, a pure function of `(seed, step)`.
 
-    The draws are passes over the pool, one after the other, each a random permutation of it; step s takes draws
-    s*B ... s*B + B - 1. So batches straddle passes, nothing is dropped, and every element is drawn equally often.
+    The draws are passes over the pool, one after the other, each a random permutation of it; step s
+    takes draws s*B ... s*B + B - 1. So batches straddle passes, nothing is dropped, and every
+    element is drawn equally often.
 
     Args:
       pool: distinct integers `[P]`, the indices that may be drawn.
-      epoch_size: how many draws are an epoch (the length of the train split, even if the pool is a part of it).
+      epoch_size: how many draws are an epoch (the length of the train split, even
+        if the pool is a part of it).
       batch_size: B; may be larger than the pool.
       seed: 0 or more.
     """
 
     def __init__(self, pool: np.ndarray, epoch_size: int, batch_size: int, seed: int):
         self._pool = np.asarray(pool, np.int32)
-        if self._pool.ndim != 1 or not len(self._pool) or len(np.unique(self._pool)) != len(self._pool):
+        if (
+            self._pool.ndim != 1
+            or not len(self._pool)
+            or len(np.unique(self._pool)) != len(self._pool)
+        ):
             raise ValueError('pool must be a non-empty list of distinct indices')
         if epoch_size < 1:
             raise ValueError(f'epoch_size is {epoch_size}, must be 1 or more')
@@ -37,7 +43,8 @@ class TrainOrder:
         self._passes: dict[int, np.ndarray] = {}
 
     def at(self, step: int) -> dict[str, np.ndarray]:
-        """The batch of `step` (from 0): `index` int32 `[B]` and `view` int32 `[B]`, the pass that a draw belongs to.
+        """The batch of `step` (from 0): `index` int32 `[B]` and `view` int32 `[B]`, the
+        pass that a draw belongs to.
 
         No `(index, view)` comes twice: an augmentation made from (seed, index, view) never repeats.
         """
@@ -53,7 +60,9 @@ class TrainOrder:
         return {'index': index, 'view': view}
 
     def stacked(self, step: int, count: int, size: int) -> dict[str, np.ndarray]:
-        """The batches of `count` steps from `step` on, stacked `[size, B]`; what comes after those only fills up."""
+        """The batches of `count` steps from `step` on, stacked `[size, B]`; what
+        comes after those only fills up.
+        """
         steps = [self.at(step + min(k, count - 1)) for k in range(size)]
         return {name: np.stack([batch[name] for batch in steps]) for name in steps[0]}
 
@@ -67,7 +76,8 @@ class TrainOrder:
 
 
 def eval_batches(count: int, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of `index` int32 `[B]` and `mask` float32 `[B]` over 0 ... count-1, each exactly once, in order.
+    """Batches of `index` int32 `[B]` and `mask` float32 `[B]` over 0 ... count-1,
+    each exactly once, in order.
 
     The last batch is padded with index 0 and mask 0, so that all have one shape.
     """
@@ -75,9 +85,12 @@ def eval_batches(count: int, batch_size: int) -> Iterator[dict[str, np.ndarray]]
     for start in range(0, count, batch_size):
         place = np.arange(start, start + batch_size, dtype=np.int64)
         inside = place < count
-        yield {'index': np.where(inside, place, 0).astype(np.int32), 'mask': inside.astype(np.float32)}
+        yield {
+            'index': np.where(inside, place, 0).astype(np.int32),
+            'mask': inside.astype(np.float32),
+        }
 
 
-def _check_batch_size(batch_size: int):
+def _check_batch_size(batch_size: int) -> None:
     if batch_size < 1:
         raise UserError(f'the batch size is {batch_size}, must be 1 or more; choose another one')

@@ -1,4 +1,6 @@
-"""What a model must know of a data set, and where its batches come from: the one door to images and labels."""
+"""What a model must know of a data set, and where its batches come from: the
+one door to images and labels.
+"""
 
 import dataclasses
 import functools
@@ -15,7 +17,8 @@ Arrays = dict[str, Any]
 class DatasetInfo:
     """What a model must know of the data it is trained on; recorded in each run's config.json.
 
-    image_shape: (H, W, C). mean, std: one value a channel, of the training images, for images scaled to 0..1.
+    image_shape: (H, W, C). mean, std: one value a channel, of the training
+      images, for images scaled to 0..1.
     count: examples by split, and 'labelled': training examples with a label.
     """
 
@@ -38,14 +41,19 @@ class DatasetInfo:
     @classmethod
     def from_json(cls, recorded: Mapping[str, Any]) -> 'DatasetInfo':
         """Of what an earlier run recorded; what that did not know yet is what is usual."""
-        usual = {'name': '', 'class_names': (), 'count': {}}
-        values = {f.name: recorded.get(f.name, usual.get(f.name)) for f in dataclasses.fields(cls)}
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        usual: dict[str, Any] = {'name': '', 'class_names': (), 'count': {}}
+        values: dict[str, Any] = {}
+        for name in (field.name for field in dataclasses.fields(cls)):
+            value = recorded.get(name, usual.get(name))
+            values[name] = tuple(value) if isinstance(value, list) else value
+        return cls(**values)
 
 
 @dataclasses.dataclass(frozen=True)
 class ArraySource:
-    """Examples that lie on every device: `image` uint8 `[N, H, W, C]`, `label` int32 `[N]` (-1: unlabelled)."""
+    """Examples that lie on every device: `image` uint8 `[N, H, W, C]`, `label`
+    int32 `[N]` (-1: unlabelled).
+    """
 
     image: np.ndarray
     label: np.ndarray

@@ -1,9 +1,11 @@
-"""TensorFlow Datasets by name, read from array_record files without TensorFlow; also a command that prepares them.
+"""TensorFlow Datasets by name, read from array_record files without TensorFlow; also
+a command that prepares them.
 
     python -m kd_jax.data.tfds cifar10 --data_dir=DIR
 
-downloads and prepares a data set (that needs the network and TensorFlow); DIR/cifar10 can then be copied anywhere and
-read there with `--config.data.source=tfds --config.data.name=cifar10 --config.data.path=DIR`.
+downloads and prepares a data set (that needs the network and TensorFlow); DIR/cifar10 can
+then be copied anywhere and read there with `--config.data.source=tfds
+--config.data.name=cifar10 --config.data.path=DIR`.
 """
 
 import argparse
@@ -18,6 +20,8 @@ import socket
 import sys
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -28,15 +32,16 @@ _CHUNK = 512  # examples decoded by one call
 _CONNECT_SECONDS = 10.0  # TFDS itself would try for minutes
 
 
-def load(config) -> Raw:
-    """The TFDS set `config.name` ('set', 'set/config' or either with ':version'), prepared first if it is not yet.
+def load(config: Any) -> Raw:
+    """The TFDS set `config.name` ('set', 'set/config' or either with ':version'),
+    prepared first if it is not yet.
 
-    `config.path` is the directory that TFDS calls data_dir; '' means TFDS's default. The splits are 'train', 'test'
-    (or, in a set without one, 'validation') and, beside a 'test', 'validation'.
+    `config.path` is the directory that TFDS calls data_dir; '' means TFDS's default. The splits are
+    'train', 'test' (or, in a set without one, 'validation') and, beside a 'test', 'validation'.
 
     Raises:
-      UserError: unknown name; not prepared and cannot be here; not array_record; no image or class label; images of
-        different sizes, or more than memory should hold.
+      UserError: unknown name; not prepared and cannot be here; not array_record; no image or class
+        label; images of different sizes, or more than memory should hold.
     """
     folder = _prepared(config.name, config.path) or prepare(config.name, config.path)
     import tensorflow_datasets as tfds
@@ -47,7 +52,9 @@ def load(config) -> Raw:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f'{folder} is not a readable TFDS data set ({_brief(error)}); copy or prepare it again') from None
+        raise UserError(
+            f'{folder} is not a readable TFDS data set ({_brief(error)}); copy or prepare it again'
+        ) from None
     if 'array_record' not in {file_format.value for file_format in info.available_file_formats()}:
         stored = info.file_format.value if info.file_format else 'an unknown format'
         raise UserError(f'{folder} holds {stored} files, must be array_record; {_how(config.name)}')
@@ -57,8 +64,8 @@ def load(config) -> Raw:
     for split in ('train', test):
         if split not in splits:
             raise UserError(
-                f"{folder} has the splits {', '.join(sorted(splits))}, must have 'train' and 'test' or 'validation'; "
-                'choose another data set'
+                f'{folder} has the splits {", ".join(sorted(splits))}, must have '
+                "'train' and 'test' or 'validation'; choose another data set"
             )
     parts = ['train', test] + (['validation'] if test == 'test' and 'validation' in splits else [])
     count = sum(info.splits[split].num_examples for split in parts)
@@ -68,9 +75,11 @@ def load(config) -> Raw:
 
 
 def prepare(name: str, data_dir: str) -> str:
-    """Downloads and prepares a TFDS set as array_record; returns its directory. Needs TensorFlow and the network.
+    """Downloads and prepares a TFDS set as array_record; returns its directory.
+    Needs TensorFlow and the network.
 
-    What is missing is found before TFDS starts, because TFDS would retry for minutes and then print a traceback.
+    What is missing is found before TFDS starts, because TFDS would retry for
+    minutes and then print a traceback.
 
     Raises:
       UserError: for every failure.
@@ -90,27 +99,43 @@ def prepare(name: str, data_dir: str) -> str:
             f'the {len(known)} known ones are listed at https://www.tensorflow.org/datasets/catalog'
         )
     try:
-        builder = tfds.builder(base, data_dir=root, file_format='array_record', **({'version': version} if version else {}))
+        builder = tfds.builder(
+            base,
+            data_dir=root,
+            file_format='array_record',
+            **({'version': version} if version else {}),
+        )
         missing = _missing(builder, root)
     except Exception as error:
-        raise UserError(f'TFDS cannot make {name!r} ({_brief(error)}); correct the name or choose another set') from None
+        raise UserError(
+            f'TFDS cannot make {name!r} ({_brief(error)}); correct the name or choose another set'
+        ) from None
     if missing:
-        raise UserError(f'{name!r} is not prepared in {root} and cannot be here ({"; ".join(missing)}); {_how(name)}')
+        raise UserError(
+            f'{name!r} is not prepared in {root} and cannot be here '
+            f'({"; ".join(missing)}); {_how(name)}'
+        )
     try:
         import tensorflow as tf
 
-        tf.config.set_visible_devices([], 'GPU')  # else it would take the memory that training needs
-        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+        # Else it would take the memory that training needs.
+        tf.config.set_visible_devices([], 'GPU')
+        builder.download_and_prepare(
+            download_config=tfds.download.DownloadConfig(try_download_gcs=False)
+        )
     except Exception as error:
-        raise UserError(f'{name!r} is not prepared in {root} and cannot be here ({_brief(error)}); {_how(name)}') from None
+        raise UserError(
+            f'{name!r} is not prepared in {root} and cannot be here ({_brief(error)}); {_how(name)}'
+        ) from None
     return str(builder.data_dir)
 
 
 def _how(name: str) -> str:
     base = _parts(name)[0].partition('/')[0]
     return (
-        f'on a machine with network run `pip install -r requirements-tf.txt` and '
-        f'`python -m kd_jax.data.tfds {name} --data_dir=DIR`, copy DIR/{base} here and pass --config.data.path=DIR'
+        'on a machine with network run `pip install -r requirements-tf.txt` and '
+        f'`python -m kd_jax.data.tfds {name} --data_dir=DIR`, copy DIR/{base} here '
+        'and pass --config.data.path=DIR'
     )
 
 
@@ -120,7 +145,7 @@ def _brief(error: Exception) -> str:
     return f'{type(error).__name__}: {text[:200]}{"..." if len(text) > 200 else ""}'
 
 
-def _root(data_dir: str):
+def _root(data_dir: str) -> Any:
     """The directory under which TFDS keeps its sets; a path object that knows gs:// too."""
     from etils import epath
     from tensorflow_datasets.core import constants
@@ -132,7 +157,10 @@ def _parts(name: str) -> tuple[str, str]:
     """('set' or 'set/config', 'version' or '')."""
     match = re.fullmatch(r'(\w+(?:/[\w.-]+)?)(?::(\d+\.\d+\.\d+))?', name)
     if not match:
-        raise UserError(f"data.name is {name!r}, must be like 'cifar10' or 'set/config:1.0.0'; set --config.data.name")
+        raise UserError(
+            f"data.name is {name!r}, must be like 'cifar10' or "
+            "'set/config:1.0.0'; set --config.data.name"
+        )
     return match[1], match[2] or ''
 
 
@@ -141,17 +169,28 @@ def _prepared(name: str, data_dir: str) -> str:
     base, version = _parts(name)
     root = _root(data_dir)
     directories = [path.parent for path in (root / base).glob('*/dataset_info.json')]
-    versions = [path for path in directories if re.fullmatch(r'\d+\.\d+\.\d+', path.name) and version in ('', path.name)]
+    versions = [
+        path
+        for path in directories
+        if re.fullmatch(r'\d+\.\d+\.\d+', path.name) and version in ('', path.name)
+    ]
     if versions:
         return str(max(versions, key=lambda path: tuple(map(int, path.name.split('.')))))
-    configs = sorted({path.parent.parent.name for path in (root / base).glob('*/*/dataset_info.json')})
+    configs = sorted(
+        {path.parent.parent.name for path in (root / base).glob('*/*/dataset_info.json')}
+    )
     if configs:
-        raise UserError(f'{root / base} has the configs {", ".join(configs)}; set --config.data.name={base}/{configs[0]}')
+        raise UserError(
+            f'{root / base} has the configs {", ".join(configs)}; set '
+            f'--config.data.name={base}/{configs[0]}'
+        )
     return ''
 
 
-def _only_own_classes(folder: str):
-    """Refuses a set whose description names classes outside TFDS, because TFDS would import their modules."""
+def _only_own_classes(folder: str) -> None:
+    """Refuses a set whose description names classes outside TFDS, because
+    TFDS would import their modules.
+    """
     from etils import epath
 
     pending = [json.loads((epath.Path(folder) / 'features.json').read_text())]
@@ -163,14 +202,16 @@ def _only_own_classes(folder: str):
             pending += node.values()
             for key in ('pythonClassName', 'python_class_name', 'type'):  # 'type' up to TFDS 4.5
                 named = node.get(key)
-                if isinstance(named, str) and not named.startswith('tensorflow_datasets.core.features.'):
+                if isinstance(named, str) and not named.startswith(
+                    'tensorflow_datasets.core.features.'
+                ):
                     raise UserError(
-                        f'{folder}/features.json names the class {named!r}, which would run code from outside TFDS; '
-                        "prepare the data set with TFDS's own features"
+                        f'{folder}/features.json names the class {named!r}, which would run '
+                        "code from outside TFDS; prepare the data set with TFDS's own features"
                     )
 
 
-def _missing(builder, root) -> list[str]:
+def _missing(builder: Any, root: Any) -> list[str]:
     """What this machine lacks to prepare a set, each in a few words."""
     missing = []
     if importlib.util.find_spec('tensorflow') is None:
@@ -192,7 +233,7 @@ def _missing(builder, root) -> list[str]:
     return missing
 
 
-def _feature(folder: str, info, key: str) -> str:
+def _feature(folder: str, info: Any, key: str) -> str:
     """The name of the one image, or class label, among the features of a set."""
     import tensorflow_datasets as tfds
 
@@ -202,46 +243,60 @@ def _feature(folder: str, info, key: str) -> str:
     if key in names:
         return key
     if len(names) != 1:
-        have = ', '.join(f'{name} ({type(feature).__name__})' for name, feature in sorted(features.items()))
+        have = ', '.join(
+            f'{name} ({type(feature).__name__})' for name, feature in sorted(features.items())
+        )
         raise UserError(
-            f'{folder} has the features {have or "none"}, must have one {kind.__name__} (or one called {key!r}); '
-            'choose a data set of classified images'
+            f'{folder} has the features {have or "none"}, must have one {kind.__name__} (or one '
+            f'called {key!r}); choose a data set of classified images'
         )
     return names[0]
 
 
-def _read(folder: str, split: str, image: str, label: str, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """`(image uint8 [N, H, W, C], label int64 [N])` of one split; `count` images are to be held in all."""
+def _read(
+    folder: str, split: str, image: str, label: str, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """`(image uint8 [N, H, W, C], label int64 [N])` of one split; `count`
+    images are to be held in all.
+    """
     import tensorflow_datasets as tfds
 
     try:
         with _no_advice():
-            source = tfds.builder_from_directory(folder).as_data_source(split, file_format='array_record')
+            source = tfds.builder_from_directory(folder).as_data_source(
+                split, file_format='array_record'
+            )
             if not len(source):
                 raise UserError(f'the {split} split of {folder} is empty; choose another data set')
             first = source[0][image]
             if first.dtype != np.uint8:
-                raise UserError(f'{folder} has {first.dtype} images, must be uint8; choose another data set')
+                raise UserError(
+                    f'{folder} has {first.dtype} images, must be uint8; choose another data set'
+                )
             if count * math.prod(first.shape) > MAX_BYTES:
                 raise UserError(
-                    f'{folder} has {count} images of shape {first.shape}, more than the {MAX_BYTES} bytes that can be held '
-                    'as one array; choose a smaller data set or resize it when preparing'
+                    f'{folder} has {count} images of shape {first.shape}, more than the '
+                    f'{MAX_BYTES} bytes that can be held as one array; choose a smaller data '
+                    'set or resize it when preparing'
                 )
-            images, labels = np.empty((len(source), *first.shape), np.uint8), np.empty(len(source), np.int64)
+            images = np.empty((len(source), *first.shape), np.uint8)
+            labels = np.empty(len(source), np.int64)
             for start in range(0, len(source), _CHUNK):
                 keys = range(start, min(start + _CHUNK, len(source)))
                 for place, example in zip(keys, source.__getitems__(keys), strict=True):
                     if example[image].shape != first.shape:
                         raise UserError(
-                            f'{folder} has images of different sizes ({first.shape}, {example[image].shape}), which cannot '
-                            'be held as one array; resize them when preparing the data set'
+                            f'{folder} has images of different sizes ({first.shape}, '
+                            f'{example[image].shape}), which cannot be held as one array; resize '
+                            'them when preparing the data set'
                         )
                     images[place], labels[place] = example[image], example[label]
     except UserError:
         raise
     except Exception as error:
         raise UserError(
-            f'the {split} split of {folder} cannot be read ({_brief(error)}); copy or prepare the data set again'
+            f'the {split} split of {folder} cannot be read ({_brief(error)}); '
+            'copy or prepare the data set again'
         ) from None
     return images, labels
 
@@ -251,8 +306,10 @@ def _is_not_advice(record: logging.LogRecord) -> bool:
 
 
 @contextlib.contextmanager
-def _no_advice():
-    """Drops TFDS's advice to install OpenCV, which it would log in every run; everything else passes."""
+def _no_advice() -> Iterator[None]:
+    """Drops TFDS's advice to install OpenCV, which it would log in every
+    run; everything else passes.
+    """
     logger = logging.getLogger('absl')
     logger.addFilter(_is_not_advice)
     try:
@@ -263,9 +320,13 @@ def _no_advice():
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit status."""
-    parser = argparse.ArgumentParser(prog='python -m kd_jax.data.tfds', description='Prepare a TFDS set as array_record.')
+    parser = argparse.ArgumentParser(
+        prog='python -m kd_jax.data.tfds', description='Prepare a TFDS set as array_record.'
+    )
     parser.add_argument('name', help="'cifar10', 'set/config' or 'set:1.0.0'")
-    parser.add_argument('--data_dir', default='', help="where to put it (default: TFDS's own directory)")
+    parser.add_argument(
+        '--data_dir', default='', help="where to put it (default: TFDS's own directory)"
+    )
     args = parser.parse_args(argv)
     try:
         print(prepare(args.name, args.data_dir))

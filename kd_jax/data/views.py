@@ -1,4 +1,6 @@
-"""Which view of an image a step sees: a new one at every pass, or one of a known set that can be met again."""
+"""Which view of an image a step sees: a new one at every pass, or one of a
+known set that can be met again.
+"""
 
 import dataclasses
 
@@ -8,63 +10,81 @@ import jax.numpy as jnp
 from kd_jax.data import augment
 
 
-@dataclasses.dataclass(frozen=True)
-class Views:
-    """The views of a run's training images; every one is a function of (key, index, number) alone: batch size, order, the
-    number of devices and a restart change nothing. `number` is the pass over the data, as `batches.TrainOrder` counts.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Views(augment.Parts):
+    """The views of a run's training images; every one is a function of (key, index, number) alone:
+    batch size, order, the number of devices and a restart change nothing. `number` is the pass over
+    the data, as `batches.TrainOrder` counts.
 
-    crop, flip, rotate, cutout, fill: see `kd_jax.data.augment.augment`.
-    repeated: so many views of an image, the same for every key, come again and again; 0: every pass has a new one.
+    fill: of what is blanked, see `kd_jax.data.augment.augment`.
+    repeated: so many views of an image, the same for every key, come again and again;
+      0: every pass has a new one.
     seed: of the repeated views.
     """
 
-    crop: int = 0
-    flip: bool = False
-    rotate: float = 0.0
-    cutout: int = 0
     fill: tuple[float, ...] = (0.0,)
     repeated: int = 0
     seed: int = 0
 
     @property
     def count(self) -> int:
-        """How many different views an image has: the repeated ones, or all that cropping and flipping can make."""
+        """How many different views an image has: the repeated ones, or all that
+        cropping and flipping can make.
+        """
         return self.repeated or augment.windows(crop=self.crop, flip=self.flip)
 
     @property
     def countable(self) -> bool:
         """Whether `count` is all that there are."""
-        return bool(self.repeated) or not (self.rotate or self.cutout)
+        return bool(self.repeated) or not self.uncountable
 
-    def augment(self, key: jax.Array, images: jax.Array, index: jax.Array, number: jax.Array) -> jax.Array:
-        """The views, float32 in 0..255, of the images `[B, H, W, C]` that are `index` `[B]` in the passes `number` `[B]`."""
+    @property
+    def uncountable(self) -> list[str]:
+        """The parts that are on and make more views than can be counted."""
+        return [name for name in augment.DRAWN if getattr(self, name)]
+
+    def augment(
+        self, key: jax.Array, images: jax.Array, index: jax.Array, number: jax.Array
+    ) -> jax.Array:
+        """The views, float32 in 0..255, of the images `[B, H, W, C]` that are `index` `[B]`
+        in the passes `number` `[B]`.
+        """
         key, number = self._which(key, number)
-        return jax.vmap(self._one, in_axes=(None, 0, 0, 0))(key, images.astype(jnp.float32), index, number)
+        return jax.vmap(self._one, in_axes=(None, 0, 0, 0))(
+            key, images.astype(jnp.float32), index, number
+        )
 
     def slot(self, key: jax.Array, index: jax.Array, number: jax.Array) -> jax.Array:
         """Which of the `count` views those are: int32 `[B]`."""
         if self.repeated:
             return number % self.repeated
 
-        def one(index, number):
+        def one(index: jax.Array, number: jax.Array) -> jax.Array:
             return augment.draw_window(_key(key, index, number), crop=self.crop, flip=self.flip)
 
         return jax.vmap(one)(index, number)
 
     def of_slot(self, images: jax.Array, index: jax.Array, slot: jax.Array) -> jax.Array:
-        """The views, of the `count` that there are, that `slot` `[B]` numbers; as `augment` makes them."""
+        """The views, of the `count` that there are, that `slot` `[B]`
+        numbers; as `augment` makes them.
+        """
         if self.repeated:
             return self.augment(jax.random.key(0), images, index, slot)
         images = images.astype(jnp.float32)
-        return jax.vmap(lambda image, number: augment.window(image, number, crop=self.crop, flip=self.flip))(images, slot)
+        return jax.vmap(
+            lambda image, number: augment.window(image, number, crop=self.crop, flip=self.flip)
+        )(images, slot)
 
-    def _which(self, key, number):
-        return (jax.random.key(self.seed), number % self.repeated) if self.repeated else (key, number)
+    def _which(self, key: jax.Array, number: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return (
+            (jax.random.key(self.seed), number % self.repeated) if self.repeated else (key, number)
+        )
 
-    def _one(self, key, image, index, number):
-        parts = {'crop': self.crop, 'flip': self.flip, 'rotate': self.rotate, 'cutout': self.cutout, 'fill': self.fill}
-        return augment.augment(_key(key, index, number), image, **parts)
+    def _one(
+        self, key: jax.Array, image: jax.Array, index: jax.Array, number: jax.Array
+    ) -> jax.Array:
+        return augment.augment(_key(key, index, number), image, self, self.fill)
 
 
-def _key(key, index, number):
+def _key(key: jax.Array, index: jax.Array, number: jax.Array) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(key, index), number)

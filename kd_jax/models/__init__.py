@@ -1,14 +1,14 @@
 """The model zoo: `build(name, num_classes, **overrides)` over the explicit table `MODELS`."""
 
 import dataclasses
+from collections.abc import Mapping
 from functools import partial
-
-import flax.linen as nn
+from typing import Any
 
 from kd_jax import fields
 from kd_jax.errors import UserError, unknown
 from kd_jax.models.cnn import CNN
-from kd_jax.models.common import Output
+from kd_jax.models.common import Classifier, Output
 from kd_jax.models.efficientnet import EfficientNet
 from kd_jax.models.googlenet import GoogLeNet
 from kd_jax.models.inception import InceptionV3
@@ -19,7 +19,7 @@ from kd_jax.models.shufflenet import ShuffleNetV1, ShuffleNetV2
 from kd_jax.models.vgg import VGG, CifarVGG
 from kd_jax.models.wide_resnet import WideResNet
 
-MODELS = {
+MODELS: Mapping[str, 'partial[Any]'] = {
     'cnn': partial(CNN),
     'resnet8': partial(CifarResNet, stage_sizes=(1, 1, 1)),
     'resnet14': partial(CifarResNet, stage_sizes=(2, 2, 2)),
@@ -36,7 +36,9 @@ MODELS = {
     'resnet101': partial(ResNet, stage_sizes=(3, 4, 23, 3), bottleneck=True),
     'resnet152': partial(ResNet, stage_sizes=(3, 8, 36, 3), bottleneck=True),
     'wide_resnet50_2': partial(ResNet, stage_sizes=(3, 4, 6, 3), bottleneck=True, group_width=128),
-    'resnext50_32x4d': partial(ResNet, stage_sizes=(3, 4, 6, 3), bottleneck=True, groups=32, group_width=4),
+    'resnext50_32x4d': partial(
+        ResNet, stage_sizes=(3, 4, 6, 3), bottleneck=True, groups=32, group_width=4
+    ),
     'cifar_resnet18': partial(ResNet, stage_sizes=(2, 2, 2, 2), small_images=True),
     'cifar_resnet34': partial(ResNet, stage_sizes=(3, 4, 6, 3), small_images=True),
     'cifar_resnet50': partial(ResNet, stage_sizes=(3, 4, 6, 3), bottleneck=True, small_images=True),
@@ -59,12 +61,25 @@ MODELS = {
     'cifar_shufflenet_v1': partial(ShuffleNetV1, small=True),
     'cifar_shufflenet_v2': partial(ShuffleNetV2, small=True, stem_kernel=1),
     'cifar_shufflenet_v2_x0_2': partial(
-        ShuffleNetV2, widths=(40, 80, 160), top=512, stage_sizes=(4, 4, 4), small=True, stem_kernel=1
+        ShuffleNetV2,
+        widths=(40, 80, 160),
+        top=512,
+        stage_sizes=(4, 4, 4),
+        small=True,
+        stem_kernel=1,
     ),
-    'cifar_shufflenet_v2_x0_3': partial(ShuffleNetV2, widths=(40, 80, 160), top=512, small=True, stem_kernel=1),
-    'cifar_shufflenet_v2_x0_5': partial(ShuffleNetV2, widths=(48, 96, 192), small=True, stem_kernel=1),
-    'cifar_shufflenet_v2_x1_5': partial(ShuffleNetV2, widths=(176, 352, 704), small=True, stem_kernel=1),
-    'cifar_shufflenet_v2_x2_0': partial(ShuffleNetV2, widths=(224, 488, 976), top=2048, small=True, stem_kernel=1),
+    'cifar_shufflenet_v2_x0_3': partial(
+        ShuffleNetV2, widths=(40, 80, 160), top=512, small=True, stem_kernel=1
+    ),
+    'cifar_shufflenet_v2_x0_5': partial(
+        ShuffleNetV2, widths=(48, 96, 192), small=True, stem_kernel=1
+    ),
+    'cifar_shufflenet_v2_x1_5': partial(
+        ShuffleNetV2, widths=(176, 352, 704), small=True, stem_kernel=1
+    ),
+    'cifar_shufflenet_v2_x2_0': partial(
+        ShuffleNetV2, widths=(224, 488, 976), top=2048, small=True, stem_kernel=1
+    ),
     'imagenet_vgg11': partial(VGG, stage_sizes=(1, 1, 2, 2, 2), dropout=0.5),
     'imagenet_vgg13': partial(VGG, stage_sizes=(2, 2, 2, 2, 2), dropout=0.5),
     'imagenet_vgg16': partial(VGG, stage_sizes=(2, 2, 3, 3, 3), dropout=0.5),
@@ -82,28 +97,45 @@ MODELS = {
     'googlenet': partial(GoogLeNet, dropout=0.2),
 }
 
-# Names under which the literature has other networks than ours or several: which of them is meant must be said.
-FORMS = {
-    **{f'vgg{n}': (f'imagenet_vgg{n}', f'imagenet_vgg{n}_bn', f'cifar_vgg{n}') for n in (11, 13, 16, 19)},
+# Names under which the literature has other networks than ours or several: which
+# of them is meant must be said.
+FORMS: Mapping[str, tuple[str, ...]] = {
+    **{
+        f'vgg{n}': (f'imagenet_vgg{n}', f'imagenet_vgg{n}_bn', f'cifar_vgg{n}')
+        for n in (11, 13, 16, 19)
+    },
     **{f'vgg{n}_bn': (f'imagenet_vgg{n}_bn',) for n in (11, 13, 16, 19)},
     'vgg8': ('cifar_vgg8',),
     'mobilenet_v2': ('imagenet_mobilenet_v2', 'cifar_mobilenet_v2', 'cifar_mobilenet_v2_x0.5'),
     'shufflenet_v1': ('imagenet_shufflenet_v1', 'cifar_shufflenet_v1'),
     'shufflenet_v2': tuple(name for name in MODELS if '_shufflenet_v2' in name),
     'shufflenet_v2_x1_0': ('imagenet_shufflenet_v2_x1_0', 'cifar_shufflenet_v2'),
-    **{f'shufflenet_v2_{x}': (f'imagenet_shufflenet_v2_{x}', f'cifar_shufflenet_v2_{x}') for x in ('x0_5', 'x1_5', 'x2_0')},
+    **{
+        f'shufflenet_v2_{x}': (f'imagenet_shufflenet_v2_{x}', f'cifar_shufflenet_v2_{x}')
+        for x in ('x0_5', 'x1_5', 'x2_0')
+    },
 }
 
-_OWN = ('num_classes', 'frozen', 'fast', 'axis_name', 'dtype', 'parent', 'name')  # set by the program, not by the user
+# Fields that the program sets, not the user.
+_OWN = ('num_classes', 'frozen', 'fast', 'axis_name', 'dtype', 'parent', 'name')
 
 
-def build(name: str, num_classes: int, **overrides) -> nn.Module:
-    """The model called `name` with `num_classes` outputs; an override of None keeps the variant's own value.
+def family(name: str) -> type[Classifier]:
+    """The class of a model in `MODELS`."""
+    cls = MODELS[name].func
+    assert isinstance(cls, type)
+    return cls
+
+
+def build(name: str, num_classes: int, **overrides: Any) -> Classifier:
+    """The model called `name` with `num_classes` outputs; an override of None
+    keeps the variant's own value.
 
     Raises:
-      UserError: for a name that is not in `MODELS` (one that the literature uses for several networks is not), an
-        override that the family does not have, or one outside its range. A `width` that leaves a layer without
-        channels, or a head at a stage that does not exist, raises it when the model is first called.
+      UserError: for a name that is not in `MODELS` (one that the literature uses for several
+        networks is not), an override that the family does not have, or one outside its range. A
+        `width` that leaves a layer without channels, or a head at a stage that does not exist,
+        raises it when the model is first called.
     """
     if len(FORMS.get(name, ())) == 1:
         raise UserError(f'{name!r} is called {FORMS[name][0]!r} here')
@@ -111,9 +143,9 @@ def build(name: str, num_classes: int, **overrides) -> nn.Module:
         raise UserError(f'{name!r} has several forms: {", ".join(FORMS[name])}; name one of them')
     if name not in MODELS:
         raise unknown('model', name, MODELS)
-    make = MODELS[name]
-    allowed = {f.name for f in dataclasses.fields(make.func)} - {'parent', 'name'}
-    limited = fields.own(make.func)
+    cls = family(name)
+    allowed = {f.name for f in dataclasses.fields(cls)} - {'parent', 'name'}
+    limited = fields.own(cls)
     chosen = {key: value for key, value in overrides.items() if value is not None}
     for key, value in chosen.items():
         if key not in allowed:
@@ -122,7 +154,7 @@ def build(name: str, num_classes: int, **overrides) -> nn.Module:
         chosen[key], words = fields.fit(value, limited[key]) if key in limited else (value, '')
         if words:
             raise UserError(f'{key} {value} of model {name!r} is not possible; it must be {words}')
-    return make(num_classes=num_classes, **chosen)
+    return MODELS[name](num_classes=num_classes, **chosen)
 
 
-__all__ = ['FORMS', 'MODELS', 'Output', 'build']
+__all__ = ['FORMS', 'MODELS', 'Classifier', 'Output', 'build', 'family']

@@ -11,7 +11,17 @@ from kd_jax.objectives.contrast import CRD
 from kd_jax.objectives.features import AB, AT, FSP, FT, NST, OFD, VID, FitNet, ReviewKD
 from kd_jax.objectives.heads import DeepSupervision, SelfDistillation, SelfHint
 from kd_jax.objectives.relations import CC, PKT, RKD, SP
-from kd_jax.objectives.responses import DIST, DKD, KL, NKD, CrossEntropy, LogitMSE, SoftCrossEntropy, ThreeTerm, VirtualTeacher
+from kd_jax.objectives.responses import (
+    DIST,
+    DKD,
+    KL,
+    NKD,
+    CrossEntropy,
+    LogitMSE,
+    SoftCrossEntropy,
+    ThreeTerm,
+    VirtualTeacher,
+)
 
 OBJECTIVES: dict[str, type[Loss]] = {
     'ab': AB,
@@ -47,7 +57,8 @@ RESERVED = ('epoch', 'learning_rate', 'loss', 'peer_loss', 'split', 'step', 'top
 
 
 def defaults(name: str) -> dict[str, Any]:
-    """The user's fields of the loss called `name`, `weight` and the ramp included, and their defaults.
+    """The user's fields of the loss called `name`, `weight` and the ramp
+    included, and their defaults.
 
     Raises:
       UserError: for a name that is not in `OBJECTIVES`.
@@ -56,7 +67,9 @@ def defaults(name: str) -> dict[str, Any]:
 
 
 def swept(name: str) -> tuple[str, ...]:
-    """The fields of the loss called `name` that may be numbers which only a running step knows; errors as `defaults`."""
+    """The fields of the loss called `name` that may be numbers which only a running step
+    knows; errors as `defaults`.
+    """
     return fields.swept(_known(name))
 
 
@@ -67,7 +80,9 @@ def _known(name: str) -> type[Loss]:
 
 
 def loss_of(label: str, given: Mapping[str, Any]) -> str:
-    """The name in `OBJECTIVES` of the loss that stands under `label` in a config: its field `loss`, or the label itself."""
+    """The name in `OBJECTIVES` of the loss that stands under `label` in a config: its field
+    `loss`, or the label itself.
+    """
     return (given.get('loss') if hasattr(given, 'keys') else None) or label
 
 
@@ -81,9 +96,11 @@ def build(
     """The objective of a run.
 
     Args:
-      config: label -> the fields that differ from the defaults (None: the default), and `loss`, a name in `OBJECTIVES`,
-        where the label is not one. A loss whose weight is always 0 is dropped.
-      teacher_weights: one number for each of the run's teachers, in any scale; none for a run without teachers.
+      config: label -> the fields that differ from the defaults (None: the default),
+        and `loss`, a name in `OBJECTIVES`, where the label is not one. A loss whose
+        weight is always 0 is dropped.
+      teacher_weights: one number for each of the run's teachers, in any scale;
+        none for a run without teachers.
       num_classes: of the data, for the checks that need it.
       axis_name: the device axis, where the batch is split over one.
       fast: learned layers in the form that is fast on a CPU.
@@ -92,9 +109,12 @@ def build(
       UserError: for a label, a loss, a field, a value or a combination that makes no sense.
     """
     teacher_weights = tuple(float(w) for w in teacher_weights)
-    if teacher_weights and not (all(0 <= w < math.inf for w in teacher_weights) and any(teacher_weights)):
+    if teacher_weights and not (
+        all(0 <= w < math.inf for w in teacher_weights) and any(teacher_weights)
+    ):
         raise UserError(
-            f'the teacher weights {teacher_weights} must be finite, 0 or more, and not all 0; equal weights are 1 each'
+            f'the teacher weights {teacher_weights} must be finite, 0 or more, and not '
+            'all 0; equal weights are 1 each'
         )
     losses = []
     for label in config:
@@ -103,13 +123,14 @@ def build(
             loss.check(f'objective.{label}', num_classes)
             if loss.only_where != 'always' and not loss.needs_teacher:
                 raise UserError(
-                    f"objective.{label}.only_where is {loss.only_where!r}, but this term has no teacher; set it to 'always'"
+                    f'objective.{label}.only_where is {loss.only_where!r}, but this term has '
+                    "no teacher; set it to 'always'"
                 )
             losses.append((label, loss))
     if not losses:
         raise UserError(
-            f'the objective has no term with a weight above 0 (given: {", ".join(config) or "nothing"}); '
-            f'give one of {", ".join(OBJECTIVES)}'
+            'the objective has no term with a weight above 0 (given: '
+            f'{", ".join(config) or "nothing"}); give one of {", ".join(OBJECTIVES)}'
         )
     _check_teachers(losses, len(teacher_weights))
     objective = Objective(tuple(losses), teacher_weights)
@@ -118,19 +139,32 @@ def build(
 
 
 def _loss(label: str, given: Mapping[str, Any], **setting: Any) -> Loss:
-    """What stands under `label` in a config, its fields checked one by one. setting: the fields that the program sets."""
+    """What stands under `label` in a config, its fields checked one by one. setting: the
+    fields that the program sets.
+    """
     taken = {'name', 'parent', *dir(Objective), *Objective.__dataclass_fields__}
     if not str(label).isidentifier() or label in RESERVED or label in taken:
         raise UserError(
-            f'objective has the label {label!r}; a label must be letters, digits and underscores, not beginning with a '
-            'digit, and no name that the program uses itself: call it kl_late, say'
+            f'objective has the label {label!r}; a label must be letters, digits and '
+            'underscores, not beginning with a digit, and no name that the program '
+            'uses itself: call it kl_late, say'
         )
-    name = loss_of(label, given)
+    name: Any = loss_of(label, given)
     if not isinstance(name, str) or name not in OBJECTIVES:
-        error = unknown('objective' if name == label else f'loss of objective.{label}', name, OBJECTIVES)
-        raise UserError(f"{error}; a label of your own names its loss: objective.{label} = term('kl')")
-    values = {field: given[field] for field in given if field != 'loss'} if hasattr(given, 'keys') else given
-    return OBJECTIVES[name](**fields.check(OBJECTIVES[name], values, f'objective.{label}'), **setting)
+        error = unknown(
+            'objective' if name == label else f'loss of objective.{label}', name, OBJECTIVES
+        )
+        raise UserError(
+            f"{error}; a label of your own names its loss: objective.{label} = term('kl')"
+        )
+    values = (
+        {field: given[field] for field in given if field != 'loss'}
+        if hasattr(given, 'keys')
+        else given
+    )
+    return OBJECTIVES[name](
+        **fields.check(OBJECTIVES[name], values, f'objective.{label}'), **setting
+    )
 
 
 def _check_teachers(losses: Iterable[tuple[str, Loss]], count: int) -> None:
@@ -144,7 +178,8 @@ def _check_teachers(losses: Iterable[tuple[str, Loss]], count: int) -> None:
     if count and not from_teacher:
         raise UserError(
             f'the run has {count} teacher(s) but no term of its objective uses them '
-            f'(terms: {", ".join(label for label, _ in losses)}); add a term such as kl, or take the teachers out'
+            f'(terms: {", ".join(label for label, _ in losses)}); add a term such '
+            'as kl, or take the teachers out'
         )
 
 
@@ -152,14 +187,29 @@ def _check_submodules(objective: Objective) -> None:
     """No loss is called what another one's part for one of several teachers is called."""
     labels = dict(objective.losses)
     for label, loss in objective.losses:
-        both = [name for name in objective.submodules(label, loss) if name != label and name in labels]
+        both = [
+            name for name in objective.submodules(label, loss) if name != label and name in labels
+        ]
         if both:
             raise UserError(
-                f'objective has the labels {label!r} and {both[0]!r}, but with {len(objective.teacher_weights)} teachers '
-                f'{both[0]!r} is the part of {label!r} that learns from one of them; give one of the two another label'
+                f'objective has the labels {label!r} and {both[0]!r}, but with '
+                f'{len(objective.teacher_weights)} teachers {both[0]!r} is the part of {label!r} '
+                'that learns from one of them; give one of the two another label'
             )
 
 
-__getattr__ = renamed(__name__, {'LIMITS': 'fields.own', 'TRACED': 'swept', 'Term': 'Loss', 'WeightedSum': 'Objective'})
+__getattr__ = renamed(
+    __name__,
+    {'LIMITS': 'fields.own', 'TRACED': 'swept', 'Term': 'Loss', 'WeightedSum': 'Objective'},
+)
 
-__all__ = ['OBJECTIVES', 'Loss', 'Objective', 'build', 'defaults', 'ensemble_logits', 'loss_of', 'swept']
+__all__ = [
+    'OBJECTIVES',
+    'Loss',
+    'Objective',
+    'build',
+    'defaults',
+    'ensemble_logits',
+    'loss_of',
+    'swept',
+]

@@ -1,6 +1,8 @@
-"""Objectives on auxiliary heads: deep supervision and self-distillation. They read `Output.heads` of the student.
+"""Objectives on auxiliary heads: deep supervision and self-distillation. They read
+`Output.heads` of the student.
 
-All are means over the auxiliary heads, of one value an example, `[B]`; the deepest head is left to the other terms.
+All are means over the auxiliary heads, of one value an example, `[B]`; the deepest
+head is left to the other terms.
 """
 
 from typing import ClassVar
@@ -11,7 +13,7 @@ import jax.numpy as jnp
 from kd_jax.fields import number
 from kd_jax.models import Output
 from kd_jax.models.common import Exit
-from kd_jax.objectives.common import Loss, over_labels
+from kd_jax.objectives.common import Batch, Loss, over_labels, total
 from kd_jax.objectives.logits import cross_entropy, kl
 
 
@@ -24,7 +26,8 @@ def _split(student: Output) -> tuple[list[Exit], Exit]:
 class DeepSupervision(Loss):
     """Cross entropy of every auxiliary head with the labels (Lee et al. 2015, arXiv:1409.5185).
 
-    With the weight 0.4 it is the auxiliary loss of Szegedy et al. 2016 (arXiv:1512.00567) as torchvision trains it.
+    With the weight 0.4 it is the auxiliary loss of Szegedy et al. 2016
+    (arXiv:1512.00567) as torchvision trains it.
     """
 
     label_smoothing: float = number(0.0, at_least=0, below=1)  # share of all classes in the label
@@ -33,17 +36,21 @@ class DeepSupervision(Loss):
     needs_label: ClassVar[bool] = True
     needs_heads: ClassVar[bool] = True
 
-    def __call__(self, student, teacher, batch):
+    def __call__(self, student: Output, teacher: Output | None, batch: Batch) -> jax.Array:
         auxiliary, _ = _split(student)
-        values = [
-            over_labels(batch, lambda labels, z=head.logits: cross_entropy(z, labels, self.label_smoothing))
-            for head in auxiliary
-        ]
-        return sum(values) / len(values)
+
+        def of_head(head: Exit) -> jax.Array:
+            return over_labels(
+                batch, lambda labels: cross_entropy(head.logits, labels, self.label_smoothing)
+            )
+
+        values = [of_head(head) for head in auxiliary]
+        return total(values) / len(values)
 
 
 class SelfDistillation(Loss):
-    """`kl` of every auxiliary head from the deepest one: Zhang et al. 2019, "Be your own teacher" (arXiv:1905.08094).
+    """`kl` of every auxiliary head from the deepest one: Zhang et al. 2019, "Be your own
+    teacher" (arXiv:1905.08094).
 
     The paper weighs it 0.3 against 0.7 for the heads' cross entropy.
     """
@@ -53,21 +60,25 @@ class SelfDistillation(Loss):
     needs_teacher: ClassVar[bool] = False
     needs_heads: ClassVar[bool] = True
 
-    def __call__(self, student, teacher, batch):
+    def __call__(self, student: Output, teacher: Output | None, batch: Batch) -> jax.Array:
         auxiliary, deepest = _split(student)
-        return sum(kl(head.logits, deepest.logits, self.tau) for head in auxiliary) / len(auxiliary)
+        values = [kl(head.logits, deepest.logits, self.tau) for head in auxiliary]
+        return total(values) / len(values)
 
 
 class SelfHint(Loss):
     """Mean squared difference of what every auxiliary classifier and the deepest one see, `[B, D]`.
 
-    The hint of Zhang et al. 2019 (arXiv:1905.08094, eq. 3) compares feature maps and sums; here both are pooled, and the
-    mean over D keeps the weight independent of the width. The paper's weight is 0.03.
+    The hint of Zhang et al. 2019 (arXiv:1905.08094, eq. 3) compares feature maps and
+    sums; here both are pooled, and the mean over D keeps the weight independent of the
+    width. The paper's weight is 0.03.
     """
 
     needs_teacher: ClassVar[bool] = False
     needs_heads: ClassVar[bool] = True
 
-    def __call__(self, student, teacher, batch):
+    def __call__(self, student: Output, teacher: Output | None, batch: Batch) -> jax.Array:
         auxiliary, deepest = _split(student)
-        return sum(jnp.mean((head.pooled - deepest.pooled) ** 2, axis=-1) for head in auxiliary) / len(auxiliary)
+        return total(
+            jnp.mean((head.pooled - deepest.pooled) ** 2, axis=-1) for head in auxiliary
+        ) / len(auxiliary)

@@ -1,7 +1,9 @@
-"""How features of two networks are brought together: which belong to which, at what size, through which regressor.
+"""How features of two networks are brought together: which belong to which, at what
+size, through which regressor.
 
-One mechanism for all methods: stages are paired from the deepest up, the larger map is average-pooled to the smaller one,
-and the student's channels go through a learned 1x1 convolution with BatchNorm where a method needs the teacher's width.
+One mechanism for all methods: stages are paired from the deepest up, the larger map is
+average-pooled to the smaller one, and the student's channels go through a learned 1x1 convolution
+with BatchNorm where a method needs the teacher's width.
 """
 
 from collections.abc import Mapping
@@ -13,26 +15,33 @@ import jax.numpy as jnp
 
 from kd_jax.errors import UserError, unknown
 from kd_jax.fields import names
-from kd_jax.models.common import ConvBN, Output, adaptive_avg_pool
+from kd_jax.models.common import ConvBN, Output
 from kd_jax.models.layers import Setting
+from kd_jax.models.pooling import adaptive_avg_pool
 from kd_jax.objectives.common import Loss
 
 Pair = tuple[str, str]
 
 
 def ladder(features: Mapping[str, jax.Array]) -> list[str]:
-    """The last stage of each resolution, from the shallowest to the deepest: names of `features`."""
+    """The last stage of each resolution, from the shallowest to the
+    deepest: names of `features`.
+    """
     stages = [name for name in features if name.startswith('stage') and name[5:].isdecimal()]
-    last = {}
+    last: dict[tuple[int, ...], str] = {}
     for name in sorted(stages, key=lambda name: int(name[5:])):
         last[features[name].shape[1:3]] = name
     return list(last.values())
 
 
 def pairs(
-    student: Output, teacher: Output, student_names: tuple[str, ...] = (), teacher_names: tuple[str, ...] = ()
+    student: Output,
+    teacher: Output,
+    student_names: tuple[str, ...] = (),
+    teacher_names: tuple[str, ...] = (),
 ) -> list[Pair]:
-    """(student's feature, teacher's feature) that belong together: the ladders of both, aligned at the deepest.
+    """(student's feature, teacher's feature) that belong together: the ladders of
+    both, aligned at the deepest.
 
     Names that are given, of one or of both, take the place of a ladder.
 
@@ -40,17 +49,21 @@ def pairs(
       UserError: for names that do not exist, or not as many for the one as for the other.
     """
     sides = []
-    for who, output, given in (('student', student, student_names), ('teacher', teacher, teacher_names)):
+    for who, output, given in (
+        ('student', student, student_names),
+        ('teacher', teacher, teacher_names),
+    ):
         for name in given:
             if name not in output.features:
                 raise unknown(f'feature of the {who}', name, output.features)
         sides.append(list(given) or ladder(output.features))
     count = min(map(len, sides))
-    for given, side, other in ((student_names, *sides), (teacher_names, *reversed(sides))):
-        if len(given) > count:
+    named = len(student_names), len(teacher_names)
+    for number, side, other in zip(named, sides, reversed(sides), strict=True):
+        if number > count:
             raise UserError(
-                f'the features {tuple(side)} need as many of the other network, which has {tuple(other)}; name '
-                'as many in student_features as in teacher_features'
+                f'the features {tuple(side)} need as many of the other network, which has '
+                f'{tuple(other)}; name as many in student_features as in teacher_features'
             )
     return list(zip(sides[0][-count:], sides[1][-count:], strict=True))
 
@@ -90,11 +103,16 @@ class FeatureLoss(Loss):
     @nn.nowrap
     def maps(self, student: Output, teacher: Output) -> list[tuple[jax.Array, jax.Array]]:
         """The features of each pair, `[B, H, W, C]` float32, each in its own size."""
-        return [(self.map(student, name), self.map(teacher, other)) for name, other in self.pairs(student, teacher)]
+        return [
+            (self.map(student, name), self.map(teacher, other))
+            for name, other in self.pairs(student, teacher)
+        ]
 
     @nn.nowrap
     def map(self, output: Output, name: str) -> jax.Array:
-        return as_map(output.features[name] if self.rectified else before_activation(output.features, name))
+        return as_map(
+            output.features[name] if self.rectified else before_activation(output.features, name)
+        )
 
     @nn.nowrap
     def setting(self) -> Setting:
@@ -104,4 +122,6 @@ class FeatureLoss(Loss):
     @nn.nowrap
     def regressed(self, x: jax.Array, features: int, number: int) -> jax.Array:
         """`x` through the regressor of pair `number`: `[B, H, W, C] -> [B, H, W, features]`."""
-        return ConvBN(features, 1, act=None, setting=self.setting(), name=f'regressor_{number}')(x, train=True)
+        return ConvBN(features, 1, act=None, setting=self.setting(), name=f'regressor_{number}')(
+            x, train=True
+        )

@@ -1,10 +1,12 @@
-"""The names that torchvision gives to the modules of Inception-v3 and GoogLeNet: `(module, blocks) -> prefix`.
+"""The names that torchvision gives to the modules of Inception-v3 and GoogLeNet:
+`(module, blocks) -> prefix`.
 
-`module` is one of our module paths, `stage1_block1/one/conv`; `blocks` are the model's `stage<i>_block<j>`, in order.
+`module` is one of our module paths, `stage1_block1/one/conv`; `blocks` are the model's
+`stage<i>_block<j>`, in order.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from kd_jax.errors import UserError
 
@@ -46,16 +48,21 @@ def torchvision_googlenet(module: str, blocks: Sequence[str]) -> str:
     return _unit(module, _googlenet, 'GoogLeNet')
 
 
-def _unit(module, name_of, network):
-    """A convolution with BatchNorm: `name_of` names it, its two layers have the same names everywhere."""
+def _unit(module: str, name_of: Callable[[str], str | None], network: str) -> str:
+    """A convolution with BatchNorm: `name_of` names it, its two layers
+    have the same names everywhere.
+    """
     unit = UNIT.fullmatch(module)
     name = name_of(unit[1]) if unit else None
-    if name is None:
-        raise UserError(f'module {module!r} has no counterpart in the {network} of torchvision; leave it as initialised')
+    if unit is None or name is None:
+        raise UserError(
+            f'module {module!r} has no counterpart in the {network} of '
+            'torchvision; leave it as initialised'
+        )
     return f'{name}.{"bn" if unit[2] == "norm" else "conv"}'
 
 
-def _inception_v3(unit):
+def _inception_v3(unit: str) -> str | None:
     if auxiliary := re.fullmatch(r'head_aux/(conv[01])', unit):
         return f'AuxLogits.{auxiliary[1]}'
     if stem := re.fullmatch(r'stem([1-5])', unit):
@@ -63,12 +70,13 @@ def _inception_v3(unit):
     block = BLOCK.fullmatch(unit)
     if block is None or block[3] not in BRANCHES:
         return None
-    letters = '_bcd' if block[1] == '1' else '_abcde'  # in torchvision's count Mixed_5a is the max pool in front
+    # In torchvision's count Mixed_5a is the max pool in front.
+    letters = '_bcd' if block[1] == '1' else '_abcde'
     name = f'Mixed_{int(block[1]) + 4}{letters[int(block[2])]}.{BRANCHES[block[3]]}'
     return f'{name}_{block[4]}' if block[4] else name
 
 
-def _googlenet(unit):
+def _googlenet(unit: str) -> str | None:
     if auxiliary := re.fullmatch(r'head_(aux[12])/conv', unit):
         return f'{auxiliary[1]}.conv'
     if stem := re.fullmatch(r'stem([1-3])', unit):
@@ -76,4 +84,5 @@ def _googlenet(unit):
     block = BLOCK.fullmatch(unit)
     if block is None or block[3] + block[4] not in GOOGLENET_BRANCHES:
         return None
-    return f'inception{int(block[1]) + 2}{"_abcde"[int(block[2])]}.{GOOGLENET_BRANCHES[block[3] + block[4]]}'
+    branch = GOOGLENET_BRANCHES[block[3] + block[4]]
+    return f'inception{int(block[1]) + 2}{"_abcde"[int(block[2])]}.{branch}'

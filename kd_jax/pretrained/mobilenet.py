@@ -1,7 +1,7 @@
 """PyTorch's names for the modules of MobileNets and EfficientNet.
 
-Every function maps a module's path, such as `stage1_block1/expand/conv`, to the prefix of its entries in a state dict;
-`blocks` are the names of all blocks of the model in order.
+Every function maps a module's path, such as `stage1_block1/expand/conv`, to the prefix of its
+entries in a state dict; `blocks` are the names of all blocks of the model in order.
 """
 
 import re
@@ -23,12 +23,16 @@ def _place(name: str) -> tuple[int, int]:
 
 def _index(units: Sequence[str], unit: str) -> int:
     if unit not in units:
-        raise UserError(f'a block of {", ".join(units)} in PyTorch has no {unit!r}; leave it as initialised')
+        raise UserError(
+            f'a block of {", ".join(units)} in PyTorch has no {unit!r}; leave it as initialised'
+        )
     return units.index(unit)
 
 
 def torchvision_v2(module: str, blocks: Sequence[str]) -> str:
-    """`MobileNetV2` in torchvision, and in chenyaofo/pytorch-cifar-models, which keeps torchvision's names."""
+    """`MobileNetV2` in torchvision, and in chenyaofo/pytorch-cifar-models,
+    which keeps torchvision's names.
+    """
     name, *rest = module.split('/')
     if name == 'head':
         return 'classifier.1'
@@ -38,7 +42,11 @@ def torchvision_v2(module: str, blocks: Sequence[str]) -> str:
     prefix = f'features.{blocks.index(name) + 1}.conv'
     unit, part = rest
     place = _index(units, unit)
-    return f'{prefix}.{place + PARTS[part]}' if unit == 'project' else f'{prefix}.{place}.{PARTS[part]}'
+    return (
+        f'{prefix}.{place + PARTS[part]}'
+        if unit == 'project'
+        else f'{prefix}.{place}.{PARTS[part]}'
+    )
 
 
 def _squeezed(prefix: str, units: Sequence[str], rest: Sequence[str]) -> str:
@@ -88,7 +96,9 @@ def repdistiller(module: str, blocks: Sequence[str]) -> str:
 
 
 def mdistiller_v1(module: str, blocks: Sequence[str]) -> str:
-    """`MobileNetV1` in megvii-research/mdistiller: `model`, a sequence of the stem and the blocks, and `fc`."""
+    """`MobileNetV1` in megvii-research/mdistiller: `model`, a sequence of the
+    stem and the blocks, and `fc`.
+    """
     name, *rest = module.split('/')
     if name == 'head':
         return 'fc'
@@ -96,4 +106,5 @@ def mdistiller_v1(module: str, blocks: Sequence[str]) -> str:
         return f'model.0.{PARTS[rest[0]]}'
     _place(name)
     unit, part = rest
-    return f'model.{blocks.index(name) + 1}.{3 * _index(("depthwise", "pointwise"), unit) + PARTS[part]}'
+    number = 3 * _index(('depthwise', 'pointwise'), unit) + PARTS[part]
+    return f'model.{blocks.index(name) + 1}.{number}'

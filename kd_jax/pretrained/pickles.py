@@ -1,22 +1,27 @@
 """The pickles inside PyTorch's files, interpreted without running anything.
 
-A pickle is a program for a stack machine that may call any function of any module. This interpreter knows the few
-functions that a state dict needs, and does itself what they would do; every other name is refused when it is named. No
-name is ever looked up, so there is nothing that a hostile file could call.
+A pickle is a program for a stack machine that may call any function of any module. This
+interpreter knows the few functions that a state dict needs, and does itself what they would do;
+every other name is refused when it is named. No name is ever looked up, so there is nothing
+that a hostile file could call.
 
-Python's own `pickle.Unpickler`, however few names its `find_class` allows, cannot be bounded: it hashes what a file makes a
-key or an element of a set, where tuples in tuples take for ever or overflow the stack and end the process, and it makes
-room for as many values as the number says under which one is remembered.
+Python's own `pickle.Unpickler`, however few names its `find_class` allows, cannot be bounded: it
+hashes what a file makes a key or an element of a set, where tuples in tuples take for ever or
+overflow the stack and end the process, and it makes room for as many values as the number says
+under which one is remembered.
 """
 
 import pickletools
 import struct
 import warnings
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 
 class Refused(Exception):
-    """The pickle names a function or class that a state dict does not need; `str` is its dotted name."""
+    """The pickle names a function or class that a state dict does not
+    need; `str` is its dotted name.
+    """
 
 
 class Malformed(Exception):
@@ -50,14 +55,23 @@ class Inert:
     """What stands for a value that weights do not need, such as a training script's arguments."""
 
 
-_KINDS = 'Float Double Half BFloat16 Long Int Short Char Byte Bool ComplexFloat ComplexDouble Untyped'
+_KINDS = (
+    'Float Double Half BFloat16 Long Int Short Char Byte Bool ComplexFloat ComplexDouble Untyped'
+)
 STORAGES = tuple(f'{kind}Storage' for kind in _KINDS.split())
 REBUILD = ('torch._utils._rebuild_tensor_v2', 'torch._utils._rebuild_tensor')
-# Harmless companions of the weights in checkpoints of training scripts. They are not made: an `Inert` takes their place.
+# Harmless companions of the weights in checkpoints of training scripts. They are not made:
+# an `Inert` takes their place.
 INERT = {
-    *(f'torch.{name}' for name in ('Size', 'device', 'memory_format', 'contiguous_format', 'strided')),
+    *(
+        f'torch.{name}'
+        for name in ('Size', 'device', 'memory_format', 'contiguous_format', 'strided')
+    ),
     *(f'torch.{kind}{bits}' for kind in ('int', 'uint') for bits in (8, 16, 32, 64)),
-    *(f'torch.{name}' for name in ('float16', 'bfloat16', 'float32', 'float64', 'complex64', 'complex128', 'bool')),
+    *(
+        f'torch.{name}'
+        for name in ('float16', 'bfloat16', 'float32', 'float64', 'complex64', 'complex128', 'bool')
+    ),
     'torch._utils._rebuild_tensor_v3',  # of element types that weights do not have
     'torch.Generator',
     'argparse.Namespace',
@@ -75,7 +89,11 @@ INERT = {
     'numpy.dtype',
     'numpy.ndarray',
     'numpy.float64',
-    *(f'numpy.{core}.multiarray.{name}' for core in ('core', '_core') for name in ('scalar', '_reconstruct')),
+    *(
+        f'numpy.{core}.multiarray.{name}'
+        for core in ('core', '_core')
+        for name in ('scalar', '_reconstruct')
+    ),
 }
 KNOWN = {
     'collections.OrderedDict',
@@ -86,8 +104,28 @@ KNOWN = {
     *INERT,
 }
 
-_VALUES = {'INT', 'BININT', 'BININT1', 'BININT2', 'LONG', 'LONG1', 'LONG4', 'FLOAT', 'BINFLOAT', 'STRING', 'BINSTRING'}
-_VALUES |= {'SHORT_BINSTRING', 'UNICODE', 'SHORT_BINUNICODE', 'BINUNICODE', 'BINUNICODE8', 'BINBYTES', 'SHORT_BINBYTES'}
+_VALUES = {
+    'INT',
+    'BININT',
+    'BININT1',
+    'BININT2',
+    'LONG',
+    'LONG1',
+    'LONG4',
+    'FLOAT',
+    'BINFLOAT',
+    'STRING',
+    'BINSTRING',
+}
+_VALUES |= {
+    'SHORT_BINSTRING',
+    'UNICODE',
+    'SHORT_BINUNICODE',
+    'BINUNICODE',
+    'BINUNICODE8',
+    'BINBYTES',
+    'SHORT_BINBYTES',
+}
 _VALUES |= {'BINBYTES8', 'BYTEARRAY8'}
 _CONSTANTS = {'NONE': None, 'NEWTRUE': True, 'NEWFALSE': False}
 _TUPLES = {'EMPTY_TUPLE': 0, 'TUPLE1': 1, 'TUPLE2': 2, 'TUPLE3': 3}
@@ -102,16 +140,26 @@ def interpret(data: bytes) -> Any:
       Malformed: if it is cut short or is no pickle of a known kind.
     """
     try:
-        with warnings.catch_warnings(action='ignore'):  # of what damaged text would be in Python's source
+        # Warnings of what damaged text would be in Python's source.
+        with warnings.catch_warnings(action='ignore'):
             return _Machine().run(data)
-    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, EOFError, struct.error) as error:
-        raise Malformed(str(error)) from error  # what Python's own readers raise for a pickle with damaged bytes
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        EOFError,
+        struct.error,
+    ) as error:
+        # Python's own readers raise these for a pickle with damaged bytes.
+        raise Malformed(str(error)) from error
 
 
 class _Machine:
     """The stack machine: `stack` is the part above the last mark, `marked` what is below it."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.stack: list[Any] = []
         self.marked: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
@@ -158,12 +206,19 @@ class _Machine:
             stack.append(_known(argument.replace(' ', '.', 1)))
         elif name == 'STACK_GLOBAL':
             module, attribute = self.take(2)
-            stack.append(_known(f'{module}.{attribute}' if isinstance(module, str) and isinstance(attribute, str) else '?'))
+            stack.append(
+                _known(
+                    f'{module}.{attribute}'
+                    if isinstance(module, str) and isinstance(attribute, str)
+                    else '?'
+                )
+            )
         elif name in ('REDUCE', 'NEWOBJ', 'NEWOBJ_EX'):
             function, arguments, *_ = self.take(3 if name == 'NEWOBJ_EX' else 2)
             self.spend(arguments)
             self.stack.append(_call(function, arguments))
-        elif name == 'BUILD':  # attributes of an object, such as a state dict's `_metadata`: nobody reads them
+        elif name == 'BUILD':
+            # Attributes of an object, such as a state dict's `_metadata`: nobody reads them.
             self.take(1)
         elif name == 'BINPERSID':
             stack.append(_storage(stack.pop()))
@@ -185,9 +240,13 @@ class _Machine:
         return values
 
     def spend(self, arguments: Any) -> None:
-        """Counts the items of a call's arguments. A file has a byte for each, unless it names them over and over."""
+        """Counts the items of a call's arguments. A file has a byte for each, unless
+        it names them over and over.
+        """
         if isinstance(arguments, tuple):
-            self.left -= sum(len(argument) for argument in arguments if type(argument) in (list, tuple, dict))
+            self.left -= sum(
+                len(argument) for argument in arguments if type(argument) in (list, tuple, dict)
+            )
         if self.left < 0:
             raise Malformed('the same values are arguments many times')
 
@@ -197,8 +256,10 @@ class _Machine:
         return items
 
 
-def _dict_of(pairs) -> dict[Any, Any]:
-    """The pairs whose key is a name. No weights have another key, and hashing one could take any time and depth."""
+def _dict_of(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
+    """The pairs whose key is a name. No weights have another key, and hashing one
+    could take any time and depth.
+    """
     return {key: value for key, value in pairs if isinstance(key, str)}
 
 
@@ -220,7 +281,11 @@ def _call(function: Any, arguments: Any) -> Any:
         return arguments[0]
     if function.name in REBUILD:
         storage, offset, size, stride = arguments[:4]
-        if not isinstance(storage, Storage) or not isinstance(size, tuple) or not isinstance(stride, tuple):
+        if (
+            not isinstance(storage, Storage)
+            or not isinstance(size, tuple)
+            or not isinstance(stride, tuple)
+        ):
             raise Malformed('a tensor without storage, size or stride')
         if not all(type(n) is int for n in (offset, *size, *stride)):
             raise Malformed('a size that is no integer')
@@ -236,6 +301,11 @@ def _storage(identity: Any) -> Storage:
         raise Malformed('an unknown persistent id')
     _, kind, key, _, numel = identity
     short = kind.name.rsplit('.', 1)[-1]
-    if short not in (*STORAGES, 'UntypedStorage') or not isinstance(key, str) or type(numel) is not int or numel < 0:
+    if (
+        short not in (*STORAGES, 'UntypedStorage')
+        or not isinstance(key, str)
+        or type(numel) is not int
+        or numel < 0
+    ):
         raise Malformed('an unknown storage')
     return Storage(short, key, numel)

@@ -1,6 +1,8 @@
-"""The names that published VGG code gives to our modules: `(module, blocks) -> prefix` of the PyTorch parameters.
+"""The names that published VGG code gives to our modules:
+`(module, blocks) -> prefix` of the PyTorch parameters.
 
-`module` is one of our module paths, `stage1_block1/conv`; `blocks` are the model's `stage<i>_block<j>`, in order.
+`module` is one of our module paths, `stage1_block1/conv`; `blocks` are the model's
+`stage<i>_block<j>`, in order.
 """
 
 import re
@@ -18,7 +20,9 @@ def torchvision(module: str, blocks: Sequence[str]) -> str:
 
 
 def torchvision_bn(module: str, blocks: Sequence[str]) -> str:
-    """torchvision's vgg11_bn, vgg13_bn, vgg16_bn, vgg19_bn: `stage2_block1/conv` -> `features.4`."""
+    """torchvision's vgg11_bn, vgg13_bn, vgg16_bn, vgg19_bn:
+    `stage2_block1/conv` -> `features.4`.
+    """
     return _features(module, blocks, ('conv', 'norm', 'ReLU'))
 
 
@@ -30,11 +34,14 @@ def repdistiller(module: str, blocks: Sequence[str]) -> str:
     if unit is None:
         raise _no_counterpart(module, 'RepDistiller')
     stage, number, part = unit.groups()
-    return f'block{int(stage) - 1}.{3 * (int(number) - 1) + (part == "norm")}'  # convolution, BatchNorm, ReLU
+    # In the order convolution, BatchNorm, ReLU.
+    return f'block{int(stage) - 1}.{3 * (int(number) - 1) + (part == "norm")}'
 
 
-def _features(module, blocks, layers):
-    """torchvision's one list of all layers: `layers` for each convolution, and a max pool after each stage."""
+def _features(module: str, blocks: Sequence[str], layers: Sequence[str]) -> str:
+    """torchvision's one list of all layers: `layers` for each convolution, and
+    a max pool after each stage.
+    """
     if module in DENSE:
         return DENSE[module]
     unit = UNIT.fullmatch(module)
@@ -45,5 +52,7 @@ def _features(module, blocks, layers):
     return f'features.{before * len(layers) + pools + layers.index(unit[3])}'
 
 
-def _no_counterpart(module, source):
-    return UserError(f'module {module!r} has no counterpart in this VGG of {source}; leave it as initialised')
+def _no_counterpart(module: str, source: str) -> UserError:
+    return UserError(
+        f'module {module!r} has no counterpart in this VGG of {source}; leave it as initialised'
+    )

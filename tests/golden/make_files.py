@@ -1,4 +1,5 @@
-"""Writes `files/`: small files as PyTorch itself writes them, and `expected.npz` with what is in them.
+"""Writes `files/`: small files as PyTorch itself writes them, and
+`expected.npz` with what is in them.
 
 python tests/golden/make_files.py        (needs torch and safetensors; the tests do not)
 """
@@ -43,20 +44,41 @@ def main() -> None:
 
     def write(name, content, tensors, **options):
         torch.save(content, FILES / name, **options)
-        expected.update({f'{name}/{key}': np.asarray(value.float().numpy()) for key, value in tensors.items()})
+        expected.update(
+            {f'{name}/{key}': np.asarray(value.float().numpy()) for key, value in tensors.items()}
+        )
 
     write('plain.pth', state, state)
-    training = {'epoch': 3, 'best_acc': torch.tensor(0.5), 'optimizer': {'state': {0: {'momentum': torch.ones(3)}}, 'lr': 0.1}}
-    write('checkpoint.pth', training | {'state_dict': {f'module.{key}': value for key, value in state.items()}}, state)
-    write('half.pth', {key: value.half() for key, value in state.items() if value.is_floating_point()},
-          {key: value.half() for key, value in state.items() if value.is_floating_point()})  # fmt: skip
-    low = {'a': torch.tensor([1.0, -2.5, 3e38, 1e-40, 0.1]).bfloat16(), 'b': torch.tensor([[0.1, 0.2]], dtype=torch.float64)}
+    training = {
+        'epoch': 3,
+        'best_acc': torch.tensor(0.5),
+        'optimizer': {'state': {0: {'momentum': torch.ones(3)}}, 'lr': 0.1},
+    }
+    write(
+        'checkpoint.pth',
+        training | {'state_dict': {f'module.{key}': value for key, value in state.items()}},
+        state,
+    )
+    half = {key: value.half() for key, value in state.items() if value.is_floating_point()}
+    write('half.pth', half, dict(half))
+    low = {
+        'a': torch.tensor([1.0, -2.5, 3e38, 1e-40, 0.1]).bfloat16(),
+        'b': torch.tensor([[0.1, 0.2]], dtype=torch.float64),
+    }
     write('bfloat16_float64.pth', low, low)
     write('views.pth', views(), views())
     write('protocol4.pth', state, state, pickle_protocol=4)
-    save_file(low | {'n.num_batches_tracked': torch.tensor(7), 'index': torch.arange(3)}, FILES / 'some.safetensors')
+    save_file(
+        low | {'n.num_batches_tracked': torch.tensor(7), 'index': torch.arange(3)},
+        FILES / 'some.safetensors',
+    )
     kept = low | {'n.num_batches_tracked': torch.tensor(7)}
-    expected.update({f'some.safetensors/{key}': np.asarray(value.float().numpy()) for key, value in kept.items()})
+    expected.update(
+        {
+            f'some.safetensors/{key}': np.asarray(value.float().numpy())
+            for key, value in kept.items()
+        }
+    )
 
     torch.save(network(), FILES / 'module.pth')
     torch.save(state, FILES / 'legacy.pth', _use_new_zipfile_serialization=False)

@@ -1,11 +1,12 @@
-"""Trains the PyTorch teacher of configs/pretrained.py: resnet20 on Fashion-MNIST as 32 x 32 colour images.
+"""Trains the PyTorch teacher of configs/pretrained.py: resnet20 on
+Fashion-MNIST as 32 x 32 colour images.
 
     pip install torch
     apt-get install dataset-fashion-mnist
-    python tests/golden/train_teacher.py            # writes configs/weights/fashion_mnist_resnet20.pth
+    python tests/golden/train_teacher.py  # writes configs/weights/fashion_mnist_resnet20.pth
 
-The state dict has the names of RepDistiller's networks, in half precision to stay small. The last 6,000 training images
-are left out, as a validation split; the test split is not touched.
+The state dict has the names of RepDistiller's networks, in half precision to stay small. The last
+6,000 training images are left out, as a validation split; the test split is not touched.
 """
 
 import argparse
@@ -25,17 +26,29 @@ MEAN, STD = 0.2, 0.32  # of the padded images; the same for each of the three ch
 
 def load(directory: Path, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
     """(images `[N, 3, 32, 32]` in 0..1, labels `[N]`)."""
-    images = np.frombuffer(gzip.decompress((directory / f'{kind}-images-idx3-ubyte.gz').read_bytes()), np.uint8, offset=16)
-    labels = np.frombuffer(gzip.decompress((directory / f'{kind}-labels-idx1-ubyte.gz').read_bytes()), np.uint8, offset=8)
+    images = np.frombuffer(
+        gzip.decompress((directory / f'{kind}-images-idx3-ubyte.gz').read_bytes()),
+        np.uint8,
+        offset=16,
+    )
+    labels = np.frombuffer(
+        gzip.decompress((directory / f'{kind}-labels-idx1-ubyte.gz').read_bytes()),
+        np.uint8,
+        offset=8,
+    )
     images = torch.tensor(images.reshape(-1, 1, 28, 28).copy()).float() / 255
     # As the importing side will see them: 28 x 28 resized, not padded.
-    return F.interpolate(images, (32, 32), mode='bilinear', antialias=True), torch.tensor(labels.astype(np.int64))
+    return F.interpolate(images, (32, 32), mode='bilinear', antialias=True), torch.tensor(
+        labels.astype(np.int64)
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument('--data', type=Path, default=Path('/usr/share/datasets/fashion-mnist'))
-    parser.add_argument('--out', type=Path, default=Path('configs/weights/fashion_mnist_resnet20.pth'))
+    parser.add_argument(
+        '--out', type=Path, default=Path('configs/weights/fashion_mnist_resnet20.pth')
+    )
     parser.add_argument('--epochs', type=float, default=4)
     arguments = parser.parse_args()
     torch.manual_seed(0)
@@ -74,7 +87,12 @@ def main() -> None:
     print('validation top-1', (predictions == labels[count:]).float().mean().item())
     arguments.out.parent.mkdir(exist_ok=True)
     torch.save(
-        {'state_dict': {k: v.half() if v.is_floating_point() else v for k, v in net.state_dict().items()}}, arguments.out
+        {
+            'state_dict': {
+                k: v.half() if v.is_floating_point() else v for k, v in net.state_dict().items()
+            }
+        },
+        arguments.out,
     )
 
 

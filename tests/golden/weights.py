@@ -1,4 +1,6 @@
-"""Random weights that depend on nothing but a tensor's PyTorch name and shape: the script and the test make the same ones."""
+"""Random weights that depend on nothing but a tensor's PyTorch name and shape: the script and
+the test make the same ones.
+"""
 
 import math
 import re
@@ -6,7 +8,8 @@ import zlib
 
 import numpy as np
 
-# Scales of BatchNorm weights, so that activations neither vanish nor explode over the depth: the first pattern that matches.
+# Scales of BatchNorm weights, so that activations neither vanish nor explode over the depth:
+# the first pattern that matches.
 GAINS = (
     (r'^layer\d\.\d+\.bn[23]\.weight', 0.5),  # late in a residual or shuffle block
     (r'^stage\d\.\d+\.branch\d\.\d\.weight', 0.7),
@@ -34,7 +37,9 @@ def image(*shape: int) -> np.ndarray:
 
 
 def sample(values: np.ndarray, count: int = 256) -> np.ndarray:
-    """At most `count` values spread over the array; the step has no factor in common with any axis."""
+    """At most `count` values spread over the array; the step has no
+    factor in common with any axis.
+    """
     flat = values.reshape(-1)
     step = max(flat.size // count, 1)
     while math.gcd(step, flat.size) != 1:

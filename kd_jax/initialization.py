@@ -1,0 +1,88 @@
+"""How the variables of a run start: their plans, for shapes and values, and the state
+before the first step.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kd_jax import trained
+from kd_jax.data import Dataset
+from kd_jax.models import Output, initial
+from kd_jax.monitor import warn
+from kd_jax.networks import Network, variables_of
+from kd_jax.spec import OBJECTIVE_OF, Job, StepSpec, TeacherSpec, TrainState
+
+# Of the streams of random numbers that initial values are drawn from.
+NUMBERS = {'student': 1, 'objective': 2, 'peer': 3, 'peer_objective': 4}
+
+
+def _example(dataset: Dataset) -> dict[str, Any]:
+    """A batch of two examples, for shapes only."""
+    image, zeros = jnp.zeros((2, *dataset.info.image_shape), jnp.float32), jnp.zeros(2, jnp.int32)
+    return {
+        'image': image,
+        'label': zeros,
+        'index': zeros,
+        'mask': jnp.ones(2),
+        'train_label': dataset.train.labels,
+    }
+
+
+def student_plans(step: StepSpec, dataset: Dataset) -> dict[str, initial.Plan]:
+    """How the students' variables start: role -> plan."""
+    image = _example(dataset)['image']
+
+    def plan(network: Network) -> initial.Plan:
+        return initial.Plan(lambda key: network.model.init_with_output(key, image, train=False))
+
+    return {role: plan(network) for role, network in step.students.items()}
+
+
+def objective_plans(
+    step: StepSpec, dataset: Dataset, students: Mapping[str, initial.Plan]
+) -> dict[str, initial.Plan]:
+    """How the variables of the students' objectives start, as in `TrainState.params`."""
+    batch = _example(dataset)
+
+    def says(teacher: TeacherSpec, other: Output) -> Output:
+        if teacher.network is not None:
+            net = teacher.network
+
+            def start() -> tuple[Output, Any]:
+                image = net.normalize(batch['image'])
+                return net.model.init_with_output(jax.random.key(0), image, train=False)
+
+            return jax.eval_shape(start)[0]
+        return Output(jnp.zeros((2, dataset.info.num_classes)), {}) if teacher.shared else other
+
+    def plan(role: str) -> initial.Plan:
+        other = students['peer' if role == 'student' and 'peer' in students else 'student'].output
+        outputs = [students[role].output, *(says(teacher, other) for teacher in step.teachers)]
+        outputs = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), outputs)
+        return initial.Plan(
+            lambda key: step.objective.init(key, outputs[0], tuple(outputs[1:]), batch)
+        )
+
+    return {OBJECTIVE_OF[role]: plan(role) for role in students}
+
+
+def initial_state(job: Job) -> TrainState:
+    """The state before the first step, as host arrays."""
+    spec = job.run.step
+    model_state = {
+        role: plan.draw((job.seed, NUMBERS[role])) for role, plan in job.run.plans.items()
+    }
+    params = {role: variables.pop('params', {}) for role, variables in model_state.items()}
+    if job.start is not None:
+        variables = trained.start_from(
+            job.start, variables_of(params['student'], model_state['student']), warn
+        )
+        params['student'], model_state['student'] = variables.pop('params'), variables
+    now = {'params': params['student'], 'model_state': model_state['student']}
+    opt_state = jax.device_get(job.run.init_optimizer(params))
+    ema, snapshot = (now if wanted else None for wanted in (spec.ema_decay, spec.snapshot_steps))
+    return TrainState(np.zeros((), np.int32), params, model_state, opt_state, ema, snapshot)

@@ -1,0 +1,106 @@
+"""What a step can do, and a check that some of it, together, is the same on one device and on four,
+under jit and pmap, and resumed.
+"""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+from helpers import random_splits
+from steps import MODES, largest_difference, run_of, start, train
+
+from kd_jax import jobs
+from kd_jax.checkpoint import Checkpoints
+from kd_jax.initialization import initial_state
+
+# What each does to a run that learns from the teacher 'a': (changes of the run, of the
+# augmentation, teachers added).
+FEATURES = {
+    'sweep': ({'sweep': 'objective.kl.tau=1,4; optim.learning_rate=0.05,0.02'}, {}, ()),
+    'several teachers': ({}, {}, ('b',)),
+    'own past and average': (
+        {'optim.ema_decay': 0.9, 'snapshot_epochs': 0.25},
+        {},
+        ('self:ema', 'self:snapshot'),
+    ),
+    'peer': ({}, {}, ('self:peer',)),
+    'stored targets': ({'soft_targets': 'exact'}, {}, ()),
+    'mixup': ({}, {'mixup': 1.0}, ()),
+    'accumulation': ({'optim.accumulate': 2}, {}, ()),
+    'average of weights': ({'optim.ema_decay': 0.9}, {}, ()),
+    'freezing': ({'optim.freeze': ('stage1',)}, {}, ()),
+}
+REFUSED = {
+    ('own past and average', 'peer'): 'self:peer does not go with the others',
+    ('stored targets', 'mixup'): 'every image is mixed with another one every time',
+}
+PAIRS = list(itertools.combinations(FEATURES, 2))
+# Everything at once, but for one of each pair that is refused; a sweep is another executor.
+WITHOUT = (
+    ('peer', 'mixup'),
+    ('own past and average', 'stored targets'),
+    ('sweep', 'peer', 'stored targets'),
+    ('sweep', 'own past and average', 'mixup'),
+)
+TOGETHER = [tuple(name for name in FEATURES if name not in without) for without in WITHOUT]
+
+
+def configured(names):
+    changes, augment, teachers = {'model.dropout': 0.1}, {'crop': 1, 'flip': True}, ['a']
+    for name in names:
+        more, views, added = FEATURES[name]
+        changes, augment, teachers = changes | more, augment | views, teachers + list(added)
+    weights = tuple(float(k) for k in range(1, len(teachers) + 1))
+    return run_of(
+        changes | {'teachers': tuple(teachers), 'teacher_weights': weights}, augment=augment
+    )
+
+
+def saved_and_restored(state, directory):
+    """As another process would find it."""
+    with Checkpoints(directory) as checkpoints:
+        checkpoints.save(1, state, {})
+    with Checkpoints(directory) as checkpoints:
+        return checkpoints.restore_latest(jax.tree.map(np.zeros_like, state), pytest.fail)[0]
+
+
+def check(names, directory):
+    """Two updates: 1e-5 between the devices; after one of them, saved and restored, the second is
+    the same bit for bit; and a member of a sweep is what it would be alone.
+    """
+    run, dataset, states, histories = configured(names), random_splits(unlabelled=20), {}, {}
+    for mode, how in MODES.items():
+        executor, todo = start(run, dataset, *how, steps=1, workdir=directory)
+        histories[mode] = train(executor, (1, 1))
+        states[mode] = jax.device_get(executor.states())
+        if mode == 'jit on 1':
+            executor.load(todo, [initial_state(job) for job in todo])
+            train(executor, (1,))
+            kept = jax.device_get(executor.states())
+            executor.load(
+                todo,
+                [saved_and_restored(state, directory / str(k)) for k, state in enumerate(kept)],
+            )
+            again = train(executor, (1,), begin=1)
+            assert largest_difference(jax.device_get(executor.states()), states[mode]) == 0
+            assert (
+                largest_difference(
+                    again, [{name: x[1:] for name, x in of.items()} for of in histories[mode]]
+                )
+                == 0
+            )
+    one = states['jit on 1']
+    assert len(one) == (4 if 'sweep' in names else 1)
+    first = [initial_state(job).params for job in todo]
+    assert largest_difference([state.params for state in one], first) > 1e-4
+    assert all(int(state.step) == 2 for state in one)
+    for mode in ('jit on 4', 'pmap on 4'):
+        assert largest_difference(one, states[mode]) <= 1e-5, mode
+        assert largest_difference(histories['jit on 1'], histories[mode]) <= 1e-5, mode
+    if 'sweep' in names:
+        member = jobs.members_of('own', run)[todo[-1].name]
+        executor, _ = start(member, dataset, steps=1, workdir=directory / 'member')
+        (alone,) = train(executor, (1, 1))
+        assert largest_difference(executor.states()[0].params, one[-1].params) <= 1e-5
+        assert largest_difference(alone, histories['jit on 1'][-1]) <= 1e-5

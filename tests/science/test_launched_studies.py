@@ -1,0 +1,174 @@
+"""launch/: a study in several processes, the notebook from top to bottom."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import flax
+import nbformat
+import numpy as np
+import pytest
+from helpers import REPOSITORY, environment, run_main
+
+from kd_jax.checkpoint import load_variables
+
+LOCAL, CLOUD, NOTEBOOK = (
+    REPOSITORY / 'launch' / name for name in ('local.sh', 'cloud_tpu.sh', 'colab.ipynb')
+)
+
+
+TRAIN_IMAGES, BATCH = 1020, 64  # of the digits
+
+
+def epochs(steps):
+    return steps * BATCH / TRAIN_IMAGES
+
+
+# A teacher without, and a student with BatchNorm. Rounding differs with the number of devices, and
+# after some ten steps resnet8 amplifies it (as it does, on one device, a change of 1e-7 in its
+# first weights): hence the student's few steps.
+STUDY = (
+    '--config=configs/digits.py',
+    '--config.seeds=(0,)',
+    '--config.tensorboard=False',
+    '--only=teacher,student',
+    '--config.runs.teacher.model.name=cnn',
+    f'--config.runs.teacher.epochs={epochs(48)}',
+    '--config.runs.teacher.optim.learning_rate=0.2',
+    '--config.runs.teacher.select=last',
+    '--config.runs.student.model.name=resnet8',
+    '--config.runs.student.model.width=0.25',
+    f'--config.runs.student.epochs={epochs(8)}',
+    '--config.runs.student.optim.learning_rate=0.05',
+    '--config.runs.student.select=last',
+)
+
+
+def local(processes, *arguments, devices=None, timeout=300, **extra):
+    """`launch/local.sh` to its end."""
+    extra = (
+        {'PYTHON': sys.executable} | extra | ({'KD_JAX_DEVICES': str(devices)} if devices else {})
+    )
+    command, env = [str(LOCAL), str(processes), *arguments], environment(**extra)
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        cwd=REPOSITORY,
+        env=env,
+        check=False,
+    )
+
+
+def trained(directory):
+    """(all variables by path, result.json) of a run."""
+    result = json.loads((directory / 'result.json').read_text())
+    return flax.traverse_util.flatten_dict(
+        load_variables(directory, result['checkpoint']), sep='/'
+    ), result
+
+
+@pytest.fixture(scope='module')
+def alone(tmp_path_factory):
+    """The study on one device of one process."""
+    workdir = tmp_path_factory.mktemp('one')
+    done = run_main(*STUDY, f'--workdir={workdir}')
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+@pytest.mark.parametrize('mode', ['auto', pytest.param('jit', marks=pytest.mark.long)])
+def test_two_processes_of_two_devices_train_the_same_parameters_as_one(alone, tmp_path, mode):
+    done = local(2, *STUDY, f'--workdir={tmp_path}', f'--config.parallel={mode}', devices=2)
+    assert done.returncode == 0, done.stderr
+    assert f'8 steps of 64 ({"pmap" if mode == "auto" else mode} on 4 devices)' in done.stdout
+    for run, steps in (('teacher', 48), ('student', 8)):
+        (one, expected), (two, result) = (trained(d / run / 'seed0') for d in (alone, tmp_path))
+        assert one.keys() == two.keys()
+        for name in one:
+            np.testing.assert_allclose(
+                two[name], one[name], rtol=0, atol=1e-5, err_msg=f'{run} {name}'
+            )
+        assert result['steps'] == expected['steps'] == steps
+        assert result['test']['top1'] == expected['test']['top1']
+        assert result['test']['count'] == expected['test']['count'] == 597
+    # there was something to learn
+    assert trained(alone / 'teacher' / 'seed0')[1]['test']['top1'] > 0.7
+
+
+@pytest.mark.long
+def test_sigterm_stops_all_processes_and_the_same_command_continues(tmp_path):
+    lengths = ('--config.runs.teacher.epochs=20.', '--config.runs.teacher.eval_every=1.')
+    command = [*STUDY[:3], '--only=teacher', '--config.runs.teacher.model.name=cnn', *lengths]
+    whole = local(2, *command, f'--workdir={tmp_path / "whole"}', devices=2)
+    assert whole.returncode == 0, whole.stderr
+    env = environment(PYTHON=sys.executable, KD_JAX_DEVICES='2')
+    cut = [str(LOCAL), '2', *command, f'--workdir={tmp_path / "cut"}']
+    with subprocess.Popen(
+        cut, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=REPOSITORY, env=env
+    ) as process:
+        text = ''
+        for line in process.stdout:
+            text += line
+            if 'epoch 3.0/20.0' in line:
+                process.send_signal(signal.SIGTERM)
+    assert process.returncode == 143, text
+    assert text.count('stopped by SIGTERM') == 2
+    assert 'epoch 20.0/20.0' not in text
+    again = local(2, *command, f'--workdir={tmp_path / "cut"}', devices=2)
+    assert again.returncode == 0, again.stderr
+    assert 'resumed at step' in again.stdout
+    one, two = (trained(tmp_path / d / 'teacher' / 'seed0')[0] for d in ('whole', 'cut'))
+    for name in one:
+        np.testing.assert_array_equal(one[name], two[name], err_msg=name)
+
+
+@pytest.fixture(autouse=True)
+def no_google(tmp_path_factory, monkeypatch):
+    """A `gcloud` that fails, so that no test can reach the real one."""
+    gcloud = tmp_path_factory.mktemp('bin') / 'gcloud'
+    gcloud.write_text('#!/bin/sh\nexit 99\n')
+    gcloud.chmod(0o755)
+    monkeypatch.setenv('PATH', f'{gcloud.parent}:{os.environ["PATH"]}')
+
+
+@pytest.mark.long
+def test_the_notebook_runs_from_top_to_bottom_and_distillation_pays(tmp_path):
+    from nbclient import NotebookClient
+
+    for name in ('kd_jax', 'configs', 'requirements.txt'):  # what it trains stays in tmp_path
+        (tmp_path / name).symlink_to(REPOSITORY / name)
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    client = NotebookClient(
+        notebook,
+        timeout=600,
+        kernel_name='python3',
+        resources={'metadata': {'path': str(tmp_path)}},
+    )
+    client.execute(env=environment(KD_JAX_FLAGS='--config.seeds=(0,)'))
+    outputs = {cell.id: cell.outputs for cell in notebook.cells if cell.cell_type == 'code'}
+
+    def shown(cell, kind):
+        return [
+            output.data[kind]
+            for output in outputs[cell]
+            if output.output_type == 'display_data' and kind in output.data
+        ]
+
+    (table,) = shown('table', 'text/markdown')
+    head, _, *rows = [
+        [c.strip() for c in line.strip('|').split('|')]
+        for line in table.splitlines()
+        if line.startswith('|')
+    ]
+    top1 = {row[0]: float(row[head.index('top-1 %')].split()[0]) for row in rows}
+    assert list(top1) == ['teacher', 'alone', 'student']
+    assert top1['student'] > top1['alone'] + 5
+    assert len(shown('curves', 'image/png')) == len(shown('look', 'image/png')) == 1
+    (comparison,) = shown('compare', 'text/markdown')
+    four, one = (line.split('|') for line in comparison.splitlines()[2:])
+    assert (four[1].strip(), one[1].strip()) == ('4', '1')
+    assert float(four[2]) == top1['student'] != float(one[2])

@@ -1,0 +1,85 @@
+"""Spaces of a search: what is refused before anything trains."""
+
+import pytest
+from helpers import random_splits, save_npz
+from studies import config_of
+
+from configs import common
+from kd_jax import search
+from kd_jax.errors import UserError
+
+SPACE = 'objective.kl.tau=1..16 log; optim.learning_rate=0.001..0.05 log'
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    return save_npz(tmp_path_factory.mktemp('data') / 'three.npz', random_splits(train=200))
+
+
+def study_of(data, **changes):
+    changes = {
+        'teachers': ('teacher',),
+        'epochs': 3.0,
+        'eval_every': 1.0,
+        'seeds': (0, 1),
+    } | changes
+    return config_of(
+        data, teacher=(None, {'epochs': 3.0}), student=(common.distillation(), changes)
+    )
+
+
+def search_of(data, workdir, space=SPACE, together=4, changes=None, **options):
+    return search.Search(
+        study_of(data, **(changes or {})), workdir, 'student', space, together=together, **options
+    )
+
+
+def never():
+    return False
+
+
+@pytest.mark.parametrize(
+    ('space', 'words'),
+    [
+        ('', '--space is empty'),
+        (
+            'objective.kl.tua=1..2',
+            (
+                "unknown field of runs.student in --space 'objective.kl.tua'; "
+                "did you mean 'objective.kl.tau'"
+            ),
+        ),
+        ('objective.kl=1..2', 'which is a group; name one of its fields: .*tau'),
+        ('objective.kl.tau', 'write each field once'),
+        ('objective.kl.tau=4..1', 'LOW..HIGH'),
+        ('objective.kl.tau=0..1 log', 'above 0 for weights and with log'),
+        ('objective.kl.weight=0..1', 'above 0 for weights'),
+        ('model.name=1..2', 'LOW..HIGH'),
+        ('batch_size=20,large', 'or different values'),
+        ('batch_size=20,20', 'or different values'),
+        ('model.name=cnn,resnet9', "unknown model 'resnet9'; did you mean"),
+        ('objective.kl.tau=-1,-2', 'must be a finite number greater than 0'),
+    ],
+)
+def test_a_space_that_makes_no_sense_is_one_sentence(data, tmp_path, space, words):
+    with pytest.raises(UserError, match=words) as caught:
+        search_of(data, tmp_path, space).go(4, never)
+    assert '\n' not in str(caught.value)
+
+
+def test_other_mistakes_are_one_sentence(data, tmp_path):
+    with pytest.raises(
+        UserError, match='--run=pupil is no run of the study; it has student, teacher'
+    ):
+        search.Search(study_of(data), tmp_path, 'pupil', SPACE, together=2)
+    with pytest.raises(UserError, match='--together is 0'):
+        search_of(data, tmp_path, together=0)
+    with pytest.raises(UserError, match='has a sweep or patience'):
+        search_of(data, tmp_path, changes={'patience': 2})
+    with pytest.raises(UserError, match='--storage=nodb://x cannot be used'):
+        search_of(data, tmp_path, storage='nodb://x')
+    search_of(data, tmp_path / 'a')
+    with pytest.raises(UserError, match='holds a search with another space'):
+        search_of(data, tmp_path / 'a', 'objective.kl.tau=1..2')
+    with pytest.raises(UserError, match='holds a search with another run'):
+        search_of(data, tmp_path / 'a', changes={'epochs': 4.0})

@@ -1,0 +1,297 @@
+"""What is set once for a process: compilation cache, memory, cores as devices,
+profile; and the flags that say so.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from helpers import REPOSITORY, SMALL, run_main
+
+from kd_jax import runtime
+from kd_jax.errors import UserError
+
+SET = (
+    'XLA_FLAGS',
+    'JAX_COMPILATION_CACHE_DIR',
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS',
+    'JAX_NUM_CPU_DEVICES',
+)
+
+
+def python(*arguments, **extra):
+    """stdout of a process without what the tests and the user set for JAX."""
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in (*SET, runtime.CACHE_VARIABLE)
+    }
+    command = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=REPOSITORY,
+        env=environment | extra,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_cache_is_where_the_user_says_or_in_the_users_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv(runtime.CACHE_VARIABLE, 'off')
+    assert runtime.cache_directory() is None
+    monkeypatch.setenv(runtime.CACHE_VARIABLE, str(tmp_path / 'given'))
+    assert runtime.cache_directory().parent == tmp_path / 'given'
+    monkeypatch.setenv(runtime.CACHE_VARIABLE, '~/given')
+    monkeypatch.setenv('HOME', str(tmp_path))
+    assert runtime.cache_directory().parent == tmp_path / 'given'
+    monkeypatch.setenv(runtime.CACHE_VARIABLE, '')
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'xdg'))
+    assert runtime.cache_directory().parent == tmp_path / 'xdg' / 'kd_jax'
+    monkeypatch.delenv(runtime.CACHE_VARIABLE)
+    monkeypatch.delenv('XDG_CACHE_HOME')
+    assert runtime.cache_directory().parent == tmp_path / '.cache' / 'kd_jax'
+
+
+def test_each_kind_of_processor_has_a_cache_of_its_own(monkeypatch):
+    """The kind is what the processor can do, not its clock or which core was asked."""
+
+    def name(info, machine='x86_64'):
+        def read(path):
+            assert path == Path('/proc/cpuinfo')
+            if info is None:
+                raise FileNotFoundError(path)
+            return info
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, 'read_text', read)
+            patch.setattr(platform, 'machine', lambda: machine)
+            return runtime.cache_directory().name
+
+    old, new = (
+        'cpu MHz\t\t: {}\nflags\t\t: fpu avx\n',
+        'cpu MHz\t\t: {}\nflags\t\t: fpu avx avx512f\n',
+    )
+    assert name(old.format(2000)) == name(old.format(3000)) == name(old.format(1) * 4)
+    arm = 'Features\t: fp asimd\n'
+    kinds = [
+        (old, 'x86_64'),
+        (new, 'x86_64'),
+        (None, 'x86_64'),
+        (None, 'arm64'),
+        (arm, 'aarch64'),
+        (arm + 'sve', 'aarch64'),
+    ]
+    names = [name(*kind) for kind in kinds]
+    assert len(set(names)) == 5  # Arm's second core is the same machine's
+    assert [n.rsplit('-', 1)[0] for n in names] == [machine for _, machine in kinds]
+
+
+PREPARED = """
+import ctypes, json, platform, sys, types
+import jax
+from kd_jax import runtime
+cores, libc, arguments = json.loads(sys.argv[1])
+memory = []
+runtime.cores = lambda: cores
+platform.libc_ver = lambda: (libc, '')
+ctypes.CDLL = lambda name: types.SimpleNamespace(mallopt=lambda *pair: memory.append(pair))
+before = jax.config.jax_num_cpu_devices
+runtime.prepare(**arguments)
+asked = jax.config.jax_num_cpu_devices
+config = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
+print(json.dumps([None if asked == before else asked, len(jax.devices()), len(memory), *config]))
+"""
+
+
+def prepared(cores=3, libc='glibc', arguments=None, **extra):
+    """After `runtime.prepare`: (CPU devices that it asked for, devices, settings of the
+    allocator, cache, its threshold).
+    """
+    return json.loads(python('-c', PREPARED, json.dumps([cores, libc, arguments or {}]), **extra))
+
+
+COUNT = '--xla_force_host_platform_device_count=2'
+
+
+@pytest.mark.parametrize(
+    ('how', 'expected'),
+    [
+        ({}, (3, 3, 4)),
+        ({'cores': 11}, (8, 8, 4)),
+        ({'libc': ''}, (3, 3, 0)),
+        ({'XLA_FLAGS': '--xla_cpu_enable_fast_math=false'}, (3, 3, 4)),
+        ({'XLA_FLAGS': COUNT}, (None, 2, 4)),
+        ({'JAX_NUM_CPU_DEVICES': '5'}, (None, 5, 4)),
+        ({'arguments': {'single_process': False}}, (None, 1, 4)),
+        ({'arguments': {'fast': False}}, (None, 1, 0)),
+    ],
+    ids=str,
+)
+def test_cores_become_devices_and_memory_is_kept_unless_the_user_says_otherwise(
+    tmp_path, how, expected
+):
+    *found, cache, threshold = prepared(**how, **{runtime.CACHE_VARIABLE: str(tmp_path)})
+    assert tuple(found) == expected
+    assert (Path(cache).parent, threshold) == (tmp_path, 0.1)
+
+
+def test_a_cache_that_jax_was_given_stays(tmp_path):
+    own = {
+        'JAX_COMPILATION_CACHE_DIR': str(tmp_path / 'own'),
+        runtime.CACHE_VARIABLE: str(tmp_path / 'other'),
+    }
+    *_, cache, threshold = prepared(**own, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='7')
+    assert (cache, threshold) == (str(tmp_path / 'own'), 7)
+    assert prepared(**{runtime.CACHE_VARIABLE: 'off'})[3] is None
+
+
+def test_cores_are_those_the_process_may_use(monkeypatch):
+    assert runtime.cores() == len(os.sched_getaffinity(0))
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda process: {0, 5, 6})
+    assert runtime.cores() == 3
+    monkeypatch.delattr(os, 'sched_getaffinity')
+    monkeypatch.setattr(os, 'cpu_count', lambda: 7)
+    assert runtime.cores() == 7
+
+
+# `python -m kd_jax.main`, which says at its end how many programs it found in the cache.
+COUNTED = """
+import atexit, runpy
+from jax import monitoring
+hits = []
+def count(event, **_):
+    if event.endswith('compilation_cache/cache_hits'):
+        hits.append(1)
+monitoring.register_event_listener(count)
+atexit.register(lambda: print('hits', len(hits)))
+runpy.run_module('kd_jax.main', run_name='__main__', alter_sys=True)
+"""
+TINY = (*SMALL, '--only=alone', '--config.runs.alone.epochs=1.')  # 16 steps
+
+
+@pytest.fixture(scope='module')
+def studies(tmp_path_factory):
+    """The same study three times, with one cache: {name: (hits, programs in the cache
+    afterwards, run directory)}.
+    """
+    directory, found = tmp_path_factory.mktemp('studies'), {}
+    for name, flags in {'first': (), 'second': (), 'profiled': ('--config.profile=(2,6)',)}.items():
+        command = ('-c', COUNTED, *TINY, *flags, f'--workdir={directory / name}')
+        out = python(*command, **{runtime.CACHE_VARIABLE: str(directory / 'cache')})
+        programs = {path.name for path in (directory / 'cache').glob('*/*-cache')}
+        found[name] = int(out.split('hits')[-1]), programs, directory / name / 'alone' / 'seed0'
+    return found
+
+
+def test_a_second_start_finds_all_programs_that_the_first_one_kept(studies):
+    hits, kept, _ = studies['first']
+    assert hits == 0
+    assert len(kept) >= 3  # training, evaluation on val, and on test: half a second each and more
+    assert studies['second'][0] == len(kept)
+
+
+def outcome(directory):
+    """What does not depend on the clock."""
+    result = json.loads((directory / 'result.json').read_text())
+    for clocked in ('seconds', 'images_per_second', 'latency_ms'):
+        del result[clocked]
+    return result, (directory / 'metrics.jsonl').read_text()
+
+
+def test_a_profile_is_written_and_changes_nothing(studies):
+    first, second, profiled = (directory for *_, directory in studies.values())
+    assert outcome(first) == outcome(second) == outcome(profiled)
+    for pattern in ('*.xplane.pb', 'perfetto_trace.json.gz'):
+        (trace,) = (profiled / 'profile').rglob(pattern)
+        assert trace.stat().st_size > 1000
+    assert not (first / 'profile').exists()
+
+
+def test_a_trace_takes_whole_dispatches_and_ends_with_the_run(tmp_path, monkeypatch):
+    """Steps 2 to 6 of a run that dispatches 4 at a time, and of one that ends before."""
+    events = []
+    monkeypatch.setattr(jax.profiler, 'start_trace', lambda *_, **__: events.append('start'))
+    monkeypatch.setattr(jax.profiler, 'stop_trace', lambda: events.append('stop'))
+    for steps, expected in (
+        ((0, 4, 8, 12), [0, 4, 'start', 8, 'stop', 12]),
+        ((0, 3, 5), [0, 3, 'start', 5, 'stop']),
+        ((6, 10), [6, 10]),
+    ):
+        events.clear()
+        with runtime.Trace(tmp_path, (2, 6)) as trace:
+            for step in steps:
+                events.append(step)
+                trace.at(step)
+        assert events == expected
+
+
+def test_a_second_profiler_is_refused(tmp_path):
+    message = r'^the profiler cannot start \(.*\); set --config.profile="\(\)"$'
+    with jax.profiler.trace(str(tmp_path / 'other')), pytest.raises(UserError, match=message):
+        runtime.Trace(tmp_path / 'own', (0, 2)).at(0)
+
+
+@pytest.mark.parametrize(
+    ('flag', 'message'),
+    [
+        (
+            'profile=(6,2)',
+            (
+                'profile is (6, 2); it must be two step numbers, such as '
+                '--config.profile="(10,20)", or "()"'
+            ),
+        ),
+        (
+            'profile=(1,2,3)',
+            (
+                'profile is (1, 2, 3); it must be two step numbers, such as '
+                '--config.profile="(10,20)", or "()"'
+            ),
+        ),
+        (
+            'steps_per_dispatch=-1',
+            'steps_per_dispatch is -1; it must be 0 (the usual number) or more',
+        ),
+        (
+            'devices=99',
+            'devices is 99; it must be 0 (all) or at most 2, which is how many there are',
+        ),
+        ('precision=fp8', "unknown value of precision 'fp8'; known: bfloat16, float32, tf32"),
+    ],
+    ids=lambda value: value.split()[0],
+)
+def test_bad_values_are_refused_in_one_sentence(tmp_path, flag, message):
+    done = run_main(*TINY, f'--config.{flag}', f'--workdir={tmp_path / "w"}', devices=2)
+    assert (done.returncode, done.stderr) == (2, f'error: {message}\n')
+    assert not (tmp_path / 'w').exists()
+
+
+@pytest.mark.skipif(not Path('/proc/self/maps').exists(), reason='Linux counts maps')
+def test_programs_that_nobody_uses_are_forgotten():
+    """XLA crashes when a process has as many maps of memory as Linux
+    allows; each program takes some.
+    """
+
+    def count():
+        return len(Path('/proc/self/maps').read_bytes().splitlines())
+
+    runtime.forget_programs(0)
+    before = count()
+    functions = [jax.jit(lambda x, k=k: jnp.sin(x) * k + jnp.cos(x @ x)) for k in range(60)]
+    for function in functions:
+        function(jnp.ones((3, 3)))
+    made = count()
+    runtime.forget_programs(made)  # allowed: nothing happens
+    assert count() >= made > before + 60
+    runtime.forget_programs(before)
+    assert count() < before + (made - before) / 2

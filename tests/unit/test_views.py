@@ -1,0 +1,71 @@
+"""Views of an image that are told apart by a number, and rows of stored targets."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from helpers import random_splits
+
+from kd_jax import target_store
+from kd_jax.data import augment
+from kd_jax.data.views import Views
+
+
+def test_a_view_is_found_again_by_its_slot():
+    index, number = jnp.arange(40), jnp.arange(40) * 7
+    images = jnp.asarray(random_splits(size=6).train.image)[index]
+    for views, count in (
+        (Views(crop=1, flip=True), 18),
+        (Views(crop=2), 25),
+        (Views(flip=True), 2),
+        (Views(), 1),
+        (Views(crop=2, flip=True, rotate=20.0, cutout=2, fill=(9.0,), repeated=5, seed=3), 5),
+    ):
+        assert (views.count, views.countable) == (count, True)
+        key = jax.random.key(11)
+        slot = views.slot(key, index, number)
+        assert set(np.unique(slot)) <= set(range(count))
+        np.testing.assert_array_equal(
+            views.augment(key, images, index, number), views.of_slot(images, index, slot)
+        )
+    assert not Views(crop=1, rotate=5.0).countable
+    repeated = views.augment(jax.random.key(0), images, index, number)
+    np.testing.assert_array_equal(
+        repeated, views.augment(jax.random.key(1), images, index, number + 5)
+    )
+
+
+def test_all_windows_are_drawn_and_differ():
+    image = jnp.asarray(np.random.default_rng(0).uniform(1, 255, (5, 5, 2)), jnp.float32)
+    numbers = jnp.arange(augment.windows(crop=2, flip=True))
+    made = jax.vmap(lambda n: augment.window(image, n, crop=2, flip=True))(numbers)
+    assert len(np.unique(np.asarray(made).reshape(50, -1), axis=0)) == 50
+    drawn = jax.vmap(lambda key: augment.draw_window(key, crop=2, flip=True))(
+        jax.random.split(jax.random.key(0), 1000)
+    )
+    assert set(np.asarray(drawn).tolist()) == set(range(50))
+
+
+def test_the_likeliest_classes_and_the_rest_make_logits():
+    logits = np.random.default_rng(0).normal(0, 3, (7, 9)).astype(np.float32)
+    kind = target_store.row_type(9, 'float32', 4)
+    rows = target_store.rows_of(logits, kind)
+    found = jax.nn.softmax(target_store.decoded(target_store.columns(rows), 9))
+    exact = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    for mine, theirs in zip(np.asarray(found), exact, strict=True):
+        order = np.argsort(-theirs)
+        np.testing.assert_allclose(mine[order[:4]], theirs[order[:4]], rtol=1e-5)
+        np.testing.assert_allclose(mine[order[4:]], theirs[order[4:]].mean(), rtol=1e-5)
+    sure = np.zeros((1, 9), np.float32)
+    sure[0, 2] = 500.0
+    likely = target_store.rows_of(sure, target_store.row_type(9, 'float16', 2))
+    output = target_store.decoded(target_store.columns(likely), 9)
+    assert np.isfinite(output).all() and output.argmax() == 2
+    assert np.isfinite(jax.nn.log_softmax(output)).all()
+    all_of_them = target_store.rows_of(logits, target_store.row_type(9, 'float16', 0))
+    np.testing.assert_allclose(
+        target_store.decoded(target_store.columns(all_of_them), 9), logits, rtol=1e-3
+    )
+    huge = target_store.rows_of(
+        np.float32([[1e9, -1e9, 3.0]]), target_store.row_type(3, 'float16', 0)
+    )
+    assert huge['logits'].tolist() == [[65504.0, -65504.0, 3.0]]  # not infinite
