@@ -10,7 +10,7 @@ import pytest
 from helpers import random_splits
 from steps import MODES, largest_difference, run_of, start, train
 
-from kd_jax import jobs
+from kd_jax import config, jobs
 from kd_jax.checkpoint import Checkpoints
 from kd_jax.initialization import initial_state
 
@@ -39,9 +39,9 @@ PAIRS = list(itertools.combinations(FEATURES, 2))
 # Everything at once, but for one of each pair that is refused; a sweep is another executor.
 WITHOUT = (
     ('peer', 'mixup'),
-    ('own past and average', 'stored targets'),
-    ('sweep', 'peer', 'stored targets'),
-    ('sweep', 'own past and average', 'mixup'),
+    ('own past and average', 'stored targets', 'several teachers'),
+    ('sweep', 'peer', 'stored targets', 'accumulation'),
+    ('sweep', 'own past and average', 'mixup', 'accumulation'),
 )
 TOGETHER = [tuple(name for name in FEATURES if name not in without) for without in WITHOUT]
 
@@ -52,9 +52,10 @@ def configured(names):
         more, views, added = FEATURES[name]
         changes, augment, teachers = changes | more, augment | views, teachers + list(added)
     weights = tuple(float(k) for k in range(1, len(teachers) + 1))
-    return run_of(
-        changes | {'teachers': tuple(teachers), 'teacher_weights': weights}, augment=augment
-    )
+    objective = config.distillation(0.7, 4.0)
+    objective.dist = config.term('dist', weight=0.1)  # which looks across the batch
+    changes |= {'teachers': tuple(teachers), 'teacher_weights': weights}
+    return run_of(changes, objective, augment)
 
 
 def saved_and_restored(state, directory):

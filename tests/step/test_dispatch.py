@@ -141,10 +141,14 @@ def test_half_precision_keeps_parameters_and_logits_in_float32_and_learns_the_sa
 
 
 @pytest.mark.parametrize(
-    ('precision', 'found'),
-    [('float32', {'HIGHEST'}), ('tf32', {'HIGH'}), ('bfloat16', {'HIGHEST'})],
+    ('precision', 'found', 'fast'),
+    [
+        ('float32', {'HIGHEST'}, True),
+        ('float32', {'HIGHEST'}, False),
+        ('tf32', {'HIGH'}, True),
+        ('bfloat16', {'HIGHEST'}, True),
+    ],
 )
-@pytest.mark.parametrize('fast', [True, False])
 def test_products_have_the_precision_that_was_asked(precision, found, fast):
     """Every product and convolution of the compiled programs, those of gradients too: 9
     convolutions and a dense layer.

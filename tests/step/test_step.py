@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import random_splits
+from helpers import FASTEST_COMPILE, quickly, random_splits
 from steps import BATCH, MODES, drawn, largest_difference, run_of, start, teachers_of, train
 
 from kd_jax import config, evaluation, models
@@ -150,7 +150,7 @@ def test_another_temperature_or_learning_rate_is_the_same_program():
 
 def test_views_depend_on_index_and_view_number_only():
     splits = random_splits()
-    view = Views(crop=1, flip=True, rotate=15.0, cutout=3).augment
+    view = quickly(Views(crop=1, flip=True, rotate=15.0, cutout=3).augment, FASTEST_COMPILE)
     images = jnp.asarray(splits.train.image)
     key = jax.random.key(5)
     together = view(key, images[:12], jnp.arange(12), jnp.full(12, 4))

@@ -39,13 +39,6 @@ def local(processes, *arguments, devices=None, timeout=300, **extra):
     )
 
 
-def test_a_mistake_ends_all_processes_with_its_sentence_and_status_2(tmp_path):
-    done = local(2, '--config=configs/digits.py', '--only=tracher', f'--workdir={tmp_path}')
-    assert done.returncode == 2
-    assert "error: unknown run 'tracher'; did you mean 'teacher'?" in done.stderr
-    assert 'Traceback' not in done.stdout + done.stderr
-
-
 @pytest.fixture
 def stub(tmp_path):
     """Stands in for Python: says how it was started; waits for a signal or fails as

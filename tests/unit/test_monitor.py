@@ -1,15 +1,11 @@
 """What the user sees: lines or a bar, metrics.jsonl, TensorBoard, Weights & Biases."""
 
 import json
-import os
-import pty
 import re
-import subprocess
 import sys
 import types
 
 import pytest
-from helpers import REPOSITORY, SMALL, environment
 
 from kd_jax.errors import UserError
 from kd_jax.monitor import Monitor, clock
@@ -97,27 +93,3 @@ def test_other_processes_write_nothing(tmp_path, capsys):
 
 def test_time_is_written_for_people():
     assert [clock(s) for s in (5, 75, 3700)] == ['0:05', '1:15', '1:01:40']
-
-
-def test_in_a_terminal_there_is_a_progress_bar(tmp_path):
-    parent, child = pty.openpty()
-    command = [sys.executable, '-m', 'kd_jax.main', *SMALL, '--only=alone', f'--workdir={tmp_path}']
-    env = environment(TERM='xterm', COLUMNS='120')
-    process = subprocess.Popen(
-        command, stdout=child, stderr=subprocess.STDOUT, env=env, cwd=REPOSITORY
-    )
-    os.close(child)
-    shown = b''
-    while True:
-        try:
-            chunk = os.read(parent, 65536)
-        except OSError:  # how Linux says that the other end is closed
-            break
-        if not chunk:
-            break
-        shown += chunk
-    os.close(parent)
-    assert process.wait() == 0
-    text = shown.decode()
-    assert '━' in text and '\x1b[' in text
-    assert re.search(r'epoch 2\.0/2\.0 · loss [\d.e-]+ · val top-1 \d+\.\d\d %', text)
