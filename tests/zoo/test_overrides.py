@@ -14,7 +14,6 @@ from kd_jax.errors import UserError
 from kd_jax.models import build
 from kd_jax.models.resnet import CifarResNet
 
-
 LONG = pytest.mark.long
 
 
