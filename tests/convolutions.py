@@ -24,6 +24,42 @@ def convolutions(jaxpr):
                     yield from convolutions(inner)
 
 
+def kind_of(eqn):
+    """Of a convolution of a jaxpr: (height, width, stride, padding, group); the group is 'dense',
+    'depthwise', or (number, inputs, outputs).
+    """
+    height, width, inputs, outputs = eqn.invars[1].aval.shape
+    stride, groups = tuple(eqn.params['window_strides']), eqn.params['feature_group_count']
+    padding = tuple(low for low, _ in eqn.params['padding'])
+    assert all(low == high for low, high in eqn.params['padding'])
+    if groups == 1:
+        group = 'dense'
+    elif inputs == 1 and groups == outputs:
+        group = 'depthwise'
+    else:
+        group = (groups, inputs, outputs // groups)
+    return height, width, stride, padding, group
+
+
+# Every kind that any model of the zoo has.
+KINDS = [
+    *((k, k, (s, s), (k // 2, k // 2), 'dense') for k, s in ((1, 1), (1, 2), (3, 1), (3, 2))),
+    *((k, k, (s, s), (k // 2, k // 2), 'dense') for k, s in ((5, 1), (7, 2))),
+    *((k, k, (s, s), (0, 0), 'dense') for k, s in ((3, 1), (3, 2), (5, 1))),
+    *((h, w, (1, 1), (h // 2, w // 2), 'dense') for h, w in ((1, 3), (3, 1), (1, 7), (7, 1))),
+    *((k, k, (s, s), (k // 2, k // 2), 'depthwise') for k in (3, 5) for s in (1, 2)),
+    *((3, 3, (1, 1), (1, 1), (32, n, n)) for n in (4, 8, 16, 32)),
+    *((3, 3, (2, 2), (1, 1), (32, n, n)) for n in (8, 16, 32)),
+    *(
+        (1, 1, (1, 1), (0, 0), (3, inputs, outputs))
+        for inputs, outputs in (
+            *((18, 72), (20, 72), (20, 80), (40, 80), (40, 160), (80, 20)),
+            *((80, 40), (80, 160), (80, 320), (160, 40), (160, 80), (320, 80)),
+        )
+    ),
+]
+
+
 def case(batch, sides, kernel, stride, padding, groups):
     """(x, kernel, the other arguments); `kernel` is [kh, kw, in / groups, out]."""
     rng = np.random.default_rng(1)

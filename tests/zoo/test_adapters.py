@@ -28,9 +28,11 @@ def data(tmp_path_factory):
     return save_npz(tmp_path_factory.mktemp('data') / 'three.npz', random_splits(train=100))
 
 
-@pytest.mark.parametrize('name', ['cnn', 'resnet14', 'cifar_mobilenet_v2_x0.5'])
-def test_an_adapter_follows_every_block_and_starts_as_the_identity(name):
-    plain, adapted = build(name, 5), build(name, 5, adapter=3)
+@pytest.mark.parametrize(
+    ('name', 'depth'), [('cnn', None), ('resnet14', None), ('cifar_mobilenet_v2_x0.5', 0.3)]
+)
+def test_an_adapter_follows_every_block_and_starts_as_the_identity(name, depth):
+    plain, adapted = (build(name, 5, depth=depth, adapter=hidden) for hidden in (0, 3))
     extra = set(flat(shapes_of(adapted)['params'])) - set(flat(shapes_of(plain)['params']))
     modules = {
         path.split('/')[0] for path in flat(shapes_of(plain)['params']) if path.startswith('stage')

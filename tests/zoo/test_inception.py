@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from helpers import quickly
 from model_reference import Reference, conv_reference
-from small_models import image_of, shapes_of, size
+from small_models import image_of, shapes_of, size, traced
 
 from kd_jax.errors import UserError
 from kd_jax.models import build
@@ -23,10 +23,7 @@ from kd_jax.pretrained import inception as names
 
 
 def outputs(name, image, **overrides):
-    model = build(name, 1000, **overrides)
-    return jax.eval_shape(
-        partial(model.apply, train=False), shapes_of(model, image), jnp.zeros(image)
-    )
+    return traced(build(name, 1000, fast=False, **overrides), image)[0]
 
 
 @pytest.mark.parametrize(

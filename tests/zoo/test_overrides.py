@@ -14,6 +14,8 @@ from kd_jax.errors import UserError
 from kd_jax.models import build
 from kd_jax.models.resnet import CifarResNet
 
+LONG = pytest.mark.long
+
 
 def kernels_of(model, *sides):
     """{path: shape} of the kernels of all layers."""
@@ -123,12 +125,20 @@ PARAMETERS = [
     ('mobilenet_v3_small', {'width': 0.5}, 917_264),
     ('mobilenet_v3_small', {'width': 0.75}, 1_653_920),
     ('efficientnet_b0', {'width': 1.0, 'depth': 1.1}, 7_794_184),
-    ('efficientnet_b0', {'width': 1.1, 'depth': 1.2}, 9_109_994),
+    pytest.param(
+        'efficientnet_b0', {'width': 1.1, 'depth': 1.2}, 9_109_994, marks=pytest.mark.long
+    ),
     ('efficientnet_b0', {'width': 1.2, 'depth': 1.4}, 12_233_232),
-    ('efficientnet_b0', {'width': 1.4, 'depth': 1.8}, 19_341_616),
+    pytest.param(
+        'efficientnet_b0', {'width': 1.4, 'depth': 1.8}, 19_341_616, marks=pytest.mark.long
+    ),
     ('efficientnet_b0', {'width': 1.6, 'depth': 2.2}, 30_389_784),
-    ('efficientnet_b0', {'width': 1.8, 'depth': 2.6}, 43_040_704),
-    ('efficientnet_b0', {'width': 2.0, 'depth': 3.1}, 66_347_960),
+    pytest.param(
+        'efficientnet_b0', {'width': 1.8, 'depth': 2.6}, 43_040_704, marks=pytest.mark.long
+    ),
+    pytest.param(
+        'efficientnet_b0', {'width': 2.0, 'depth': 3.1}, 66_347_960, marks=pytest.mark.long
+    ),
 ]
 
 
@@ -175,7 +185,7 @@ def depthwise(name):
 KERNELS = [
     ('resnet18', 5, r'.*/conv[12]/conv', [3] * 16),
     ('resnet50', 5, r'.*/conv2/conv', [3] * 16),
-    ('cifar_resnet34', 5, r'.*/conv[12]/conv', [3] * 32),
+    ('cifar_resnet18', 5, r'.*/conv[12]/conv', [3] * 16),
     ('wrn_16_1', 5, r'.*/conv[12]', [3] * 12),
     ('imagenet_shufflenet_v1', 5, r'.*/conv2/conv', [3] * 16),
     ('cifar_shufflenet_v1', 5, r'.*/conv2/conv', [3] * 16),

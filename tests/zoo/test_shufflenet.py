@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 from model_checks import assert_equal_to_reference
-from model_facts import EXPECTED, SHUFFLENETS
+from model_facts import EXPECTED
 from shufflenet_reference import Shuffled
 from small_models import (
     feature_shapes,
@@ -41,6 +41,7 @@ V2 = {
     'cifar_shufflenet_v2_x1_5': (176, 352, 704, 1024),
     'cifar_shufflenet_v2_x2_0': (224, 488, 976, 2048),
 }
+V2_WIDTHS = {widths: name for name, widths in V2.items()}.values()  # one name of each
 V1 = ('imagenet_shufflenet_v1', 'cifar_shufflenet_v1')
 
 
@@ -173,7 +174,7 @@ def test_logits_and_features_equal_a_float64_forward_pass(model, image, referenc
     )
 
 
-@pytest.mark.parametrize('name', SHUFFLENETS)
+@pytest.mark.parametrize('name', [*V1, *V2_WIDTHS])
 def test_no_width_leaves_channels_that_groups_do_not_divide(name):
     """With one unit a stage, the striding one, and one more in the first."""
 
