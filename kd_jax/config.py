@@ -151,7 +151,7 @@ class Study:
 class Imported:
     """A teacher whose weights are a file of PyTorch's, in `study().teachers`."""
 
-    torch: str = text()  # .pth, .pt or .safetensors: a state dict, or a checkpoint that holds one
+    torch: str = text()  # .pth, .pt, .bin, .safetensors: a state dict, or a checkpoint with one
     model: str = text()  # a name in kd_jax.models.MODELS, or a mapping of `name` and overrides
     # 0 = its usual one, or the data's
     size: int = number(0, at_least=0, words='0 (the default) or a side in pixels')

@@ -66,7 +66,7 @@ class Command:
             if time.monotonic() > end:
                 self.send_signal(signal.SIGKILL)
                 raise subprocess.TimeoutExpired(self.args, timeout, *self.output())
-            time.sleep(0.005)
+            time.sleep(0.02)
         return self.returncode
 
     def send_signal(self, number):
@@ -178,9 +178,11 @@ def _become(request, files):
 
 
 if __name__ == '__main__':
+    import gc
     import importlib
 
     sys.path[0] = str(REPOSITORY)
     for name in IMPORTED:
         importlib.import_module(name)
+    gc.freeze()  # or every collection in a child would copy the memory of what was imported
     _serve(socket.socket(fileno=int(sys.argv[1])))

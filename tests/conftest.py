@@ -11,6 +11,7 @@ otherwise lost in the output.
 """
 
 import faulthandler
+import gc
 import itertools
 import os
 import tempfile
@@ -63,6 +64,15 @@ def optimised(monkeypatch):
 
 pytest_plugins = ['cpu_time']
 SLOW_TIERS = ('zoo', 'science')
+
+
+def pytest_collection_finish():
+    """What was imported and collected stays; collections of garbage need not look at it, nor come
+    often: tracing allocates much that lives on.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 100)
 
 
 def pytest_collection_modifyitems(items):

@@ -21,9 +21,9 @@ DIGITS = (
     '--config.tensorboard=False',
     '--config.runs.teacher.model.name=cnn',
     '--config.runs.teacher.model.width=0.5',
-    '--config.runs.teacher.epochs=8.',
-    '--config.runs.alone.epochs=14.',
-    '--config.runs.student.epochs=14.',
+    '--config.runs.teacher.epochs=6.',
+    '--config.runs.alone.epochs=12.',
+    '--config.runs.student.epochs=12.',
     '--config.runs.student.optim.learning_rate=0.05',
 )
 # What must survive a kill: averages, momentum, random views, dropout, a ramp, counts of patience.
@@ -54,7 +54,7 @@ def test_a_student_with_five_labels_a_class_gains_from_its_teacher(digits):
     saved = json.loads((workdir / 'results.json').read_text())
     top1 = {result['run']: 100 * result['test']['top1'] for result in saved['results']}
     assert top1['teacher'] > 90
-    assert top1['student'] - top1['alone'] > 6  # 13.9 on an AMD EPYC
+    assert top1['student'] - top1['alone'] > 6
     assert f'{top1["student"]:.2f}' in shown.split('top-1 %')[1].splitlines()[0]
     assert f'{top1["student"] - top1["alone"]:+.2f} points of test top-1' in shown
 
@@ -156,33 +156,22 @@ def assert_same(one, other):
     assert lines[0] == lines[1]
 
 
-def test_killed_and_resumed_it_ends_bit_for_bit_the_same(digits, undisturbed, tmp_path):
-    """SIGKILL after a checkpoint, and in the middle of writing one."""
-    checkpoints = tmp_path / 'student/seed0/checkpoints'
-
-    def names():
-        return {path.name for path in checkpoints.glob('*')}
-
-    for saving in (False, True):
-        command, known = student(tmp_path, digits[0]), names()
-        if saving:
-            wait_for(lambda: any('tmp' in name for name in names()), command)
-        else:
-            wait_for(lambda known=known: {n for n in names() if n.isdigit()} - known, command)
-        command.send_signal(signal.SIGKILL)
-        assert command.wait() == -signal.SIGKILL
-        assert not (tmp_path / 'student/seed0/result.json').exists()
-    assert 'student seed 0 · resumed at step' in ended(student(tmp_path, digits[0]))
-    assert_same(tmp_path, undisturbed)
-
-
-def test_sigterm_saves_and_exits_143_and_the_same_command_continues(digits, undisturbed, tmp_path):
-    command, metrics = student(tmp_path, digits[0]), tmp_path / 'student/seed0/metrics.jsonl'
+def test_stopped_and_killed_it_ends_bit_for_bit_the_same(digits, undisturbed, tmp_path):
+    """SIGTERM, which saves and exits with 143; then SIGKILL in the middle of writing a
+    checkpoint; the same command continues.
+    """
+    checkpoints, metrics = (
+        tmp_path / 'student/seed0' / n for n in ('checkpoints', 'metrics.jsonl')
+    )
+    command = student(tmp_path, digits[0])
     wait_for(lambda: metrics.exists() and metrics.read_text(), command)
     command.send_signal(signal.SIGTERM)
     assert command.wait(60) == 143
-    out, error = command.output()
-    assert 'stopped by SIGTERM; the same command continues' in out + error
+    assert 'stopped by SIGTERM; the same command continues' in ''.join(command.output())
+    command = student(tmp_path, digits[0])
+    wait_for(lambda: any('tmp' in path.name for path in checkpoints.glob('*')), command)
+    command.send_signal(signal.SIGKILL)
+    assert command.wait() == -signal.SIGKILL
     assert not (tmp_path / 'student/seed0/result.json').exists()
     assert 'student seed 0 · resumed at step' in ended(student(tmp_path, digits[0]))
     assert_same(tmp_path, undisturbed)

@@ -163,52 +163,7 @@ def test_cores_are_those_the_process_may_use(monkeypatch):
     assert runtime.cores() == 7
 
 
-# `python -m kd_jax.main`, which says at its end how many programs it found in the cache.
-COUNTED = """
-import atexit, runpy
-from jax import monitoring
-hits = []
-def count(event, **_):
-    if event.endswith('compilation_cache/cache_hits'):
-        hits.append(1)
-monitoring.register_event_listener(count)
-atexit.register(lambda: print('hits', len(hits)))
-runpy.run_module('kd_jax.main', run_name='__main__', alter_sys=True)
-"""
-
-
 TINY = (*SMALL, '--only=alone', '--config.runs.alone.epochs=1.')  # 16 steps
-
-
-@pytest.fixture(scope='module')
-def studies(tmp_path_factory):
-    """The same study three times, with one cache: {name: (hits, programs in the cache
-    afterwards, run directory)}.
-    """
-    directory, found = tmp_path_factory.mktemp('studies'), {}
-    for name, flags in {'first': (), 'second': (), 'profiled': ('--config.profile=(2,6)',)}.items():
-        command = ('-c', COUNTED, *TINY, *flags, f'--workdir={directory / name}')
-        out = python(*command, **{runtime.CACHE_VARIABLE: str(directory / 'cache')})
-        programs = {path.name for path in (directory / 'cache').glob('*/*-cache')}
-        found[name] = int(out.split('hits')[-1]), programs, directory / name / 'alone' / 'seed0'
-    return found
-
-
-def outcome(directory):
-    """What does not depend on the clock."""
-    result = json.loads((directory / 'result.json').read_text())
-    for clocked in ('seconds', 'images_per_second', 'latency_ms'):
-        del result[clocked]
-    return result, (directory / 'metrics.jsonl').read_text()
-
-
-def test_a_profile_is_written_and_changes_nothing(studies):
-    first, second, profiled = (directory for *_, directory in studies.values())
-    assert outcome(first) == outcome(second) == outcome(profiled)
-    for pattern in ('*.xplane.pb', 'perfetto_trace.json.gz'):
-        (trace,) = (profiled / 'profile').rglob(pattern)
-        assert trace.stat().st_size > 1000
-    assert not (first / 'profile').exists()
 
 
 def test_a_trace_takes_whole_dispatches_and_ends_with_the_run(tmp_path, monkeypatch):
