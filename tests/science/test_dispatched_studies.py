@@ -1,33 +1,18 @@
 """What changes the speed of a study and nothing else: dispatches, overlap, fast forms."""
 
 import json
-from pathlib import Path
 
 import flax
-import jax
 import numpy as np
 import pytest
+from dispatches import CHANGES, DEEP, dispatched, executor_of
 from helpers import FAST_COMPILE, random_splits, save_npz
-from steps import largest_difference, metrics_of
+from steps import largest_difference
 from studies import config_of, final_params, train
 
-from kd_jax import build, executors
+from kd_jax import executors
 from kd_jax.checkpoint import load_variables
-from kd_jax.initialization import initial_state
 from kd_jax.parallel import Parallel
-from kd_jax.placement import Placement
-
-# A run in which most things depend on the step: views, an average, a schedule, dropout.
-CHANGES = {
-    'model.dropout': 0.1,
-    'augment.crop': 1,
-    'optim.name': 'sgd',
-    'optim.learning_rate': 0.05,
-    'optim.ema_decay': 0.9,
-}
-
-
-DEEP = CHANGES | {'model.name': 'resnet8', 'augment.mixup': 0.5}
 
 
 @pytest.fixture(autouse=True)
@@ -37,45 +22,6 @@ def quickly_compiled(monkeypatch):
     """
     options = Parallel._options
     monkeypatch.setattr(Parallel, '_options', lambda self: (options(self) or {}) | FAST_COMPILE)
-
-
-def run_of(**changes):
-    """A run like `DEEP`; with 60 images an epoch is 3 steps of 20."""
-    return config_of('none', alone=(None, DEEP | changes)).runs.alone.copy_and_resolve_references()
-
-
-def executor_of(parallel, steps_per_dispatch=0, **changes):
-    """Of a run like `DEEP`, with its first state."""
-    run = run_of(**changes)
-    spec = build.run_spec('alone', run, random_splits(), {}, parallel, steps_per_dispatch)
-    executor = executors.DataParallel(spec, parallel)
-    job = build.job_of(spec, 'alone', run, 0, Path())
-    executor.load([job], [initial_state(job)])
-    return executor
-
-
-def dispatched(executor, counts):
-    """The state after dispatches of `counts` steps, and the metrics of each step; what
-    pads a dispatch is nonsense.
-    """
-    history, real = [], Placement.batches.__get__(executor.placement)
-    executor.load(executor.jobs, [initial_state(job) for job in executor.jobs])
-
-    def padded(order, step, count, teachers):
-        batch = real(order, step, count, teachers)
-        for value in batch.values():
-            assert len(value) == executor.run.timing.steps_per_dispatch
-            value[count:] = 59
-        return batch
-
-    executor.placement.batches = padded
-    step = 0
-    for count in counts:
-        (metrics,) = metrics_of(executor.train(step, count))
-        history += [{name: x[k] for name, x in metrics.items()} for k in range(count)]
-        step += count
-    (state,) = executor.states()
-    return jax.device_get(state), history
 
 
 @pytest.fixture(scope='module')
@@ -133,7 +79,9 @@ def test_without_what_is_fast_on_a_cpu_training_is_the_same(data, tmp_path):
     )
     assert result['test']['nll'] == pytest.approx(plain_result['test']['nll'], abs=1e-4)
     (state, history), (plain_state, plain_history) = (
-        dispatched(executor_of(Parallel('jit', 1, fast=fast), steps), [steps] * (4 // steps))
+        dispatched(
+            executor_of(Parallel('jit', 1, fast=fast), steps, **DEEP), [steps] * (4 // steps)
+        )
         for fast, steps in ((True, 4), (False, 1))
     )
     assert 0 < largest_difference((state, history), (plain_state, plain_history)) <= 1e-4

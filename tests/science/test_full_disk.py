@@ -4,20 +4,7 @@ import shlex
 import subprocess
 import sys
 
-from helpers import REPOSITORY, SMALL, environment, run_main
-
-TINY = (*SMALL, '--only=alone', '--config.runs.alone.epochs=1.')
-
-
-def assert_refused(done, *parts):
-    """Exit status 2 and one sentence on stderr that holds all `parts`; no traceback."""
-    message = done.stderr.strip()
-    assert done.returncode == 2, done.stderr + done.stdout
-    assert 'Traceback' not in done.stderr
-    assert message.count('\n') == 0, message
-    assert message.startswith('error: ')
-    for part in parts:
-        assert part in message
+from helpers import REPOSITORY, TINY, assert_refused, environment, run_main
 
 
 def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint(tmp_path):

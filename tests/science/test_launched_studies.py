@@ -1,7 +1,6 @@
 """launch/: a study in several processes, the notebook from top to bottom."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,13 +10,9 @@ import nbformat
 import numpy as np
 import pytest
 from helpers import REPOSITORY, environment, run_main
+from launches import LOCAL, NOTEBOOK, local
 
 from kd_jax.checkpoint import load_variables
-
-LOCAL, CLOUD, NOTEBOOK = (
-    REPOSITORY / 'launch' / name for name in ('local.sh', 'cloud_tpu.sh', 'colab.ipynb')
-)
-
 
 TRAIN_IMAGES, BATCH = 1020, 64  # of the digits
 
@@ -44,23 +39,6 @@ STUDY = (
     '--config.runs.student.optim.learning_rate=0.05',
     '--config.runs.student.select=last',
 )
-
-
-def local(processes, *arguments, devices=None, timeout=300, **extra):
-    """`launch/local.sh` to its end."""
-    extra = (
-        {'PYTHON': sys.executable} | extra | ({'KD_JAX_DEVICES': str(devices)} if devices else {})
-    )
-    command, env = [str(LOCAL), str(processes), *arguments], environment(**extra)
-    return subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        cwd=REPOSITORY,
-        env=env,
-        check=False,
-    )
 
 
 def trained(directory):
@@ -126,13 +104,11 @@ def test_sigterm_stops_all_processes_and_the_same_command_continues(tmp_path):
         np.testing.assert_array_equal(one[name], two[name], err_msg=name)
 
 
-@pytest.fixture(autouse=True)
-def no_google(tmp_path_factory, monkeypatch):
-    """A `gcloud` that fails, so that no test can reach the real one."""
-    gcloud = tmp_path_factory.mktemp('bin') / 'gcloud'
-    gcloud.write_text('#!/bin/sh\nexit 99\n')
-    gcloud.chmod(0o755)
-    monkeypatch.setenv('PATH', f'{gcloud.parent}:{os.environ["PATH"]}')
+def test_a_mistake_ends_all_processes_with_its_sentence_and_status_2(tmp_path):
+    done = local(2, '--config=configs/digits.py', '--only=tracher', f'--workdir={tmp_path}')
+    assert done.returncode == 2
+    assert "error: unknown run 'tracher'; did you mean 'teacher'?" in done.stderr
+    assert 'Traceback' not in done.stdout + done.stderr
 
 
 @pytest.mark.long

@@ -10,36 +10,15 @@ import time
 import commands
 import pytest
 from helpers import environment, random_splits, save_npz
-from studies import config_of, final_params, train
+from studies import SPACE, final_params, search_of, train
 
-from configs import common
 from kd_jax import evaluate, search
 from kd_jax.train import Stopped
-
-SPACE = 'objective.kl.tau=1..16 log; optim.learning_rate=0.001..0.05 log'
 
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
     return save_npz(tmp_path_factory.mktemp('data') / 'three.npz', random_splits(train=200))
-
-
-def study_of(data, **changes):
-    changes = {
-        'teachers': ('teacher',),
-        'epochs': 3.0,
-        'eval_every': 1.0,
-        'seeds': (0, 1),
-    } | changes
-    return config_of(
-        data, teacher=(None, {'epochs': 3.0}), student=(common.distillation(), changes)
-    )
-
-
-def search_of(data, workdir, space=SPACE, together=4, changes=None, **options):
-    return search.Search(
-        study_of(data, **(changes or {})), workdir, 'student', space, together=together, **options
-    )
 
 
 def never():

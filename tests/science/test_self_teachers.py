@@ -2,10 +2,10 @@
 of its past, a second student.
 """
 
-import jax
 import pytest
 from helpers import random_splits, save_npz
-from steps import MODES, largest_difference, run_of, start
+from own_teachers import VIEWS, alone, peers
+from steps import largest_difference, run_of, start
 from steps import train as train_steps
 from studies import config_of, train
 
@@ -15,29 +15,6 @@ from kd_jax.errors import UserError
 from kd_jax.initialization import initial_state
 from kd_jax.teacher_outputs import EMA, PEER, SELF_TEACHERS, SNAPSHOT
 from kd_jax.train import Stopped
-
-VIEWS = {'crop': 1, 'flip': True}
-
-
-EPOCH = 60 / 16  # steps
-
-
-def alone(
-    kind, mode='jit on 1', *, steps, snapshot_steps=2, objective=None, model='cnn', **changes
-):
-    """(executor, its last state, the metrics of each step) of a run without other teachers."""
-    changes = {
-        'teachers': (kind,),
-        'snapshot_epochs': snapshot_steps / EPOCH,
-        'optim.weight_decay': 0.0,
-        **changes,
-    }
-    objective = objective or common.distillation(0.5, 2.0)
-    executor, _ = start(
-        run_of(changes, objective, VIEWS, model), random_splits(), *MODES[mode], steps=1
-    )
-    history = train_steps(executor, (1,) * steps)
-    return executor, jax.device_get(executor.states()[0]), history and history[0]
 
 
 @pytest.mark.parametrize('mode', ['pmap on 4', pytest.param('jit on 4', marks=pytest.mark.long)])
@@ -67,23 +44,6 @@ def test_before_there_is_a_snapshot_training_is_that_without_a_teacher():
     assert (
         largest_difference(taught.params['student'], executor.states()[0].params['student']) <= 1e-6
     )
-
-
-def peers(exchanged=False, equal=False):
-    """An executor of two students, and its first state with the two exchanged or equal."""
-    executor, (job,) = start(
-        run_of({'teachers': (PEER,)}, common.distillation(0.5, 2.0), VIEWS),
-        random_splits(),
-        steps=1,
-    )
-    state = initial_state(job)
-    params = dict(state.params)
-    if exchanged:
-        params |= {'student': params['peer'], 'peer': params['student']}
-    if equal:
-        params['peer'] = params['student']
-    executor.load([job], [state.replace(params=params)])
-    return executor
 
 
 def test_peers_are_each_others_teachers():

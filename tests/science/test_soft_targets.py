@@ -9,9 +9,8 @@ import commands
 import numpy as np
 import pytest
 from helpers import environment, random_splits, save_npz
-from studies import SMALL_STEPS, config_of, final_params, train
+from studies import final_params, student_study, train
 
-from configs import common
 from kd_jax import checkpoint, extraction, library, target_store, trained
 from kd_jax.errors import UserError
 from kd_jax.train import Stopped
@@ -21,20 +20,6 @@ from kd_jax.workdir import RunDirectory
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
     return save_npz(tmp_path_factory.mktemp('data') / 'three.npz', random_splits(train=400))
-
-
-def study_of(data, teachers=('teacher',), **runs):
-    """Students that differ in `runs`: name -> changes; two epochs
-    with crop 1 and flip, 18 views.
-    """
-    taught = {
-        name: (common.distillation(), SMALL_STEPS | {'teachers': teachers} | changes)
-        for name, changes in runs.items()
-    }
-    config = config_of(data, **{name: (None, {}) for name in teachers}, **taught)
-    with config.unlocked():
-        config.augment.crop, config.augment.flip = 1, True
-    return config
 
 
 @pytest.mark.parametrize(
@@ -51,7 +36,7 @@ def test_training_with_all_views_kept_is_training_with_the_teacher(
     fiftieth, and another hundredth in the parameters.
     """
     kept = {'soft_targets': 'exact', 'soft_targets_dtype': 'float32'}
-    config = study_of(data, live={}, kept=kept, half={'soft_targets': 'exact'})
+    config = student_study(data, live={}, kept=kept, half={'soft_targets': 'exact'})
     with config.unlocked():
         config.seeds, config.precision = seeds, precision
         if precision == 'bfloat16':
@@ -96,7 +81,7 @@ def test_training_with_all_views_kept_is_training_with_the_teacher(
 
 
 def test_streamed_targets_give_the_same_bits(data, tmp_path, monkeypatch):
-    config = study_of(data, teachers=('a', 'b'), student={'soft_targets': '3', 'epochs': 3.0})
+    config = student_study(data, teachers=('a', 'b'), student={'soft_targets': '3', 'epochs': 3.0})
     train(config, tmp_path / 'one')
     shutil.copytree(tmp_path / 'one', tmp_path / 'two', ignore=shutil.ignore_patterns('student'))
     monkeypatch.setattr(extraction, 'fits', lambda *_: False)
@@ -113,7 +98,7 @@ def test_one_device_and_four_learn_the_same_from_kept_targets(
     if streamed:
         monkeypatch.setattr(extraction, 'fits', lambda *_: False)
     for mode, devices in (('jit', 1), ('pmap', 4), ('jit', 4)):
-        config = study_of(data, student={'soft_targets': 'exact', 'batch_size': 20})
+        config = student_study(data, student={'soft_targets': 'exact', 'batch_size': 20})
         with config.unlocked():
             config.parallel, config.devices = mode, devices
         train(config, tmp_path / f'{mode}{devices}', only=())
@@ -126,7 +111,7 @@ def test_one_device_and_four_learn_the_same_from_kept_targets(
 
 def test_a_student_learns_from_the_likeliest_class_alone(data, tmp_path):
     changes = {'epochs': 8.0, 'optim.name': 'adam', 'optim.learning_rate': 0.05}
-    config = study_of(data, student={'soft_targets': '2', 'soft_targets_top_k': 1, **changes})
+    config = student_study(data, student={'soft_targets': '2', 'soft_targets_top_k': 1, **changes})
     results = train(config, tmp_path)
     assert results['student', 0]['test']['top1'] > 0.8
 
@@ -142,7 +127,7 @@ def contents(directory):
 def test_a_study_that_is_stopped_while_it_extracts_goes_on(data, tmp_path, monkeypatch):
     monkeypatch.setattr(target_store, 'CHUNK', 64)
     monkeypatch.setattr(extraction, 'CHUNK', 64)
-    config = study_of(data, student={'soft_targets': 'exact'})
+    config = student_study(data, student={'soft_targets': 'exact'})
 
     def stop():
         done = list(tmp_path.glob('teacher/seed0/soft_targets/*/chunks.jsonl'))
@@ -157,10 +142,10 @@ def test_a_study_that_is_stopped_while_it_extracts_goes_on(data, tmp_path, monke
 def test_targets_of_a_teacher_that_cannot_be_written_to_are_kept_in_the_studys_workdir(
     data, tmp_path, monkeypatch
 ):
-    train(study_of(data), tmp_path / 'theirs')
+    train(student_study(data), tmp_path / 'theirs')
     monkeypatch.setattr(library.os, 'access', lambda path, _: 'theirs' not in str(path))
     before = contents(tmp_path / 'theirs')
-    config = study_of(
+    config = student_study(
         data,
         teachers=(),
         student={'teachers': (str(tmp_path / 'theirs/teacher'),), 'soft_targets': '2'},
@@ -172,8 +157,8 @@ def test_targets_of_a_teacher_that_cannot_be_written_to_are_kept_in_the_studys_w
 
 def test_a_teacher_of_other_classes_is_refused(data, tmp_path):
     other = save_npz(tmp_path / 'four.npz', random_splits(classes=4))
-    train(study_of(data), tmp_path / 'three')
-    config = study_of(
+    train(student_study(data), tmp_path / 'three')
+    config = student_study(
         other,
         teachers=(),
         student={'teachers': (str(tmp_path / 'three/teacher'),), 'soft_targets': 'exact'},
@@ -186,7 +171,7 @@ def test_the_command_extracts_what_a_study_then_uses(data, tmp_path):
     """In a process of its own, on other devices; the study finds the
     targets and extracts nothing.
     """
-    config = study_of(data, student={'soft_targets': '2'})
+    config = student_study(data, student={'soft_targets': '2'})
     train(config, tmp_path, only=('teacher',))
     flags = [
         f'--teacher={tmp_path}/teacher',

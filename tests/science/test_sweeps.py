@@ -7,9 +7,8 @@ import types
 import numpy as np
 import pytest
 from helpers import random_splits, save_npz
-from studies import SMALL_STEPS, config_of, final_params, train
+from studies import final_params, sweep_study, train
 
-from configs import common
 from kd_jax import extraction, jobs
 from kd_jax.errors import UserError
 from kd_jax.train import Stopped
@@ -19,23 +18,6 @@ from kd_jax.workdir import RunDirectory
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
     return save_npz(tmp_path_factory.mktemp('data') / 'three.npz', random_splits(train=200))
-
-
-LONG = SMALL_STEPS | {'epochs': 5.0, 'eval_every': 2.5}  # 50 steps
-
-
-def study_of(data, text, changes=None, terms=None, **fields):
-    config = config_of(
-        data,
-        teacher=(None, {'epochs': 3.0}),
-        student=(common.distillation(), LONG | {'sweep': text} | (changes or {})),
-    )
-    with config.unlocked():
-        config.augment.crop, config.augment.flip = 1, True
-        config.update_from_flattened_dict(fields)
-        for name, own in (terms or {}).items():
-            config.runs.student.objective[name] = common.term(name, **own)
-    return config
 
 
 def alone(workdir, config, name):
@@ -109,7 +91,7 @@ def test_a_member_is_what_it_would_be_alone(data, tmp_path, case, mode, devices)
     validations, result and table.
     """
     text, changes, fields = CASES[case]
-    config = study_of(data, text, changes, parallel=mode, devices=devices, **fields)
+    config = sweep_study(data, text, changes, parallel=mode, devices=devices, **fields)
     results = train(config, tmp_path / 'all')
     members = jobs.members_of('student', config.runs.student)
     assert {
@@ -156,8 +138,8 @@ def test_a_member_that_diverges_leaves_the_others_alone(data, tmp_path):
     with pytest.raises(
         UserError, match=r'the loss of student-learning_rate=1e\+30 seed 0 became (nan|inf) at step'
     ):
-        train(study_of(data, 'optim.learning_rate=0.02,1e30,0.01'), tmp_path / 'three')
-    two = train(study_of(data, 'optim.learning_rate=0.02,0.01'), tmp_path / 'two')
+        train(sweep_study(data, 'optim.learning_rate=0.02,1e30,0.01'), tmp_path / 'three')
+    two = train(sweep_study(data, 'optim.learning_rate=0.02,0.01'), tmp_path / 'two')
     results = json.loads((tmp_path / 'three/results.json').read_text())['results']
     assert sorted(r['run'] for r in results) == [
         'student-learning_rate=0.01',
@@ -172,7 +154,9 @@ def test_a_member_that_diverges_leaves_the_others_alone(data, tmp_path):
 @pytest.mark.parametrize('devices', [1, 4])
 def test_a_sweep_that_is_stopped_goes_on_bit_for_bit(data, tmp_path, devices):
     def config():
-        return study_of(data, 'objective.kl.tau=1,2,4; seed=0,1', devices=devices, parallel='pmap')
+        return sweep_study(
+            data, 'objective.kl.tau=1,2,4; seed=0,1', devices=devices, parallel='pmap'
+        )
 
     train(config(), tmp_path / 'whole')
     asked = iter(range(1000))
@@ -190,7 +174,7 @@ def test_a_sweep_that_is_stopped_goes_on_bit_for_bit(data, tmp_path, devices):
 def test_members_saved_at_different_steps_all_get_to_the_end(data, tmp_path):
     import shutil
 
-    config = study_of(data, 'objective.kl.tau=1,2,4')
+    config = sweep_study(data, 'objective.kl.tau=1,2,4')
     whole = train(config, tmp_path / 'whole')
     shutil.copytree(tmp_path / 'whole', tmp_path / 'part')
     lost = tmp_path / 'part/student-kl.tau=1/seed0'
@@ -204,7 +188,7 @@ def test_members_saved_at_different_steps_all_get_to_the_end(data, tmp_path):
 
 
 def test_seeds_with_teachers_of_their_own_learn_from_those(data, tmp_path):
-    config = study_of(data, 'objective.kl.tau=1,4')
+    config = sweep_study(data, 'objective.kl.tau=1,4')
     with config.unlocked():
         config.seeds = (0, 1)
     results = train(config, tmp_path)
@@ -226,7 +210,7 @@ def test_seeds_with_teachers_of_their_own_learn_from_those(data, tmp_path):
 
 
 def test_streamed_targets_serve_a_sweep(data, tmp_path, monkeypatch):
-    config = study_of(data, 'objective.kl.tau=1,4', {'soft_targets': '4'})
+    config = sweep_study(data, 'objective.kl.tau=1,4', {'soft_targets': '4'})
     one = train(config, tmp_path / 'one')
     monkeypatch.setattr(extraction, 'fits', lambda *_: False)
     two = train(config, tmp_path / 'two')
@@ -234,7 +218,7 @@ def test_streamed_targets_serve_a_sweep(data, tmp_path, monkeypatch):
 
 
 def test_a_sweep_cannot_teach_but_its_members_can(data, tmp_path):
-    config = study_of(data, 'objective.kl.tau=1,4')
+    config = sweep_study(data, 'objective.kl.tau=1,4')
     with config.unlocked():
         config.runs.small = config.runs.student.copy_and_resolve_references()
         config.runs.small.update_from_flattened_dict(
@@ -260,7 +244,7 @@ def test_a_sweep_learns_from_several_teachers_and_its_own_average(data, tmp_path
         'epochs': 1.0,
         'eval_every': 0.5,
     }
-    config = study_of(data, 'objective.kl.tau=1,2', changes)
+    config = sweep_study(data, 'objective.kl.tau=1,2', changes)
     with config.unlocked():
         config.runs.second = config.runs.teacher.copy_and_resolve_references()
         config.runs.second.model.name = 'resnet8'
@@ -272,10 +256,10 @@ def test_a_sweep_learns_from_several_teachers_and_its_own_average(data, tmp_path
 
 def test_what_a_peer_achieved_is_in_each_members_result(data, tmp_path):
     changes = {'teachers': ('teacher', 'self:peer'), 'epochs': 1.0, 'eval_every': 0.5}
-    results = train(study_of(data, 'objective.kl.weight=0.5,1', changes), tmp_path)
+    results = train(sweep_study(data, 'objective.kl.weight=0.5,1', changes), tmp_path)
     own = train(
         alone(
-            tmp_path, study_of(data, 'objective.kl.weight=0.5,1', changes), 'student-kl.weight=1'
+            tmp_path, sweep_study(data, 'objective.kl.weight=0.5,1', changes), 'student-kl.weight=1'
         ),
         tmp_path / 'own',
     )
@@ -291,7 +275,7 @@ def test_members_that_stop_early_leave_the_others_alone(data, tmp_path):
     patience is each member's own.
     """
     changes = {'patience': 2, 'epochs': 6.0, 'eval_every': 0.5, 'optim.schedule': 'constant'}
-    results = train(study_of(data, 'optim.learning_rate=1e-12,0.05', changes), tmp_path)
+    results = train(sweep_study(data, 'optim.learning_rate=1e-12,0.05', changes), tmp_path)
     hopeless, good = (results[f'student-learning_rate={rate}', 0] for rate in ('1e-12', '0.05'))
     assert hopeless['steps'] < good['steps']
     assert good['test']['top1'] > 0.9 > hopeless['test']['top1']
@@ -315,7 +299,7 @@ class Wandb(types.ModuleType):
 def test_weights_and_biases_and_profiles_know_members_too(data, tmp_path, monkeypatch):
     module = Wandb()
     monkeypatch.setitem(sys.modules, 'wandb', module)
-    config = study_of(data, 'objective.kl.tau=1,4', {'epochs': 1.0, 'eval_every': 0.5})
+    config = sweep_study(data, 'objective.kl.tau=1,4', {'epochs': 1.0, 'eval_every': 0.5})
     with config.unlocked():
         config.wandb, config.profile = 'project', (4, 6)
     train(config, tmp_path)

@@ -3,78 +3,24 @@ speed and nothing else.
 """
 
 import re
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from dispatches import DEEP, dispatched, executor_of, run_of
 from helpers import random_splits, save_npz
-from steps import largest_difference, metrics_of
+from steps import largest_difference
 from studies import config_of
 
-from kd_jax import build, executors, parallel, study
+from kd_jax import build, parallel, study
 from kd_jax.data import batches
 from kd_jax.errors import UserError
 from kd_jax.executors import Dispatch, selected
-from kd_jax.initialization import initial_state
 from kd_jax.monitor import Monitor
 from kd_jax.parallel import Parallel
-from kd_jax.placement import Placement
 from kd_jax.spec import TeacherData
 from kd_jax.train_log import Progress, Recorder
-
-# A run in which most things depend on the step: views, an average, a schedule, dropout.
-CHANGES = {
-    'model.dropout': 0.1,
-    'augment.crop': 1,
-    'optim.name': 'sgd',
-    'optim.learning_rate': 0.05,
-    'optim.ema_decay': 0.9,
-}
-
-
-MIXED = CHANGES | {'augment.mixup': 0.5}
-DEEP = {'model.name': 'resnet8'}
-
-
-def run_of(**changes):
-    """A run like `MIXED`; with 60 images an epoch is 3 steps of 20."""
-    return config_of('none', alone=(None, MIXED | changes)).runs.alone.copy_and_resolve_references()
-
-
-def executor_of(parallel, steps_per_dispatch=0, **changes):
-    """Of a run like `MIXED`, with its first state."""
-    run = run_of(**changes)
-    spec = build.run_spec('alone', run, random_splits(), {}, parallel, steps_per_dispatch)
-    executor = executors.DataParallel(spec, parallel)
-    job = build.job_of(spec, 'alone', run, 0, Path())
-    executor.load([job], [initial_state(job)])
-    return executor
-
-
-def dispatched(executor, counts):
-    """The state after dispatches of `counts` steps, and the metrics of each step; what
-    pads a dispatch is nonsense.
-    """
-    history, real = [], Placement.batches.__get__(executor.placement)
-    executor.load(executor.jobs, [initial_state(job) for job in executor.jobs])
-
-    def padded(order, step, count, teachers):
-        batch = real(order, step, count, teachers)
-        for value in batch.values():
-            assert len(value) == executor.run.timing.steps_per_dispatch
-            value[count:] = 59
-        return batch
-
-    executor.placement.batches = padded
-    step = 0
-    for count in counts:
-        (metrics,) = metrics_of(executor.train(step, count))
-        history += [{name: x[k] for name, x in metrics.items()} for k in range(count)]
-        step += count
-    (state,) = executor.states()
-    return jax.device_get(state), history
 
 
 def test_how_steps_are_dispatched_makes_no_difference():

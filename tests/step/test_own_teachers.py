@@ -5,36 +5,12 @@ student.
 import jax
 import numpy as np
 import pytest
-from helpers import random_splits
-from steps import MODES, largest_difference, run_of, start
+from own_teachers import alone, peers
+from steps import largest_difference
 from steps import train as train_steps
 
-from configs import common
 from kd_jax.initialization import initial_state
 from kd_jax.teacher_outputs import EMA, PEER, SELF_TEACHERS, SNAPSHOT, outside
-
-VIEWS = {'crop': 1, 'flip': True}
-
-
-EPOCH = 60 / 16  # steps
-
-
-def alone(
-    kind, mode='jit on 1', *, steps, snapshot_steps=2, objective=None, model='cnn', **changes
-):
-    """(executor, its last state, the metrics of each step) of a run without other teachers."""
-    changes = {
-        'teachers': (kind,),
-        'snapshot_epochs': snapshot_steps / EPOCH,
-        'optim.weight_decay': 0.0,
-        **changes,
-    }
-    objective = objective or common.distillation(0.5, 2.0)
-    executor, _ = start(
-        run_of(changes, objective, VIEWS, model), random_splits(), *MODES[mode], steps=1
-    )
-    history = train_steps(executor, (1,) * steps)
-    return executor, jax.device_get(executor.states()[0]), history and history[0]
 
 
 def states_at(executor, steps):
@@ -85,23 +61,6 @@ def test_the_average_teaches_what_it_predicts():
     rounding = 4 * 2 * np.finfo(np.float32).eps * np.abs(np.log(q)).max()
     assert rounding < 2e-3 * history['kl'][4]
     assert history['kl'][4] == pytest.approx(4 * (p * np.log(p / q)).sum(1).mean(), abs=rounding)
-
-
-def peers(exchanged=False, equal=False):
-    """An executor of two students, and its first state with the two exchanged or equal."""
-    executor, (job,) = start(
-        run_of({'teachers': (PEER,)}, common.distillation(0.5, 2.0), VIEWS),
-        random_splits(),
-        steps=1,
-    )
-    state = initial_state(job)
-    params = dict(state.params)
-    if exchanged:
-        params |= {'student': params['peer'], 'peer': params['student']}
-    if equal:
-        params['peer'] = params['student']
-    executor.load([job], [state.replace(params=params)])
-    return executor
 
 
 def test_equal_peers_stay_equal_and_have_nothing_to_tell_each_other():

@@ -8,20 +8,7 @@ import shutil
 import commands
 import numpy as np
 import pytest
-from helpers import SMALL, environment, random_splits, run_main, save_npz
-
-TINY = (*SMALL, '--only=alone', '--config.runs.alone.epochs=1.')
-
-
-def assert_refused(done, *parts):
-    """Exit status 2 and one sentence on stderr that holds all `parts`; no traceback."""
-    message = done.stderr.strip()
-    assert done.returncode == 2, done.stderr + done.stdout
-    assert 'Traceback' not in done.stderr
-    assert message.count('\n') == 0, message
-    assert message.startswith('error: ')
-    for part in parts:
-        assert part in message
+from helpers import SMALL, TINY, assert_refused, environment, random_splits, run_main, save_npz
 
 
 def snapshot(directory):

@@ -2,36 +2,15 @@
 
 import pytest
 from helpers import random_splits, save_npz
-from studies import config_of
+from studies import SPACE, search_of, search_study
 
-from configs import common
 from kd_jax import search
 from kd_jax.errors import UserError
-
-SPACE = 'objective.kl.tau=1..16 log; optim.learning_rate=0.001..0.05 log'
 
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
     return save_npz(tmp_path_factory.mktemp('data') / 'three.npz', random_splits(train=200))
-
-
-def study_of(data, **changes):
-    changes = {
-        'teachers': ('teacher',),
-        'epochs': 3.0,
-        'eval_every': 1.0,
-        'seeds': (0, 1),
-    } | changes
-    return config_of(
-        data, teacher=(None, {'epochs': 3.0}), student=(common.distillation(), changes)
-    )
-
-
-def search_of(data, workdir, space=SPACE, together=4, changes=None, **options):
-    return search.Search(
-        study_of(data, **(changes or {})), workdir, 'student', space, together=together, **options
-    )
 
 
 def never():
@@ -71,7 +50,7 @@ def test_other_mistakes_are_one_sentence(data, tmp_path):
     with pytest.raises(
         UserError, match='--run=pupil is no run of the study; it has student, teacher'
     ):
-        search.Search(study_of(data), tmp_path, 'pupil', SPACE, together=2)
+        search.Search(search_study(data), tmp_path, 'pupil', SPACE, together=2)
     with pytest.raises(UserError, match='--together is 0'):
         search_of(data, tmp_path, together=0)
     with pytest.raises(UserError, match='has a sweep or patience'):

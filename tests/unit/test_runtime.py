@@ -5,44 +5,15 @@ profile; and the flags that say so.
 import json
 import os
 import platform
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import pytest
-from helpers import REPOSITORY, SMALL, run_main
+from helpers import SMALL, run_main
+from processes import python
 
 from kd_jax import runtime
 from kd_jax.errors import UserError
-
-SET = (
-    'XLA_FLAGS',
-    'JAX_COMPILATION_CACHE_DIR',
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS',
-    'JAX_NUM_CPU_DEVICES',
-)
-
-
-def python(*arguments, **extra):
-    """stdout of a process without what the tests and the user set for JAX."""
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in (*SET, runtime.CACHE_VARIABLE)
-    }
-    command = [sys.executable, *map(str, arguments)]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        cwd=REPOSITORY,
-        env=environment | extra,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_the_cache_is_where_the_user_says_or_in_the_users_cache(monkeypatch, tmp_path):

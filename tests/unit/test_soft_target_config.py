@@ -2,29 +2,14 @@
 
 import pytest
 from helpers import random_splits, save_npz
-from studies import SMALL_STEPS, config_of, train
+from studies import student_study, train
 
-from configs import common
 from kd_jax.errors import UserError
 
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
     return save_npz(tmp_path_factory.mktemp('data') / 'three.npz', random_splits(train=400))
-
-
-def study_of(data, teachers=('teacher',), **runs):
-    """Students that differ in `runs`: name -> changes; two epochs
-    with crop 1 and flip, 18 views.
-    """
-    taught = {
-        name: (common.distillation(), SMALL_STEPS | {'teachers': teachers} | changes)
-        for name, changes in runs.items()
-    }
-    config = config_of(data, **{name: (None, {}) for name in teachers}, **taught)
-    with config.unlocked():
-        config.augment.crop, config.augment.flip = 1, True
-    return config
 
 
 @pytest.mark.parametrize(
@@ -64,4 +49,4 @@ def study_of(data, teachers=('teacher',), **runs):
 )
 def test_bad_values_are_refused_in_one_sentence(data, tmp_path, changes, words):
     with pytest.raises(UserError, match=words):
-        train(study_of(data, student=changes), tmp_path)
+        train(student_study(data, student=changes), tmp_path)

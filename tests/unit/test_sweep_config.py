@@ -2,7 +2,7 @@
 
 import pytest
 from helpers import random_splits, save_npz
-from studies import SMALL_STEPS, config_of, train
+from studies import sweep_study, train
 
 from configs import common
 from kd_jax import jobs, study
@@ -12,23 +12,6 @@ from kd_jax.errors import UserError
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
     return save_npz(tmp_path_factory.mktemp('data') / 'three.npz', random_splits(train=200))
-
-
-LONG = SMALL_STEPS | {'epochs': 5.0, 'eval_every': 2.5}  # 50 steps
-
-
-def study_of(data, text, changes=None, terms=None, **fields):
-    config = config_of(
-        data,
-        teacher=(None, {'epochs': 3.0}),
-        student=(common.distillation(), LONG | {'sweep': text} | (changes or {})),
-    )
-    with config.unlocked():
-        config.augment.crop, config.augment.flip = 1, True
-        config.update_from_flattened_dict(fields)
-        for name, own in (terms or {}).items():
-            config.runs.student.objective[name] = common.term(name, **own)
-    return config
 
 
 @pytest.mark.parametrize(
@@ -76,12 +59,12 @@ def study_of(data, text, changes=None, terms=None, **fields):
 )
 def test_bad_sweeps_are_refused_in_one_sentence(data, tmp_path, text, changes, words):
     with pytest.raises(UserError, match=words) as caught:
-        train(study_of(data, text, changes), tmp_path)
+        train(sweep_study(data, text, changes), tmp_path)
     assert '\n' not in str(caught.value)
 
 
 def test_whole_numbers_may_be_swept_to_others(data):
-    config = study_of(data, 'objective.cross_entropy.weight=0.5,1')
+    config = sweep_study(data, 'objective.cross_entropy.weight=0.5,1')
     with config.unlocked():
         config.runs.student.objective = common.labels(weight=1)
     weights = [
@@ -92,7 +75,7 @@ def test_whole_numbers_may_be_swept_to_others(data):
 
 
 def test_a_member_that_teaches_has_its_own_learning_rate(data, tmp_path):
-    config = study_of(data, 'optim.learning_rate=0.05,0.2')
+    config = sweep_study(data, 'optim.learning_rate=0.05,0.2')
     with config.unlocked():
         config.runs.small = config.runs.student.copy_and_resolve_references()
         changes = {
@@ -109,7 +92,7 @@ def test_a_member_that_teaches_has_its_own_learning_rate(data, tmp_path):
 def test_in_several_processes_a_sweep_is_refused_before_its_teacher_is_trained(
     data, tmp_path, monkeypatch
 ):
-    checked = study.Study(study_of(data, 'objective.kl.tau=1,4'), tmp_path)
+    checked = study.Study(sweep_study(data, 'objective.kl.tau=1,4'), tmp_path)
     monkeypatch.setattr(study.jax, 'process_count', lambda: 2)
     with pytest.raises(
         UserError,

@@ -1,43 +1,17 @@
-"""The profile of a run."""
+"""Starts: a second one finds the programs of the first, a profile changes nothing, and a process
+forgets programs that nobody uses.
+"""
 
 import json
-import os
-import subprocess
-import sys
+from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
-from helpers import REPOSITORY, SMALL
+from helpers import SMALL
+from processes import python
 
 from kd_jax import runtime
-
-SET = (
-    'XLA_FLAGS',
-    'JAX_COMPILATION_CACHE_DIR',
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS',
-    'JAX_NUM_CPU_DEVICES',
-)
-
-
-def python(*arguments, **extra):
-    """stdout of a process without what the tests and the user set for JAX."""
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in (*SET, runtime.CACHE_VARIABLE)
-    }
-    command = [sys.executable, *map(str, arguments)]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        cwd=REPOSITORY,
-        env=environment | extra,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
 
 # `python -m kd_jax.main`, which says at its end how many programs it found in the cache.
 COUNTED = """
@@ -68,6 +42,34 @@ def studies(tmp_path_factory):
         programs = {path.name for path in (directory / 'cache').glob('*/*-cache')}
         found[name] = int(out.split('hits')[-1]), programs, directory / name / 'alone' / 'seed0'
     return found
+
+
+def test_a_second_start_finds_all_programs_that_the_first_one_kept(studies):
+    hits, kept, _ = studies['first']
+    assert hits == 0
+    assert len(kept) >= 3  # training, evaluation on val, and on test: half a second each and more
+    assert studies['second'][0] == len(kept)
+
+
+@pytest.mark.skipif(not Path('/proc/self/maps').exists(), reason='Linux counts maps')
+def test_programs_that_nobody_uses_are_forgotten():
+    """XLA crashes when a process has as many maps of memory as Linux
+    allows; each program takes some.
+    """
+
+    def count():
+        return len(Path('/proc/self/maps').read_bytes().splitlines())
+
+    runtime.forget_programs(0)
+    before = count()
+    functions = [jax.jit(lambda x, k=k: jnp.sin(x) * k + jnp.cos(x @ x)) for k in range(60)]
+    for function in functions:
+        function(jnp.ones((3, 3)))
+    made = count()
+    runtime.forget_programs(made)  # allowed: nothing happens
+    assert count() >= made > before + 60
+    runtime.forget_programs(before)
+    assert count() < before + (made - before) / 2
 
 
 def outcome(directory):
