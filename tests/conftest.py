@@ -62,6 +62,8 @@ def optimised(monkeypatch):
     jax.clear_caches()
 
 
+# Assertions of what tests share say what they saw, too.
+pytest.register_assert_rewrite(*(path.stem for path in Path(__file__).parent.glob('*.py')))
 pytest_plugins = ['cpu_time']
 SLOW_TIERS = ('zoo', 'science')
 

@@ -103,7 +103,7 @@ def assert_refused(done, *parts):
     """Exit status 2 and one sentence on stderr that holds all `parts`; no traceback."""
     message = done.stderr.strip()
     assert done.returncode == 2, done.stderr + done.stdout
-    assert 'Traceback' not in done.stderr
+    assert 'Traceback' not in done.stderr, done.stderr
     assert message.count('\n') == 0, message
     assert message.startswith('error: ')
     for part in parts:
