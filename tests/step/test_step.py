@@ -19,7 +19,7 @@ from kd_jax.errors import UserError
 from kd_jax.initialization import initial_state
 from kd_jax.networks import Network
 from kd_jax.parallel import Parallel
-from kd_jax.step import make_eval_step
+from kd_jax.step import make_eval_step, make_prepare
 
 VIEWS = {'crop': 1, 'flip': True, 'rotate': 10.0, 'cutout': 2}
 TAUGHT = {'teachers': ('teacher',), 'model.dropout': 0.1}
@@ -69,6 +69,44 @@ def test_loss_is_the_weighted_sum_over_the_examples_each_loss_can_judge():
     assert sums['cross_entropy'] == 0.0
     assert sums['top1'] == 0.0
     assert sums['loss'] == pytest.approx(0.7 * sums['kl'], rel=1e-6)
+
+
+def test_a_loss_is_its_mean_over_the_examples_that_it_can_judge():
+    splits = random_splits(unlabelled=30)
+    executor, _ = start(run_of({'teachers': ('teacher',)}), splits, steps=1)
+    state, batch = jax.device_get(executor.states()[0]), executor._order.at(0)
+    images, label = splits.train.image[batch['index']], splits.train.label[batch['index']]
+    student = executor.run.step.students['student']
+    predict = quickly(student.predict, FASTEST_COMPILE)
+    logits = np.float64(predict({'params': state.params['student']}, np.float32(images)).logits)
+    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    known = label >= 0
+    assert 0 < known.sum() < BATCH
+    expected = -log_p[known, label[known]].mean()
+    (sums,) = train(executor, (1,))
+    assert sums['cross_entropy'][0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_mixture_has_the_larger_share_of_its_own_image_and_names_its_partners_label():
+    splits = random_splits()
+    executor, _ = start(run_of(augment={'mixup': 1.0}, objective=config.labels()), splits, steps=1)
+    arrays = {'image': splits.train.image, 'label': splits.train.label}
+    one, other = np.arange(BATCH), np.roll(np.arange(BATCH), 1)
+    passes = np.zeros(BATCH, np.int32)
+    batch = {
+        'index': one,
+        'view': passes,
+        'partner_index': other,
+        'partner_view': passes,
+    }
+    prepared = quickly(make_prepare(executor.run.step), FASTEST_COMPILE)(0, 0, {}, arrays, batch)
+    share = float(prepared['mix'])
+    assert 0.5 < share < 0.99
+    image = np.float32(splits.train.image)
+    expected = share * image[one] + (1 - share) * image[other]
+    np.testing.assert_allclose(prepared['image'], expected, rtol=1e-5)
+    np.testing.assert_array_equal(prepared['label'], splits.train.label[one])
+    np.testing.assert_array_equal(prepared['mixed_label'], splits.train.label[other])
 
 
 def test_accumulating_in_parts_is_one_step_on_the_whole_batch():
