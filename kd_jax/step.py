@@ -39,31 +39,28 @@ def _step_key(seed: jax.Array, step: jax.Array | np.ndarray) -> jax.Array:
 
 
 def make_prepare(spec: StepSpec) -> Callable[..., Arrays]:
-    """`prepare(seed, step, teachers, arrays, batch) -> batch`: what a step learns from, the same
+    """`prepare(seed, teachers, arrays, batch) -> batch`: what a step learns from, the same
     for every student of a sweep.
 
-    seed: of views and mixtures. teachers: name -> variables. arrays: the columns of a
-    resident data set, `[N, ...]`. batch: `index`, `view` `[B]` int32 and, with mixup,
-    `partner_index`, `partner_view`; `targets`: stored rows, where they come with the batch.
+    seed: of views. teachers: name -> variables. arrays: the columns of a resident data set,
+    `[N, ...]`. batch: `index`, `view` `[B]` int32 and, with mixup, `partner_index`,
+    `partner_view` and `mix` (see `_mixed`); `targets`: stored rows, where they come with the batch.
     The result has `image` `[B, H, W, C]` float32 in 0..255, `label` `[B]` int32, `mask`
     `[B]`, with mixup also `mixed_label` `[B]` and `mix`, a scalar; and `teachers`,
     name -> `Output` of those that need no state.
     """
     views = spec.views
 
-    def prepare(
-        seed: jax.Array, step: jax.Array, teachers: Teachers, arrays: Arrays, batch: Arrays
-    ) -> Arrays:
+    def prepare(seed: jax.Array, teachers: Teachers, arrays: Arrays, batch: Arrays) -> Arrays:
         key = jax.random.key(seed)
         batch = read(arrays, batch)
         index, view = batch['index'], batch['view']
         image = views.augment(key, batch['image'], index, view)
         if spec.mixup:
-            share = batch['mix'] = augment.mixup_share(_step_key(seed, step), spec.mixup)
             partner = views.augment(
                 key, batch['partner_image'], batch['partner_index'], batch['partner_view']
             )
-            image = share * image + (1 - share) * partner
+            image = batch['mix'] * image + (1 - batch['mix']) * partner
         batch = without_partners(batch) | {'image': image}
         if any(teacher.network is None and teacher.shared for teacher in spec.teachers):
             batch['slot'] = views.slot(key, index, view)
@@ -77,6 +74,13 @@ def make_prepare(spec: StepSpec) -> Callable[..., Arrays]:
         } | {'teachers': said}
 
     return prepare
+
+
+def _mixed(spec: StepSpec, seed: jax.Array, step: jax.Array, batch: Arrays) -> Arrays:
+    """The batch and, with mixup, `mix`: the share of each image's own in its mixture, a scalar."""
+    if not spec.mixup:
+        return batch
+    return batch | {'mix': augment.mixup_share(_step_key(seed, step), spec.mixup)}
 
 
 def without_partners(batch: Arrays) -> Arrays:
@@ -110,17 +114,23 @@ def make_update(spec: StepSpec, axis_name: str | None = None) -> Step:
         shares = _shares(objective, labels, over)
         weights = objective.weights(state.step / spec.steps_per_epoch)
 
-        def gradients(model_state: Any, number: int) -> tuple[Any, Any, Arrays]:
-            mine = {label: share[number :: spec.accumulate] for label, share in shares.items()}
-            given = state, objective, weights, mine, part(number), key, number
+        @jax.jit  # traced once, though used for every part
+        def gradients(
+            model_state: Any, shares: Arrays, batch: Arrays, number: jax.Array | int
+        ) -> tuple[Any, Any, Arrays]:
+            given = state, objective, weights, shares, batch, key, number
             loss = jax.value_and_grad(loss_fn, has_aux=True)
             (_, (model_state, sums)), grads = loss(state.params, model_state, *given)
             return model_state, grads, sums
 
-        model_state, grads, sums = gradients(state.model_state, 0)
+        def of_part(model_state: Any, number: int) -> tuple[Any, Any, Arrays]:
+            mine = {label: share[number :: spec.accumulate] for label, share in shares.items()}
+            return gradients(model_state, mine, part(number), number)
+
+        model_state, grads, sums = of_part(state.model_state, 0)
         # Unrolled: convolution gradients in a loop body are slow on CPU.
         for number in range(1, spec.accumulate):
-            model_state, *more = gradients(model_state, number)
+            model_state, *more = of_part(model_state, number)
             grads, sums = jax.tree.map(jnp.add, (grads, sums), tuple(more))
         right = over.total(sums.pop('right'))
         (grads, sums), model_state = over.mean((grads, sums)), _synchronised(model_state, over)
@@ -161,7 +171,7 @@ def make_loss(spec: StepSpec, axis_name: str | None) -> Callable[..., tuple[Any,
         shares: Arrays,
         batch: Arrays,
         key: jax.Array,
-        number: int,
+        number: jax.Array | int,
     ) -> tuple[Any, tuple[Any, Arrays]]:
         outputs: dict[str, Output] = {}
         new_state: dict[str, Any] = {}
@@ -279,12 +289,13 @@ def make_train_step(spec: StepSpec, axis_name: str | None = None) -> Step:
         arrays: Arrays,
         batch: Arrays,
     ) -> tuple[TrainState, Arrays]:
-        def part(number: int) -> Arrays:
-            return prepare(
-                seeds[0], state.step, teachers, arrays, every(batch, number, spec.accumulate)
-            )
+        labels = without_partners(read(arrays, batch))
+        batch = _mixed(spec, seeds[0], state.step, batch)
 
-        return update(state, seeds[1], hparams, without_partners(read(arrays, batch)), part)
+        def part(number: int) -> Arrays:
+            return prepare(seeds[0], teachers, arrays, every(batch, number, spec.accumulate))
+
+        return update(state, seeds[1], hparams, labels, part)
 
     return train_step
 
@@ -304,7 +315,7 @@ def make_prepare_step(
     def prepare_step(
         step: jax.Array, seed: jax.Array, teachers: Teachers, arrays: Arrays, batch: Arrays
     ) -> tuple[jax.Array, Arrays]:
-        prepared = prepare(seed, step, teachers, arrays, batch)
+        prepared = prepare(seed, teachers, arrays, _mixed(spec, seed, step, batch))
         if not features:
             prepared['teachers'] = {
                 name: Output(said.logits, {}) for name, said in prepared['teachers'].items()

@@ -15,6 +15,7 @@ import gc
 import itertools
 import os
 import tempfile
+from functools import partial
 from pathlib import Path
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
@@ -32,7 +33,7 @@ os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
 import jax
 import pytest
 
-from kd_jax import runtime
+from kd_jax import models, runtime
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
@@ -60,6 +61,14 @@ def optimised(monkeypatch):
     yield
     jax.config.update('jax_disable_most_optimizations', before)
     jax.clear_caches()
+
+
+@pytest.fixture
+def tiny_model(monkeypatch):
+    """`Tiny` is in the table of models, as `tiny`."""
+    from tiny_model import Tiny  # not before assertions are rewritten
+
+    monkeypatch.setitem(models.MODELS, 'tiny', partial(Tiny))
 
 
 # Assertions of what tests share say what they saw, too.

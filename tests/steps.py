@@ -38,9 +38,9 @@ def drawn(network, info, seed):
     return initial.draw(lambda key: network.model.init(key, image, train=False), (seed,))
 
 
-def teachers_of(run, info, model='cnn'):
+def teachers_of(run, info):
     """A random teacher for each name that is not the run's own."""
-    models = {}
+    models, model = {}, run.model.name if run.model.name == 'tiny' else 'cnn'
     for seed, name in enumerate(jobs.outside(run.teachers)):
         network = trained.build_network(
             {'name': model, 'width': 0.25}, info, run.precision, resize=True

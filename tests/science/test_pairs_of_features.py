@@ -1,7 +1,9 @@
-"""Each pair of what a step can do, alone."""
+"""Each pair of what a step can do, alone; and more of it together than the fast tests have."""
 
 import pytest
-from combinations import PAIRS, REFUSED, SWEPT_TOO, check
+from combinations import PAIRS, REFUSED, REST, check
+
+pytestmark = pytest.mark.usefixtures('tiny_model')
 
 
 @pytest.mark.long
@@ -10,5 +12,6 @@ def test_they_agree_on_all_devices_and_resume(names, tmp_path):
     check(names, tmp_path)
 
 
-def test_a_sweep_with_peers_and_mixtures(tmp_path):
-    check(SWEPT_TOO, tmp_path)
+@pytest.mark.parametrize('names', REST, ids=', '.join)
+def test_what_the_fast_tests_leave_out(names, tmp_path):
+    check(names, tmp_path)

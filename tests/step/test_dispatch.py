@@ -87,19 +87,22 @@ def test_half_precision_keeps_parameters_and_logits_in_float32_and_learns_the_sa
 
 
 @pytest.mark.parametrize(
-    ('precision', 'found', 'fast'),
+    ('precision', 'found', 'fast', 'model', 'layers'),
     [
-        ('float32', {'HIGHEST'}, True),
-        ('float32', {'HIGHEST'}, False),
-        ('tf32', {'HIGH'}, True),
-        ('bfloat16', {'HIGHEST'}, True),
+        ('float32', {'HIGHEST'}, True, 'resnet8', 10),
+        ('float32', {'HIGHEST'}, False, 'tiny', 3),
+        ('tf32', {'HIGH'}, True, 'tiny', 3),
+        ('bfloat16', {'HIGHEST'}, True, 'tiny', 3),
     ],
 )
-def test_products_have_the_precision_that_was_asked(precision, found, fast):
-    """Every product and convolution of the compiled programs, those of gradients too: 9
-    convolutions and a dense layer.
+def test_products_have_the_precision_that_was_asked(
+    tiny_model, precision, found, fast, model, layers
+):
+    """Every product and convolution of the compiled programs, those of gradients too: for the
+    output, the parameters, and but for the first layer the input.
     """
-    executor = executor_of(Parallel('jit', 1, fast=fast), 2, **DEEP, precision=precision)
+    changes = {'model.name': model, 'precision': precision}
+    executor = executor_of(Parallel('jit', 1, fast=fast), 2, **changes)
     placement, (state,) = executor.placement, executor.states()
     evaluated = {'index': np.zeros(4, np.int32), 'mask': np.ones(4, np.float32)}
     order = batches.TrainOrder(executor.run.pool, 60, 20, 0)
@@ -109,7 +112,7 @@ def test_products_have_the_precision_that_was_asked(precision, found, fast):
     evaluation = executor.evaluators['student'].lower(
         selected(state), placement.arrays('val'), evaluated
     )
-    for lowered, least in ((step, 29), (evaluation, 10)):
+    for lowered, least in ((step, 3 * layers - 1), (evaluation, layers)):
         lines = re.findall(r'stablehlo\.(?:dot_general|convolution).*', lowered.as_text())
         assert len(lines) >= least
         assert {tuple(re.findall(r'\b(?:DEFAULT|HIGHEST|HIGH)\b', line)) for line in lines} == {

@@ -5,6 +5,7 @@ student.
 import jax
 import numpy as np
 import pytest
+from helpers import FASTEST_COMPILE, quickly
 from own_teachers import alone, peers
 from steps import largest_difference
 from steps import train as train_steps
@@ -48,11 +49,11 @@ def test_the_average_teaches_what_it_predicts():
     (state,) = states_at(executor, (4,))
     network, batch = executor.run.step.students['student'], executor._order.at(4)
     images = executor.run.dataset.train.image[batch['index']]
-    image = executor.run.step.views.augment(
-        jax.random.key(0), images, batch['index'], batch['view']
-    )
+    augment = quickly(executor.run.step.views.augment, FASTEST_COMPILE)
+    image = augment(jax.random.key(0), images, batch['index'], batch['view'])
+    predict = quickly(network.predict, FASTEST_COMPILE)
     student, teacher = (
-        np.float64(network.predict({'params': params}, image).logits)
+        np.float64(predict({'params': params}, image).logits)
         for params in (state.params['student'], state.ema['params'])
     )
     p, q = (np.exp(z / 2) / np.exp(z / 2).sum(1, keepdims=True) for z in (teacher, student))

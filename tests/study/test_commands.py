@@ -35,8 +35,8 @@ STUDENT = (
     '--config.runs.student.optim.ema_decay=0.9',
     '--config.runs.student.objective.kl.ramp_epochs=1.5',
     '--config.runs.student.eval_every=0.5',
-    '--config.runs.student.epochs=4.',
-    '--config.runs.student.patience=7',
+    '--config.runs.student.epochs=2.5',
+    '--config.runs.student.patience=4',
 )
 
 

@@ -3,12 +3,14 @@ steps, frozen parameters, errors.
 """
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import FASTEST_COMPILE, quickly
 from test_fields import unbounded
 
 from configs import common
@@ -69,11 +71,19 @@ def train(params, gradients, **fields):
     """(parameters after all `gradients`, optimiser state)"""
     optimizer, _ = optim.build(params, settings_of(**schedule_fields | fields), **LENGTH)
     tx = optimizer()
+    return followed(tx, params, gradients)
+
+
+def followed(tx, params, gradients):
+    """(parameters after all `gradients`, optimiser state)"""
+
+    def update(g, state, params):
+        updates, state = tx.update(g, state, params)
+        return optax.apply_updates(params, updates), state
+
     state = tx.init(params)
-    update = jax.jit(tx.update)
     for g in gradients:
-        updates, state = update(g, state, params)
-        params = optax.apply_updates(params, updates)
+        params, state = update(g, state, params)
     return params, state
 
 
@@ -240,10 +250,9 @@ def test_shapes_are_enough_to_build(name):
         'clip_norm': 1.0,
     }
     optimizer, _ = optim.build(shapes, settings_of(name=name, **fields), **LENGTH)
-    tx = optimizer()
-    updates, _ = tx.update(params, tx.init(params), params)
+    got, _ = followed(optimizer(), params, [params])
     want, _ = train(params, [params], name=name, **fields)
-    assert_close(optax.apply_updates(params, updates), want)
+    assert_close(got, want)
 
 
 # Clipping
@@ -640,7 +649,7 @@ def test_numbers_given_when_the_step_runs_are_as_if_written_down_and_compile_not
     )
     traces = []
 
-    @jax.jit
+    @partial(quickly, options=FASTEST_COMPILE)
     def update(g, state, params, hparams):
         traces.append(1)
         updates, state = optimizer(hparams | {'objective.kl.tau': 1.0}).update(g, state, params)
@@ -669,10 +678,9 @@ def test_what_is_not_given_when_the_step_runs_is_the_settings_own():
     optimizer, _ = optim.build(
         params, settings_of(learning_rate=0.3, weight_decay=0.2, **fields), **LENGTH
     )
-    tx = optimizer({'optim.learning_rate': 0.1})
-    updates, _ = tx.update(g, tx.init(params), params)
+    got, _ = followed(optimizer({'optim.learning_rate': 0.1}), params, [g])
     want, _ = train(params, [g], learning_rate=0.1, weight_decay=0.2, **fields)
-    assert_close(optax.apply_updates(params, updates), want)
+    assert_close(got, want)
 
 
 @pytest.mark.parametrize('freeze', [(), ('stem',)], ids=str)

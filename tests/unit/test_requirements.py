@@ -4,6 +4,7 @@ the installed one is within.
 
 import ast
 import sys
+from functools import cache
 from importlib import metadata
 
 import pytest
@@ -40,17 +41,26 @@ def named(file):
     return {IMPORTED_AS.get(one.name, one.name.replace('-', '_')): one for one in found}
 
 
+@cache
+def tree_of(path):
+    return ast.parse(path.read_text())
+
+
 def imported(path, nodes=ast.walk):
     """The packages of others that a file imports."""
     names = set()
-    for node in nodes(ast.parse(path.read_text())):
+    for node in nodes(tree_of(path)):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and not node.level:
             names.add(node.module)
+    return {name.partition('.')[0] for name in names} - ours() - set(sys.stdlib_module_names)
+
+
+@cache
+def ours():
     files = (file for folder in ('tests', 'docs') for file in (REPOSITORY / folder).rglob('*.py'))
-    ours = {*FOLDERS, *(file.stem for file in files)}
-    return {name.partition('.')[0] for name in names} - ours - set(sys.stdlib_module_names)
+    return {*FOLDERS, *(file.stem for file in files)}
 
 
 def at_top(tree):

@@ -66,63 +66,85 @@ def test_each_kind_of_processor_has_a_cache_of_its_own(monkeypatch):
     assert [n.rsplit('-', 1)[0] for n in names] == [machine for _, machine in kinds]
 
 
+# Each line of its input in a process of its own, forked before JAX has a device.
 PREPARED = """
-import ctypes, json, platform, sys, types
+import ctypes, json, os, platform, sys, types
 import jax
 from kd_jax import runtime
-cores, libc, arguments = json.loads(sys.argv[1])
 memory = []
-runtime.cores = lambda: cores
-platform.libc_ver = lambda: (libc, '')
 ctypes.CDLL = lambda name: types.SimpleNamespace(mallopt=lambda *pair: memory.append(pair))
-before = jax.config.jax_num_cpu_devices
-runtime.prepare(**arguments)
-asked = jax.config.jax_num_cpu_devices
-config = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
-print(json.dumps([None if asked == before else asked, len(jax.devices()), len(memory), *config]))
+for line in sys.argv[1:]:
+    if os.fork():
+        status = os.wait()[1]
+        if status:
+            sys.exit(os.waitstatus_to_exitcode(status))
+        continue
+    cores, libc, arguments, environment = json.loads(line)
+    os.environ.update(environment)
+    runtime.cores = lambda: cores
+    platform.libc_ver = lambda: (libc, '')
+    before = jax.config.jax_num_cpu_devices
+    runtime.prepare(**arguments)
+    asked = jax.config.jax_num_cpu_devices
+    cache = jax.config.jax_compilation_cache_dir
+    least = jax.config.jax_persistent_cache_min_compile_time_secs
+    found = [None if asked == before else asked, len(jax.devices()), len(memory), cache, least]
+    print(json.dumps(found), flush=True)
+    os._exit(0)
 """
 
 
-def prepared(cores=3, libc='glibc', arguments=None, **extra):
-    """After `runtime.prepare`: (CPU devices that it asked for, devices, settings of the
-    allocator, cache, its threshold).
+def prepared(*ways, **extra):
+    """Of each of `ways` the state after `runtime.prepare`: (CPU devices that it asked for, devices,
+    settings of the allocator, cache, its threshold). extra: environment before JAX is imported.
     """
-    return json.loads(python('-c', PREPARED, json.dumps([cores, libc, arguments or {}]), **extra))
+    lines = [
+        json.dumps(
+            [
+                way.get('cores', 3),
+                way.get('libc', 'glibc'),
+                way.get('arguments', {}),
+                way.get('environment', {}),
+            ]
+        )
+        for way in ways
+    ]
+    return [json.loads(line) for line in python('-c', PREPARED, *lines, **extra).splitlines()]
 
 
 COUNT = '--xla_force_host_platform_device_count=2'
 
 
-@pytest.mark.parametrize(
-    ('how', 'expected'),
-    [
+def test_cores_become_devices_and_memory_is_kept_unless_the_user_says_otherwise(tmp_path):
+    ways = [
         ({}, (3, 3, 4)),
         ({'cores': 11}, (8, 8, 4)),
         ({'libc': ''}, (3, 3, 0)),
-        ({'XLA_FLAGS': '--xla_cpu_enable_fast_math=false'}, (3, 3, 4)),
-        ({'XLA_FLAGS': COUNT}, (None, 2, 4)),
-        ({'JAX_NUM_CPU_DEVICES': '5'}, (None, 5, 4)),
+        ({'environment': {'XLA_FLAGS': '--xla_cpu_enable_fast_math=false'}}, (3, 3, 4)),
+        ({'environment': {'XLA_FLAGS': COUNT}}, (None, 2, 4)),
         ({'arguments': {'single_process': False}}, (None, 1, 4)),
         ({'arguments': {'fast': False}}, (None, 1, 0)),
-    ],
-    ids=str,
-)
-def test_cores_become_devices_and_memory_is_kept_unless_the_user_says_otherwise(
-    tmp_path, how, expected
-):
-    *found, cache, threshold = prepared(**how, **{runtime.CACHE_VARIABLE: str(tmp_path)})
-    assert tuple(found) == expected
-    assert (Path(cache).parent, threshold) == (tmp_path, 0.1)
+        ({'environment': {runtime.CACHE_VARIABLE: 'off'}}, (3, 3, 4)),
+    ]
+    cache = {runtime.CACHE_VARIABLE: str(tmp_path)}
+    states = prepared(*(how for how, _ in ways), **cache)
+    for (how, expected), (*found, cache, threshold) in zip(ways, states, strict=True):
+        assert tuple(found) == expected, how
+        if runtime.CACHE_VARIABLE in how.get('environment', {}):
+            assert cache is None
+        else:
+            assert (Path(cache).parent, threshold) == (tmp_path, 0.1)
 
 
-def test_a_cache_that_jax_was_given_stays(tmp_path):
+def test_what_jax_was_given_stays(tmp_path):
     own = {
         'JAX_COMPILATION_CACHE_DIR': str(tmp_path / 'own'),
+        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '7',
+        'JAX_NUM_CPU_DEVICES': '5',
         runtime.CACHE_VARIABLE: str(tmp_path / 'other'),
     }
-    *_, cache, threshold = prepared(**own, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='7')
-    assert (cache, threshold) == (str(tmp_path / 'own'), 7)
-    assert prepared(**{runtime.CACHE_VARIABLE: 'off'})[3] is None
+    (found,) = prepared({}, **own)
+    assert found == [None, 5, 4, str(tmp_path / 'own'), 7]
 
 
 def test_cores_are_those_the_process_may_use(monkeypatch):

@@ -3,8 +3,10 @@ small, config fields are used.
 """
 
 import ast
+import itertools
 import re
 import sys
+from collections import Counter, defaultdict
 
 import pytest
 from helpers import REPOSITORY
@@ -199,17 +201,14 @@ def test_every_field_of_a_config_has_a_comment_and_is_read_somewhere():
     from kd_jax import config, fields
 
     records = {config.Run, config.Shared, config.Study, config.Imported, *config.GROUPS.values()}
-    texts = {path: path.read_text() for path in SOURCES}
+    lines = [line for path in SOURCES for line in path.read_text().splitlines()]
+    uses = Counter(word for line in lines for word in re.findall(r'\w+', line))
+    commented = defaultdict(list)
+    for before, line in itertools.pairwise(lines):
+        if declared := re.match(r'    (\w+): ', line):
+            commented[declared[1]].append(before.startswith('    # ') or '  # ' in line)
     names = {name for record in records for name in fields.own(record)}
     assert len(names) > 55
     for name in names:
-        lines = [
-            line
-            for text in texts.values()
-            for line in text.splitlines()
-            if re.match(rf'    {name}: ', line)
-        ]
-        before = [text for text in texts.values() if re.search(rf'    # .*\n    {name}: ', text)]
-        assert before or any('  # ' in line for line in lines), f'{name} has no comment'
-        uses = sum(len(re.findall(rf'\b{name}\b', text)) for text in texts.values())
-        assert uses > len(lines), f'{name} is read nowhere'
+        assert any(commented[name]), f'{name} has no comment'
+        assert uses[name] > len(commented[name]), f'{name} is read nowhere'
