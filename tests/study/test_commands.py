@@ -29,8 +29,6 @@ DIGITS = (
 # What must survive a kill: averages, momentum, random views, dropout, a ramp, counts of patience.
 STUDENT = (
     '--only=student',
-    '--config.augment.cutout=2',
-    '--config.augment.mixup=0.5',
     '--config.runs.student.model.dropout=0.2',
     '--config.runs.student.optim.ema_decay=0.9',
     '--config.runs.student.objective.kl.ramp_epochs=1.5',

@@ -7,6 +7,8 @@ import pytest
 from helpers import random_splits, save_npz
 from studies import config_of, final_params, train
 
+from kd_jax.train import Stopped
+
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
@@ -33,11 +35,10 @@ def test_early_stopping_and_the_best_checkpoint(data, tmp_path):
 
 
 def test_a_damaged_latest_checkpoint_costs_the_steps_since_the_one_before(data, tmp_path, capsys):
-    asked = iter([False] * 8 + [True] * 1000)
-    from kd_jax.train import Stopped
-
+    asked = iter([False] * 4 + [True] * 1000)
+    config = config_of(data, alone=(None, {'epochs': 5.0}))
     with pytest.raises(Stopped):
-        train(config_of(data, alone=(None, {})), tmp_path / 'cut', should_stop=lambda: next(asked))
+        train(config, tmp_path / 'cut', should_stop=lambda: next(asked))
     checkpoints = tmp_path / 'cut/alone/seed0/checkpoints'
     latest = max(int(p.name) for p in checkpoints.iterdir() if p.name.isdigit())
     files = [p for p in (checkpoints / str(latest) / 'state').rglob('*') if p.is_file()]
@@ -45,9 +46,9 @@ def test_a_damaged_latest_checkpoint_costs_the_steps_since_the_one_before(data, 
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1
     largest.write_bytes(content)
-    train(config_of(data, alone=(None, {})), tmp_path / 'cut')
+    train(config, tmp_path / 'cut')
     assert f'the checkpoint of step {latest} in' in capsys.readouterr().err
-    train(config_of(data, alone=(None, {})), tmp_path / 'whole')
+    train(config, tmp_path / 'whole')
     cut, whole = final_params(tmp_path / 'cut', 'alone'), final_params(tmp_path / 'whole', 'alone')
     for name in whole:
         assert np.array_equal(cut[name], whole[name])

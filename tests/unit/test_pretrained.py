@@ -4,7 +4,6 @@ command. All models are in zoo/.
 
 import json
 import math
-import re
 import subprocess
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 import torch_files
 from helpers import environment
-from model_checks import assert_tensors_are_found, torch_like
+from model_checks import assert_tensors_are_found
 from model_facts import EXPECTED
 from model_reference import Reference
 
@@ -308,23 +307,6 @@ def test_images_are_those_of_the_published_weights():
             halves = name in ('inception_v3', 'googlenet')
             assert found['mean'] == ((0.5,) * 3 if halves else (0.485, 0.456, 0.406))
             assert found['std'] == ((0.5,) * 3 if halves else (0.229, 0.224, 0.225))
-
-
-def test_auxiliary_heads_follow_the_file(tmp_path, monkeypatch):
-    monkeypatch.setitem(models.MODELS, 'googlenet', ALL['googlenet'])
-    small = {'width': 0.125}
-    with_heads = torch_like('googlenet', aux=True, **small)
-    without = torch_like('googlenet', aux=False, **small)
-    extra = with_heads.keys() - without.keys()
-    assert extra and all(re.match(r'aux[12]\.', key) for key in extra)
-    both = [save(tmp_path / f'{i}.pth', tensors) for i, tensors in enumerate((with_heads, without))]
-    for path, aux in zip(both, (True, False), strict=True):
-        imported = pretrained.load(path, {'name': 'googlenet', **small})
-        assert imported.model == {'name': 'googlenet', **small, 'aux': aux}
-        assert any(name.startswith('head_aux') for name in imported.variables['params']) == aux
-    left_out = pretrained.load(both[0], {'name': 'googlenet', 'aux': False, **small})
-    assert not any(name.startswith('head_aux') for name in left_out.variables['params'])
-    refused(both[1], {'name': 'googlenet', 'aux': True, **small}, f'{len(extra)} missing: aux1.')
 
 
 # --- the run

@@ -3,6 +3,7 @@ the names of published weights.
 """
 
 import math
+import re
 from functools import partial
 
 import flax
@@ -10,10 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch_files
 from helpers import quickly
+from model_checks import torch_like
 from model_reference import Reference, conv_reference
 from small_models import image_of, shapes_of, size, traced
 
+from kd_jax import models, pretrained
 from kd_jax.errors import UserError
 from kd_jax.models import build
 from kd_jax.models.googlenet import GoogLeNetAux
@@ -297,3 +301,23 @@ def test_a_module_that_torchvision_does_not_have_is_refused(module):
     for rule in (names.torchvision, names.torchvision_googlenet):
         with pytest.raises(UserError, match=f"^module '{module}' has no counterpart in the "):
             rule(module, ())
+
+
+def test_auxiliary_heads_follow_the_file(tmp_path, monkeypatch):
+    # or an error would look for a model that fits among all
+    monkeypatch.setattr(models, 'MODELS', {'googlenet': models.MODELS['googlenet']})
+    small = {'width': 0.125}
+    with_heads = torch_like('googlenet', aux=True, **small)
+    without = torch_like('googlenet', aux=False, **small)
+    extra = with_heads.keys() - without.keys()
+    assert extra and all(re.match(r'aux[12]\.', key) for key in extra)
+    both = [tmp_path / 'with.pth', tmp_path / 'without.pth']
+    for path, tensors, aux in zip(both, (with_heads, without), (True, False), strict=True):
+        path.write_bytes(torch_files.state_dict(tensors))
+        imported = pretrained.load(path, {'name': 'googlenet', **small})
+        assert imported.model == {'name': 'googlenet', **small, 'aux': aux}
+        assert any(name.startswith('head_aux') for name in imported.variables['params']) == aux
+    left_out = pretrained.load(both[0], {'name': 'googlenet', 'aux': False, **small})
+    assert not any(name.startswith('head_aux') for name in left_out.variables['params'])
+    with pytest.raises(UserError, match=rf'{len(extra)} missing: aux1\.'):
+        pretrained.load(both[1], {'name': 'googlenet', 'aux': True, **small})
