@@ -224,6 +224,30 @@ def follow(study: ConfigDict) -> ConfigDict:
     return study
 
 
+def changed(of: ConfigDict) -> dict[str, Any]:
+    """Of the study `of` the source of its data and the fields that are not what `study`, `run` and
+    `term` make them, nested as they are in it.
+    """
+    fields = of.copy_and_resolve_references().to_dict()
+    found = _different(fields, study().to_dict() | {'teachers': {}, 'runs': {}})
+    found['data'] = {'source': fields['data']['source'], **found.get('data', {})}
+    for name, one in fields['runs'].items():
+        usual = run(of, '', ConfigDict()).copy_and_resolve_references().to_dict()
+        found['runs'][name] = _different(one, usual)
+        for label, loss in one['objective'].items():
+            terms = term(loss.get('loss', label)).to_dict() | {'loss': label}
+            found['runs'][name]['objective'][label] = _different(loss, terms)
+    return found
+
+
+def _different(fields: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: _different(value, usual.get(name, {})) if isinstance(value, Mapping) else value
+        for name, value in fields.items()
+        if name not in usual or value != usual[name]
+    }
+
+
 def imported(torch: str, model: str) -> ConfigDict:
     """A teacher whose weights are a file of PyTorch's; name it in `study().teachers`."""
     return ConfigDict(defaults(Imported) | {'torch': torch, 'model': model})

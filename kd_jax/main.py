@@ -13,6 +13,7 @@ from ml_collections import config_flags
 from kd_jax import parallel, runtime
 from kd_jax.checkpoint import system_reason
 from kd_jax.command import load_config, parse
+from kd_jax.config import changed
 from kd_jax.errors import UserError, fail
 from kd_jax.monitor import say
 from kd_jax.study import Study
@@ -59,10 +60,11 @@ def main(argv: list[str]) -> None:
             config, epath.Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(), _ONLY.value
         )
         if parallel.is_main():
-            resolved = to_json(study.config.copy_and_resolve_references().to_dict())
+            fields = to_json(changed(study.config))
+            shown = yaml.safe_dump(fields, default_flow_style=None, width=100, sort_keys=False)
             say(
-                f'{yaml.safe_dump(resolved, default_flow_style=None, width=120)}\nworkdir: '
-                f'{study.workdir}\n'
+                f'{shown}\nThe other fields are the defaults; all are in config.json of each run.\n'
+                f'workdir: {study.workdir}\n'
             )
         study.run(lambda: bool(stop))
     except UserError as error:

@@ -76,7 +76,7 @@ def make_prepare(spec: StepSpec) -> Callable[..., Arrays]:
     return prepare
 
 
-def _mixed(spec: StepSpec, seed: jax.Array, step: jax.Array, batch: Arrays) -> Arrays:
+def _mixed(spec: StepSpec, seed: jax.Array, step: jax.Array | np.ndarray, batch: Arrays) -> Arrays:
     """The batch and, with mixup, `mix`: the share of each image's own in its mixture, a scalar."""
     if not spec.mixup:
         return batch

@@ -8,7 +8,7 @@ from helpers import REPOSITORY
 
 from configs import common, methods
 from kd_jax import build, jobs, models, objectives
-from kd_jax.config import check_run
+from kd_jax.config import changed, check_run
 from kd_jax.errors import UserError
 
 ROOT = REPOSITORY
@@ -202,3 +202,33 @@ def test_distillation_weights_are_hintons():
 
 def test_the_default_device_count_of_the_tests_is_four():
     assert jax.device_count() == 4
+
+
+def test_what_is_shown_of_a_study_is_what_differs_from_the_defaults():
+    study = common.study()
+    study.seeds, study.augment.crop = (0, 1), 2
+    study.runs.teacher = common.run(study, 'resnet8')
+    study.runs.student = common.run(study, 'cnn', common.distillation(alpha=0.25, tau=2.0))
+    study.runs.student.objective.late = common.term('kl', ramp_epochs=3.0)
+    study.runs.student.update_from_flattened_dict(
+        {'teachers': ('teacher',), 'optim.learning_rate': 0.5, 'augment.crop': 0}
+    )
+    assert changed(study) == {
+        'seeds': (0, 1),
+        'data': {'source': 'digits'},
+        'augment': {'crop': 2},
+        'runs': {
+            'teacher': {'model': {'name': 'resnet8'}, 'objective': {'cross_entropy': {}}},
+            'student': {
+                'model': {'name': 'cnn'},
+                'teachers': ('teacher',),
+                'optim': {'learning_rate': 0.5},
+                'augment': {'crop': 0},
+                'objective': {
+                    'cross_entropy': {'weight': 0.75},
+                    'kl': {'weight': 0.25, 'tau': 2.0},
+                    'late': {'loss': 'kl', 'ramp_epochs': 3.0},
+                },
+            },
+        },
+    }

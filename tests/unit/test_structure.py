@@ -3,6 +3,7 @@ small, config fields are used.
 """
 
 import ast
+import inspect
 import itertools
 import re
 import sys
@@ -212,3 +213,23 @@ def test_every_field_of_a_config_has_a_comment_and_is_read_somewhere():
     for name in names:
         assert any(commented[name]), f'{name} has no comment'
         assert uses[name] > len(commented[name]), f'{name} is read nowhere'
+
+
+def test_every_field_of_a_loss_says_what_it_is():
+    """In a comment at its line, or by its name in the docstring of its class."""
+    from kd_jax import fields, objectives
+
+    for name, loss in objectives.OBJECTIVES.items():
+        for field in fields.own(loss):
+            declares = (
+                cls for cls in loss.__mro__ if field in vars(cls).get('__annotations__', {})
+            )
+            owner = next(declares)
+            before = line = ''
+            for following in inspect.getsource(owner).splitlines():
+                before, line = line, following
+                if line.startswith(f'    {field}: '):
+                    break
+            commented = '  # ' in line or before.strip().startswith('# ')
+            told = re.search(rf'\b{field}\b', owner.__doc__ or '')
+            assert commented or told, f'{name}.{field} says nowhere what it is'
