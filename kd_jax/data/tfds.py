@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import difflib
 import importlib.util
-import json
 import logging
 import math
 import re
@@ -20,14 +19,17 @@ import socket
 import sys
 import urllib.parse
 import urllib.request
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
+from kd_jax.data import tfds_description
 from kd_jax.data.arrays import MAX_BYTES, Raw
 from kd_jax.errors import UserError
 
+MOST_PIXELS = 2**26  # of one image
 _CHUNK = 512  # examples decoded by one call
 _CONNECT_SECONDS = 10.0  # TFDS itself would try for minutes
 
@@ -47,7 +49,7 @@ def load(config: Any) -> Raw:
     import tensorflow_datasets as tfds
 
     try:
-        _only_own_classes(folder)
+        tfds_description.check(folder)
         info = tfds.builder_from_directory(folder).info
     except UserError:
         raise
@@ -187,30 +189,6 @@ def _prepared(name: str, data_dir: str) -> str:
     return ''
 
 
-def _only_own_classes(folder: str) -> None:
-    """Refuses a set whose description names classes outside TFDS, because
-    TFDS would import their modules.
-    """
-    from etils import epath
-
-    pending = [json.loads((epath.Path(folder) / 'features.json').read_text())]
-    while pending:
-        node = pending.pop()
-        if isinstance(node, list):
-            pending += node
-        elif isinstance(node, dict):
-            pending += node.values()
-            for key in ('pythonClassName', 'python_class_name', 'type'):  # 'type' up to TFDS 4.5
-                named = node.get(key)
-                if isinstance(named, str) and not named.startswith(
-                    'tensorflow_datasets.core.features.'
-                ):
-                    raise UserError(
-                        f'{folder}/features.json names the class {named!r}, which would run '
-                        "code from outside TFDS; prepare the data set with TFDS's own features"
-                    )
-
-
 def _missing(builder: Any, root: Any) -> list[str]:
     """What this machine lacks to prepare a set, each in a few words."""
     missing = []
@@ -262,7 +240,7 @@ def _read(
     import tensorflow_datasets as tfds
 
     try:
-        with _no_advice():
+        with _no_advice(), _pixels_at_most(MOST_PIXELS):
             source = tfds.builder_from_directory(folder).as_data_source(
                 split, file_format='array_record'
             )
@@ -316,6 +294,21 @@ def _no_advice() -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(_is_not_advice)
+
+
+@contextlib.contextmanager
+def _pixels_at_most(most: int) -> Iterator[None]:
+    """A larger image is an error of Pillow, before its pixels are there."""
+    from PIL import Image
+
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = most // 2  # a warning; twice as many are an error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', Image.DecompressionBombWarning)
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 def main(argv: list[str] | None = None) -> int:

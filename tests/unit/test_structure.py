@@ -61,6 +61,7 @@ MANY_KEYWORDS = {
 MANY_MEMBERS = {
     'kd_jax/config.py: Run': 'a record: the fields of a run',
     'kd_jax/optim.py: Settings': 'a record: the fields of an optimiser',
+    'kd_jax/data/tfds_description.py: Description': 'a record: the fields of dataset_info.json',
 }
 
 
