@@ -28,6 +28,8 @@ from kd_jax.command import load_config, parse
 from kd_jax.errors import UserError, fail, told_to_the_user
 from kd_jax.main import default_workdir
 from kd_jax.monitor import say
+from kd_jax.search_check import check_space
+from kd_jax.search_journal import journal
 from kd_jax.search_report import plot, word, words
 from kd_jax.search_space import optuna, read_space
 from kd_jax.spread import percent
@@ -97,10 +99,9 @@ class Search:
             )
         self.worker = worker or socket.gethostname()
         make_directory(workdir)
+        check_space(self.config, name, self.space, workdir)  # before it is recorded
         module = self.optuna = optuna()
-        where = storage or module.storages.JournalStorage(
-            module.storages.journal.JournalFileBackend(str(workdir / 'search.journal'))
-        )
+        where = storage or journal(workdir / 'search.journal')
         try:
             self.study = module.create_study(
                 study_name=f'{name} of {workdir.name}',
@@ -113,10 +114,6 @@ class Search:
                 f'--storage={storage} cannot be used ({error}); leave it empty, or name a database'
             ) from error
         self._check_same()
-        done = len(self.study.get_trials(deepcopy=False))
-        self.study.sampler = module.samplers.TPESampler(
-            seed=done, n_startup_trials=max(together, 10), constant_liar=True
-        )
         self.study.pruner = (
             module.pruners.MedianPruner(n_startup_trials=4) if prune else module.pruners.NopPruner()
         )
@@ -177,14 +174,14 @@ class Search:
         """The next trials: those this worker left unfinished, then new ones."""
         module = self.optuna
         there = self.study.get_trials(deepcopy=False)
-        mine = [
-            t
-            for t in there
-            if t.state == module.trial.TrialState.RUNNING
-            and t.user_attrs.get('worker') == self.worker
-        ]
+        running = [t for t in there if t.state == module.trial.TrialState.RUNNING]
+        mine = [t for t in running if t.user_attrs.get('worker', self.worker) == self.worker]
         batch = [module.trial.Trial(self.study, t._trial_id) for t in mine[: self.together]]
         while len(batch) < self.together and len(there) < trials:
+            # What a trial tries depends on those before it alone, wherever a search was cut off.
+            self.study.sampler = module.samplers.TPESampler(
+                seed=len(there), n_startup_trials=max(self.together, 10), constant_liar=True
+            )
             trial = self.study.ask(self.space)
             trial.set_user_attr('worker', self.worker)
             batch.append(trial)
@@ -206,7 +203,13 @@ class Search:
             del config.runs[name]
         for name, trial in names.items():
             config.runs[name] = self.config_of(trial.params)
-        study = Study(config, self.workdir, list(names), {'trials': tuple(names)})
+        try:
+            study = Study(config, self.workdir, list(names), {'trials': tuple(names)})
+            study.check()
+        except UserError:  # the same command would meet these trials for ever
+            for trial in names.values():
+                self.study.tell(trial, state=self.optuna.trial.TrialState.FAIL)
+            raise
         pruned: set[int] = set()
         reported: set[tuple[int, int]] = set()
 
@@ -222,7 +225,6 @@ class Search:
                         pruned.add(trial.number)
             return {(name, seed) for name, seed in validated if names[name].number in pruned}
 
-        study.check()
         study.train('trials', should_stop, prune=prune, test=False)
         states = self.optuna.trial.TrialState
         for name, trial in names.items():

@@ -46,6 +46,34 @@ def test_a_space_that_makes_no_sense_is_one_sentence(data, tmp_path, space, word
     assert '\n' not in str(caught.value)
 
 
+def test_a_space_is_checked_whole_before_anything_is_written(data, tmp_path):
+    space = 'model.name=cnn,resnet8; model.width=0.25,0.0001; objective.kl.tau=1..4'
+    with pytest.raises(
+        UserError, match=r'^--space allows .*model.width=0.0001.*leaves none of a layer'
+    ):
+        search_of(data, tmp_path, space)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UserError, match=r'^--space allows objective.kl.tau=-3: runs.student'):
+        search_of(data, tmp_path, 'objective.kl.tau=-3..-1')
+    assert search_of(data, tmp_path, 'objective.kl.tau=1..4').space
+
+
+def test_trials_are_the_same_however_often_a_search_is_cut_off(data, tmp_path):
+    def told(search, count):
+        while len(search.study.get_trials(deepcopy=False)) < count:
+            (trial,) = search._ask(count)
+            search.study.tell(trial, trial.params['objective.kl.tau'] / 16)
+
+    def tried(search):
+        return [trial.params for trial in search.study.get_trials(deepcopy=False)]
+
+    whole = search_of(data, tmp_path / 'whole', together=1)
+    told(whole, 14)
+    for count in (1, 5, 11, 14):
+        told(search_of(data, tmp_path / 'cut', together=1), count)
+    assert tried(search_of(data, tmp_path / 'cut', together=1)) == tried(whole)
+
+
 def test_other_mistakes_are_one_sentence(data, tmp_path):
     with pytest.raises(
         UserError, match='--run=pupil is no run of the study; it has student, teacher'

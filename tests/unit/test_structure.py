@@ -33,7 +33,9 @@ LAYERS = (
     ('build', 'library', 'placement', 'executors'),
     ('train_log', 'train', 'report'),
     ('study',),
-    ('main', 'evaluate', 'search_space', 'search_report', 'search', 'soft_targets', 'zoo'),
+    ('main', 'evaluate', 'search_space', 'search_report', 'soft_targets', 'zoo'),
+    ('search_check', 'search_journal'),
+    ('search',),
 )
 LAYER = {module: number for number, modules in enumerate(LAYERS) for module in modules}
 # need these packages alone
