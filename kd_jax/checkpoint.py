@@ -3,6 +3,7 @@ latest two and the best are kept.
 """
 
 import hashlib
+import json
 import logging
 import os
 import sys
@@ -11,6 +12,7 @@ from typing import Any, Self
 
 import flax
 import jax
+import msgspec
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
@@ -50,7 +52,11 @@ def checksum(tree: dict[str, Any]) -> str:
 
 
 class Damaged(Exception):
-    """A checkpoint that cannot be read or whose contents do not match its checksum."""
+    """A checkpoint that cannot be read, or whose contents are not what was saved."""
+
+
+def _checksum_of(meta: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
 def _not_from_orbax(record: logging.LogRecord) -> bool:
@@ -92,13 +98,20 @@ class Checkpoints:
     pending save on the way out.
 
     A checkpoint is the state as host arrays (so that any number of devices can read it), and
-    `meta`: JSON with `best_step` and whatever the caller adds; the checksum is added here.
+    `meta`: JSON with `best_step` and whatever the caller adds; checksums are added here. record:
+    a dataclass whose fields those of `meta` are.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], *, read_only: bool = False):
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        read_only: bool = False,
+        record: type = dict,
+    ):
         path = epath.Path(directory)  # whose own `absolute` takes buckets for directories here
         self.directory = path if path.is_absolute() else epath.Path(os.getcwd(), path)
-        self._policy = _KeepLatestAndBest()
+        self._policy, self._record = _KeepLatestAndBest(), record
         logging.getLogger('absl').addFilter(_not_from_orbax)
         _ignore_closed_loops()
         options = ocp.CheckpointManagerOptions(
@@ -134,6 +147,7 @@ class Checkpoints:
         """
         tree = flax.serialization.to_state_dict(jax.device_get(state))
         meta = dict(meta, checksum=checksum(tree))
+        meta['meta_checksum'] = _checksum_of(meta)
         self._policy.best_step = meta.get('best_step')
         items = ocp.args.Composite(state=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta))
         self._guarded(lambda: self._manager.save(step, args=items))
@@ -162,49 +176,95 @@ class Checkpoints:
             ) from error
 
     def read(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
-        """(state as nested dicts of numpy arrays, meta) of `step`; raises `Damaged`."""
+        """(state as nested dicts of numpy arrays, meta) of `step`; raises `Damaged`, and
+        `UserError` where the file system does not let it be read.
+        """
         wanted = ocp.args.Composite(state=ocp.args.StandardRestore(), meta=ocp.args.JsonRestore())
         try:
             items = self._manager.restore(step, args=wanted)
         except Exception as error:  # orbax and tensorstore raise many types for damaged files
+            reason = system_reason(error)
+            if reason is not None:
+                raise UserError(
+                    f'the checkpoint of step {step} in {self.directory} cannot be read: {reason}; '
+                    'mend that and run the same command again'
+                ) from error
             raise Damaged(f'cannot be read ({type(error).__name__})') from error
-        meta = dict(items.meta)
-        if checksum(items.state) != meta.pop('checksum', None):
+        meta = items.meta
+        if not isinstance(meta, dict) or not isinstance(items.state, dict):
+            raise Damaged('holds something else')
+        # Earlier versions had no checksum of `meta`.
+        told = {key: value for key, value in meta.items() if key != 'meta_checksum'}
+        if meta.get('meta_checksum', _checksum_of(told)) != _checksum_of(told):
+            raise Damaged('has a record that does not match its checksum')
+        if checksum(items.state) != meta.get('checksum'):
             raise Damaged('does not match its checksum')
+        meta = {key: value for key, value in meta.items() if 'checksum' not in key}
+        try:
+            msgspec.convert(meta, self._record)
+        except msgspec.ValidationError as error:
+            raise Damaged(f'has a record of another kind ({error})') from error
         return items.state, meta
 
     def restore_latest(
-        self, target: Any, warn: Callable[[str], None]
+        self, target: Any, warn: Callable[[str], None], *, with_best: bool = True
     ) -> tuple[Any, dict[str, Any]] | None:
         """The newest good checkpoint as (state like `target`, meta); None without one.
 
-        A damaged checkpoint is removed, `warn(sentence)` says so, and the one before it is used.
+        with_best: the one that its `best_step` names must be good, too. What is left of a damaged
+        one is removed, `warn(sentence)` says so, and one before it is used.
         """
+        useless = []
         for step in reversed(self.steps()):
             try:
                 tree, meta = self.read(step)
+                state = restored(target, tree)
+                best = meta.get('best_step')
+                if with_best and best not in (None, step):
+                    self._check_best(best, step)
             except Damaged as error:
                 warn(
                     f'the checkpoint of step {step} in {self.directory} {error}; '
                     'going back to the one before it'
                 )
-                self._manager.delete(step)
+                useless.append(step)
                 continue
-            self._policy.best_step = meta.get('best_step')
-            return restored(target, tree), meta
+            self._delete(useless)
+            self._policy.best_step = best
+            return state, meta
+        self._delete(useless)
         return None
+
+    def _check_best(self, best: Any, step: int) -> None:
+        """Raises `Damaged` if the checkpoint of step `best`, which that of `step` needs, is."""
+        if best not in self.steps() or best > step:
+            raise Damaged(f'needs that of step {best}, the best one, which is not there')
+        try:
+            self.read(best)
+        except Damaged as error:
+            raise Damaged(f'needs that of step {best}, the best one, which {error}') from error
+
+    def _delete(self, steps: Sequence[int]) -> None:
+        for step in steps:
+            self._manager.delete(step)
 
 
 def restored(target: Any, tree: dict[str, Any]) -> Any:
     """A state like `target` of what `Checkpoints.read` gave, also of an earlier version's;
-    what that did not have is None.
+    what that did not have is None. Raises `Damaged` for the state of another run.
     """
     fields = dict(tree)
     for old, new in RENAMED.items():
         if old in fields:
             fields[new] = fields.pop(old)
     missing = dict.fromkeys(set(flax.serialization.to_state_dict(target)) - set(fields))
-    return flax.serialization.from_state_dict(target, fields | missing)
+    try:
+        state = flax.serialization.from_state_dict(target, fields | missing)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise Damaged('is that of another run') from None
+    if jax.tree.map(np.shape, state) != jax.tree.map(np.shape, target):
+        raise Damaged('is that of another run')
+    return state
 
 
 def load_variables(run_directory: str | os.PathLike[str], step: int) -> dict[str, Any]:

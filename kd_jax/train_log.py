@@ -11,11 +11,12 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import jax
+import msgspec
 import numpy as np
 
 from kd_jax import evaluation, parallel
-from kd_jax.checkpoint import Checkpoints, restored
-from kd_jax.errors import Diverged
+from kd_jax.checkpoint import Checkpoints, Damaged, restored
+from kd_jax.errors import Diverged, UserError
 from kd_jax.executors import Dispatch
 from kd_jax.initialization import initial_state
 from kd_jax.models.common import param_count
@@ -208,8 +209,12 @@ class JobLog:
         parallel.barrier(f'{job.title} directory')
         fresh = initial_state(job)
         with contextlib.ExitStack() as stack:
-            self.checkpoints = stack.enter_context(Checkpoints(self.directory.checkpoints))
-            self.state, meta = self.checkpoints.restore_latest(fresh, warn) or (fresh, {})
+            self.checkpoints = stack.enter_context(
+                Checkpoints(self.directory.checkpoints, record=Progress)
+            )
+            with_best = job.config.select == 'best'
+            latest = self.checkpoints.restore_latest(fresh, warn, with_best=with_best)
+            self.state, meta = latest or (fresh, {})
             if parallel.is_main():
                 self.directory.forget_after(self.step)
                 if self.step:
@@ -228,7 +233,9 @@ class JobLog:
             )
             factor = job.learning_rate / job.run.peak
             rate = lambda step: factor * float(job.run.schedule(step))  # noqa: E731
-            self.recorder = Recorder(job, Progress(**meta), monitor, self.checkpoints, rate, begin)
+            self.recorder = Recorder(
+                job, msgspec.convert(meta, Progress), monitor, self.checkpoints, rate, begin
+            )
             self._stack = stack.pop_all()
         return self
 
@@ -261,7 +268,13 @@ class JobLog:
         assert chosen is not None  # there is a validation at the end
         if chosen == step:
             return chosen, None
-        return chosen, restored(self.state, self.checkpoints.read(chosen)[0])
+        try:
+            return chosen, restored(self.state, self.checkpoints.read(chosen)[0])
+        except Damaged as error:
+            raise UserError(
+                f'the checkpoint of step {chosen} in {self.checkpoints.directory}, the best one, '
+                f'{error}; run the same command again: it trains again what is lost'
+            ) from error
 
     def conclude(
         self,
