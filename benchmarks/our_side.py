@@ -13,8 +13,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from kd_jax import config, executors, jobs, models, runtime, trained
-from kd_jax.build import initial_state, job_of, run_spec
+from kd_jax.build import job_of, run_spec
 from kd_jax.data import ArraySource, Dataset, DatasetInfo
+from kd_jax.initialization import initial_state
 from kd_jax.models import initial
 from kd_jax.parallel import Parallel
 from kd_jax.spec import RunSpec

@@ -82,9 +82,9 @@ class Contender:
     def _read(self) -> dict[str, Any]:
         line = self._process.stdout.readline()
         if not line:
-            sys.exit(
-                f'a contender ended with status {self._process.wait()}; its message stands above'
-            )
+            self._process.communicate()  # also closes the pipes
+            status = self._process.returncode
+            sys.exit(f'a contender ended with status {status}; its message stands above')
         return json.loads(line)
 
 

@@ -3,6 +3,7 @@ small, config fields are used.
 """
 
 import ast
+import importlib.util
 import inspect
 import itertools
 import re
@@ -236,3 +237,21 @@ def test_every_field_of_a_loss_says_what_it_is():
             commented = '  # ' in line or before.strip().startswith('# ')
             told = re.search(rf'\b{field}\b', owner.__doc__ or '')
             assert commented or told, f'{name}.{field} says nowhere what it is'
+
+
+def test_what_is_imported_from_the_package_is_there():
+    """Also by scripts that only slow tests run."""
+    folders = ('benchmarks', 'configs', 'docs', 'launch', 'tests')
+    files = [path for folder in folders for path in (ROOT / folder).rglob('*.py')]
+    wanted = {
+        (node.module, alias.name): path
+        for path in files
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and (node.module or '').split('.')[0] == 'kd_jax'
+        for alias in node.names
+    }
+    assert len(wanted) > 100
+    for (module, name), path in wanted.items():
+        found = importlib.import_module(module)
+        if not hasattr(found, name) and importlib.util.find_spec(f'{module}.{name}') is None:
+            raise AssertionError(f'{path}: {module} has no {name}')
