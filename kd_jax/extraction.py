@@ -19,7 +19,7 @@ from kd_jax.data.views import Views
 from kd_jax.errors import UserError
 from kd_jax.monitor import clock, say
 from kd_jax.networks import Network
-from kd_jax.parallel import Parallel, barrier, in_any_process, is_main
+from kd_jax.parallel import Parallel, barrier, in_any_process, is_main, only_here
 from kd_jax.spec import Arrays
 from kd_jax.step import make_predict_step
 from kd_jax.target_store import CHUNK, TargetStore, description, row_type, rows_of
@@ -282,8 +282,11 @@ def obtain(
         stores.append(
             TargetStore(directory if named else usual_directory(directory, manifest), manifest)
         )
-    if not extraction.run(stores, should_stop):
-        return None
+    if not all(store.complete() for store in stores):
+        folders = [store.path for store in stores]
+        with only_here(folders, f'extracting soft targets of {extraction.title}'):
+            if not extraction.run(stores, should_stop):
+                return None
     if is_main():
         for store in stores:
             say(f'soft targets in {store.path}')

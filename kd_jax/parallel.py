@@ -2,7 +2,8 @@
 that knows which of the two.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kd_jax import runtime
 from kd_jax.errors import UserError, unknown
+from kd_jax.locking import locked
 from kd_jax.networks import PRECISIONS
+from kd_jax.workdir import PathLike
 
 AXIS = 'batch'
 # XLA's CPU backend removes optimisation barriers before it fuses, so that a residual
@@ -258,6 +261,28 @@ def in_any_process(flag: bool) -> bool:
     if jax.process_count() == 1:
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+
+
+@contextlib.contextmanager
+def only_here(
+    directories: Iterable[PathLike], doing: str, *, timeout: float = 0.0
+) -> Iterator[None]:
+    """`kd_jax.locking.locked` of all these, by the process that writes files; all processes enter
+    together, and get the sentence together.
+    """
+    with contextlib.ExitStack() as stack:
+        found: UserError | None = None
+        if is_main():
+            try:
+                for directory in directories:
+                    stack.enter_context(locked(directory, doing, timeout=timeout))
+            except UserError as error:
+                found = error
+        if in_any_process(found is not None):
+            raise found or UserError(
+                'the first process did not begin; what stands in its output is to be mended'
+            )
+        yield
 
 
 def is_main() -> bool:

@@ -26,6 +26,7 @@ from kd_jax import config as config_lib
 from kd_jax import evaluate, jobs, markdown, runtime
 from kd_jax.command import load_config, parse
 from kd_jax.errors import UserError, fail, told_to_the_user
+from kd_jax.locking import InUse, locked
 from kd_jax.main import default_workdir
 from kd_jax.monitor import say
 from kd_jax.search_check import check_space
@@ -152,9 +153,7 @@ class Search:
         Raises:
           Stopped: when `should_stop()`.
         """
-        others = self.others()
-        if others:
-            Study(self.config, self.workdir, others).run(should_stop)
+        self._train_others(should_stop)
         while batch := self._ask(trials):
             groups: dict[tuple[Any, ...], list[Any]] = {}
             numbers = set(jobs.swept_fields(self.run))
@@ -169,6 +168,21 @@ class Search:
             for group in groups.values():
                 self._train(group, should_stop)
         return self.finish()
+
+    def _train_others(self, should_stop: Callable[[], bool]) -> None:
+        """Trains what the searched run names; waits while another worker does."""
+        others, said = self.others(), ''
+        while others:
+            try:
+                with locked(self.workdir, 'training what a search needs', timeout=1.0):
+                    Study(self.config, self.workdir, others).run(should_stop)
+                return
+            except InUse as error:
+                if str(error) != said:
+                    say(f'{error} · waiting')
+                    said = str(error)
+                if should_stop():
+                    raise Stopped from None
 
     def _ask(self, trials: int) -> list[Any]:
         """The next trials: those this worker left unfinished, then new ones."""

@@ -105,8 +105,9 @@ class TargetStore:
             self.check()
             done = self.path / 'chunks.jsonl'
             if done.exists():  # a kill may have cut its last line short
-                whole = done.read_bytes()
-                os.truncate(done, whole.rfind(b'\n') + 1)
+                content = done.read_bytes()
+                if not content.endswith(b'\n'):
+                    os.truncate(done, content.rfind(b'\n') + 1)
             return
         make_directory(self.path)
         for name, (count, views, kind) in self.splits.items():
@@ -149,6 +150,13 @@ class TargetStore:
                 continue
             done[split, chunk] = checksum
         return done
+
+    def complete(self) -> bool:
+        """Whether all of these targets are there."""
+        if not (self.path / 'manifest.json').exists():
+            return False
+        self.check()
+        return not self.missing()
 
     def chunks(self) -> list[tuple[str, int]]:
         """All (split, chunk)."""

@@ -197,18 +197,18 @@ class JobLog:
     def __enter__(self) -> Self:
         begin, job = time.perf_counter(), self.job
         config, timing = to_json(job.config.to_dict()), job.run.timing
-        if parallel.is_main():
-            data = job.run.dataset.info.to_json()
-            about = {
-                'run': job.name,
-                'seed': job.seed,
-                'learning_rate': job.learning_rate,
-                'data': data,
-            }
-            self.directory.start(to_json(about | {'config': config}))
-        parallel.barrier(f'{job.title} directory')
-        fresh = initial_state(job)
         with contextlib.ExitStack() as stack:
+            stack.enter_context(parallel.only_here([self.directory.path], f'training {job.title}'))
+            if parallel.is_main():
+                about = {
+                    'run': job.name,
+                    'seed': job.seed,
+                    'learning_rate': job.learning_rate,
+                    'data': job.run.dataset.info.to_json(),
+                }
+                self.directory.start(to_json(about | {'config': config}))
+            parallel.barrier(f'{job.title} directory')
+            fresh = initial_state(job)
             self.checkpoints = stack.enter_context(
                 Checkpoints(self.directory.checkpoints, record=Progress)
             )

@@ -28,6 +28,7 @@ LAYERS = (
     ('fields',),
     ('models', 'objectives', 'data', 'metrics', 'optim'),
     ('networks', 'checkpoint', 'workdir', 'monitor', 'runtime', 'command', 'dispatch'),
+    ('locking',),
     ('config', 'spec', 'parallel', 'target_store', 'pretrained'),
     ('step', 'teacher_outputs', 'trained', 'jobs'),
     ('evaluation', 'extraction', 'imported', 'initialization'),
