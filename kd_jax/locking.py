@@ -13,8 +13,9 @@ from collections.abc import Iterator
 import filelock
 from etils import epath
 
+from kd_jax import records
 from kd_jax.errors import UserError
-from kd_jax.workdir import PathLike, make_directory, read_json, write_json
+from kd_jax.workdir import PathLike, make_directory, write_json
 
 LOCK, HOLDER = 'lock', 'lock.json'
 
@@ -61,11 +62,11 @@ def locked(directory: PathLike, doing: str, *, timeout: float = 0.0) -> Iterator
 
 def _elsewhere(path: epath.Path) -> str:
     try:
-        about = read_json(path / HOLDER)
+        about = records.read(path / HOLDER, records.Holder, '')
         who = (
             f'process {about["process"]} on {about["host"]}, since {about["since"]} '
             f'({about["doing"]})'
         )
-    except (UserError, RecursionError, KeyError, TypeError):  # it has just begun, or ends
+    except UserError:  # it has just begun, or ends
         who = 'another process'
     return f'{path} is in use by {who}; wait for it, or choose another --workdir'

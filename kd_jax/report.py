@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from kd_jax import records
 from kd_jax.errors import UserError, told_to_the_user
 from kd_jax.markdown import table
 from kd_jax.models.common import param_count
 from kd_jax.parallel import Parallel
 from kd_jax.spec import RunSpec
 from kd_jax.spread import mean_std, with_spread
-from kd_jax.workdir import PathLike, matches, read_json, to_json, write_json, write_text
+from kd_jax.workdir import PathLike, matches, to_json, write_json, write_text
 
 # (heading, path in result.json, factor, digits)
 COLUMNS = (
@@ -96,7 +97,7 @@ def _cell(value: Mapping[str, Any] | None, path: Sequence[str], digits: int) -> 
 def _cells(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
     used = [c for c in COLUMNS if any(row.get(c[0]) is not None for row in rows)]
     # The usual case says nothing.
-    if all(row.get('trainable') in (None, row['parameters']) for row in rows):
+    if all(row.get('trainable') in (None, row.get('parameters')) for row in rows):
         used = [c for c in used if c[0] != 'trainable']
     head = ['run', 'model', 'seeds'] + [c[0] for c in used]
     body = [
@@ -189,7 +190,20 @@ def describe(spec: RunSpec, parallel: Parallel) -> str:
 def read_metrics(run_directory: PathLike) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl."""
     path = epath.Path(run_directory) / 'metrics.jsonl'
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    fix = f'delete {run_directory} and run its study again'
+    return [of for _, of in records.lines(path, records.Line, fix)] if path.exists() else []
+
+
+def _check_rows(path: epath.Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    for row in rows:
+        for heading, kind in (('run', str), ('model', str), ('seeds', list)):
+            if not isinstance(row.get(heading), kind):
+                raise UserError(f'{path} has a row without {heading}; run its study again')
+        for heading in (column[0] for column in COLUMNS):
+            if not isinstance(row.get(heading), dict | None):
+                raise UserError(
+                    f'{path} has {heading!r} that is no mean with its spread; run its study again'
+                )
 
 
 def plot(workdir: PathLike) -> epath.Path:
@@ -248,7 +262,8 @@ def main() -> None:
         path = arguments.workdir / 'results.json'
         if not path.exists():
             raise UserError(f'{arguments.workdir} holds no results.json; run its study first')
-        results = read_json(path)
+        results = records.read(path, records.Results, 'run its study again')
+        _check_rows(path, results['table'])
         show(results['table'], results['gains'])
         if arguments.plot:
             print(plot(arguments.workdir))

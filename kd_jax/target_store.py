@@ -12,12 +12,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 from etils import epath
 
+from kd_jax import records
 from kd_jax.data.views import Views
 from kd_jax.errors import UserError
-from kd_jax.workdir import differences, make_directory, read_json, to_json, write_json
+from kd_jax.workdir import differences, make_directory, to_json, write_json
 
 CHUNK = 4096  # rows with one checksum
 # The smallest logarithm that is stored: e^-60 is no probability that counts.
@@ -119,9 +121,11 @@ class TargetStore:
         """In what the directory's manifest differs from this one; what it does
         not know yet has its default.
         """
-        return differences(
-            _completed(self.manifest), _completed(read_json(self.path / 'manifest.json'))
-        )
+        return differences(_completed(self.manifest), _completed(self._recorded()))
+
+    def _recorded(self) -> dict[str, Any]:
+        fix = f'delete {self.path} and extract them again'
+        return records.read(self.path / 'manifest.json', records.Manifest, fix)
 
     def check(self) -> None:
         """Raises `UserError` unless the directory's targets are those
@@ -145,8 +149,8 @@ class TargetStore:
         path = self.path / 'chunks.jsonl'
         for line in path.read_text().splitlines() if path.exists() else ():
             try:
-                split, chunk, checksum = json.loads(line)
-            except ValueError:  # a line that a kill cut short
+                split, chunk, checksum = msgspec.json.decode(line, type=records.Chunk)
+            except (msgspec.MsgspecError, RecursionError):  # such as a line that a kill cut short
                 continue
             done[split, chunk] = checksum
         return done

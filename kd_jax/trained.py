@@ -2,8 +2,10 @@
 or read from PyTorch weights.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax
@@ -79,11 +81,39 @@ def load(run: RunDirectory) -> Trained:
         )
     recorded = run.info()
     info, fields = DatasetInfo.from_json(recorded['data']), config.upgraded(recorded['config'])
+    channels = info.image_shape[-1]
+    usable = len(info.mean) == len(info.std) == channels and all(0 < s < math.inf for s in info.std)
+    if not usable or not all(map(math.isfinite, info.mean)):
+        raise UserError(
+            f'{run.path / "config.json"} has the mean {info.mean} and the std {info.std} for '
+            f'{channels} channels; delete {run.path} and run its study again'
+        )
     network = build_network(fields['model'], info, fields['precision'], resize=True)
     variables = checkpoint.load_variables(run.path, run.result()['checkpoint'])
+    _check_variables(run, network, variables, info)
     return Trained(
-        str(run.path), network, info, fields['precision'], recorded['learning_rate'], variables
+        str(run.path), network, info, fields['precision'], recorded.get('learning_rate'), variables
     )
+
+
+def _check_variables(
+    run: RunDirectory, network: Network, variables: Mapping[str, Any], info: DatasetInfo
+) -> None:
+    """Raises `UserError` unless the variables are those of the model that the run records."""
+    plain = network.model.clone(fast=False)  # traced in half the time
+    image = jax.ShapeDtypeStruct((1, *info.image_shape), jnp.float32)
+    wanted = jax.eval_shape(partial(plain.init, train=False), jax.random.key(0), image)
+    here, there = (
+        {path: np.shape(x) for path, x in flax.traverse_util.flatten_dict(dict(tree)).items()}
+        for tree in (wanted, variables)
+    )
+    if here != there:
+        path = min(set(here.items()) ^ set(there.items()))[0]
+        raise UserError(
+            f'the checkpoint of {run.path} is not that of the model in its config.json, '
+            f'{type(plain).__name__} with {info.num_classes} classes (they differ in '
+            f'{"/".join(path)}); delete {run.path} and run its study again'
+        )
 
 
 def load_weights(path: epath.Path, model: Mapping[str, Any], info: DatasetInfo) -> Trained:

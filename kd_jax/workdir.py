@@ -13,6 +13,7 @@ from typing import Any
 
 from etils import epath
 
+from kd_jax import records
 from kd_jax.errors import UserError
 
 PathLike = str | os.PathLike[str]
@@ -27,6 +28,8 @@ def to_json(value: Any) -> Any:
 def write_text(path: PathLike, text: str) -> None:
     """Writes all of it or nothing: a reader never sees half a file, nor does a crash leave one."""
     target = epath.Path(path)
+    if target.is_dir():
+        raise UserError(f'{target} is a directory, must be a file; move it away')
     new = target.with_suffix('.tmp')
     with new.open('w') as file:
         file.write(text)
@@ -44,17 +47,6 @@ def write_text(path: PathLike, text: str) -> None:
 def write_json(path: PathLike, value: Any) -> None:
     """`write_text` of a value in JSON."""
     write_text(path, json.dumps(value, indent=1))
-
-
-def read_json(path: PathLike) -> Any:
-    """The contents of a JSON file; `UserError` if it is not one."""
-    file = epath.Path(path)
-    try:
-        return json.loads(file.read_text())
-    except (ValueError, OSError) as error:
-        raise UserError(
-            f'{file} cannot be read as JSON ({error}); delete {file.parent} and run its study again'
-        ) from error
 
 
 def differences(here: Mapping[str, Any], there: Mapping[str, Any], prefix: str = '') -> list[str]:
@@ -90,13 +82,16 @@ class RunDirectory:
         return (self.path / 'result.json').exists()
 
     def result(self) -> dict[str, Any]:
-        return read_json(self.path / 'result.json')
+        return records.read(self.path / 'result.json', records.Result, self._again())
 
     def info(self) -> dict[str, Any]:
         """{'run', 'seed', 'config', 'data': {'num_classes', 'image_shape', 'mean', 'std',
         ...}} as saved at the start.
         """
-        return read_json(self.path / 'config.json')
+        return records.read(self.path / 'config.json', records.Info, self._again())
+
+    def _again(self) -> str:
+        return f'delete {self.path} and run its study again'
 
     def check_same(
         self, config: dict[str, Any], upgrade: Callable[[dict[str, Any]], dict[str, Any]] = dict
@@ -133,13 +128,9 @@ class RunDirectory:
         """Drops the lines of metrics.jsonl that come after `step`: they will be written again."""
         if not self.metrics.exists():
             return
-        lines = []
-        for line in self.metrics.read_text().splitlines():
-            try:
-                if json.loads(line)['step'] <= step:
-                    lines.append(line)
-            except ValueError:  # the line that a kill cut short
-                continue
+        fix = 'move it away and run the same command again'
+        found = records.lines(self.metrics, records.Line, fix)
+        lines = [line for line, content in found if content['step'] <= step]
         write_text(self.metrics, ''.join(line + '\n' for line in lines))
 
 

@@ -5,14 +5,14 @@ makes file names of what it finds. So a set must be described as TFDS itself des
 classified images: these classes, these fields and nothing else.
 """
 
-import json
 import re
 import stat
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import msgspec
 from etils import epath
 
+from kd_jax import records
 from kd_jax.errors import UserError
 
 _FEATURES = 'tensorflow_datasets.core.features.'
@@ -31,9 +31,6 @@ MOST_BYTES = 16 * 2**20  # of a description, and of a file of label names
 MOST_CLASSES = 10**6
 MOST_SHARDS = 10**6
 MOST_DEPTH = 32
-
-
-T = TypeVar('T')
 
 
 class _Record(msgspec.Struct, rename='camel', forbid_unknown_fields=True):
@@ -158,37 +155,10 @@ def check(folder: str) -> None:
     _check_claims(path, description)
 
 
-def _read(path: epath.Path, kind: type[T]) -> T:
-    try:
-        # As TFDS parses it, so that both see the same.
-        found = msgspec.convert(json.loads(text_of(path)), kind)
-    except (ValueError, RecursionError) as error:  # msgspec's are ValueErrors
-        reason = 'nested too deeply' if isinstance(error, RecursionError) else error
-        raise UserError(
-            f'{path} does not describe images and labels as TFDS does ({reason}); prepare the '
-            'data set again, with the features that TFDS itself has'
-        ) from None
-    return found
-
-
-def text_of(path: epath.Path) -> str:
-    """A small text file's content; `UserError` for anything else than a regular file of at most
-    16 MiB.
-    """
-    try:
-        found = path.stat()
-        regular = found.mode is None or stat.S_ISREG(found.mode)
-        if not regular or found.length > MOST_BYTES:
-            size = f'has {found.length} bytes' if regular else 'is no regular file'
-            raise UserError(
-                f'{path} {size}; a description is a file of at most {MOST_BYTES} bytes: copy or '
-                'prepare the data set again'
-            )
-        return path.read_text()
-    except OSError as error:
-        raise UserError(
-            f'{path} cannot be read ({error.strerror or error}); copy or prepare the data set again'
-        ) from None
+def _read(path: epath.Path, kind: type[records.T]) -> Any:
+    # As TFDS parses it, so that both see the same.
+    fix = 'prepare the data set again, with the features that TFDS itself has'
+    return msgspec.convert(records.read(path, kind, fix, MOST_BYTES), kind)
 
 
 def _check_classes(path: epath.Path, feature: Feature, name: str, depth: int = 0) -> None:
@@ -231,7 +201,7 @@ def _check_labels(path: epath.Path, name: str, count: int) -> None:
         )
     names = path / f'{name}.labels.txt'
     if names.exists() or names.is_dir():
-        text = text_of(names)
+        text = records.text_of(names, 'copy or prepare the data set again', MOST_BYTES)
         lines = text.count('\n') + 1
         blank = lines <= 2 * MOST_CLASSES and sum(not line.strip() for line in text.split('\n'))
         given = lines - blank

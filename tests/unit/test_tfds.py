@@ -375,7 +375,7 @@ def test_a_damaged_description_is_refused(copy, file, damage):
     folder, version = copy
     damage(version / file)
     text = sentence(folder)
-    assert f'{version / file} does not describe images and labels' in text and 'again' in text
+    assert f'{version / file} is not what it should be' in text and 'again' in text
 
 
 # --------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from etils import epath
 from etils.epath import backend, gpath
 from fsspec.implementations.memory import MemoryFileSystem
 
-from kd_jax import report, workdir
+from kd_jax import records, report, workdir
 from kd_jax.errors import UserError
 from kd_jax.monitor import Monitor
 from kd_jax.workdir import (
@@ -18,13 +18,19 @@ from kd_jax.workdir import (
     differences,
     find_run,
     make_directory,
-    read_json,
     write_json,
 )
 
+DATA = {'num_classes': 3, 'image_shape': [8, 8, 1], 'mean': [0.5], 'std': [0.25]}
+INFO = {'run': 'r', 'seed': 0, 'data': DATA}
+
+
+def read_json(path):
+    return records.read(epath.Path(path), dict | list, 'write it again')
+
 
 def make_run(path, config=None):
-    RunDirectory(path).start({'config': config or {}})
+    RunDirectory(path).start({**INFO, 'config': {'model': {'name': 'cnn'}, **(config or {})}})
     return path
 
 
@@ -42,12 +48,12 @@ def test_differences_name_the_fields():
 def test_another_config_is_refused_and_the_directory_untouched(tmp_path):
     run = RunDirectory(make_run(tmp_path / 'r', {'tau': [1, 2]}))
     before = (run.path / 'config.json').read_bytes()
-    run.check_same({'tau': (1, 2)})
+    run.check_same({'model': {'name': 'cnn'}, 'tau': (1, 2)})
     with pytest.raises(
         UserError,
         match=r'another config \(tau: \[1, 2\] there, \[4\] here\); choose another --workdir',
     ):
-        run.check_same({'tau': (4,)})
+        run.check_same({'model': {'name': 'cnn'}, 'tau': (4,)})
     assert (run.path / 'config.json').read_bytes() == before
 
 
@@ -77,7 +83,7 @@ def test_a_file_takes_its_name_when_it_is_on_the_disk(tmp_path, monkeypatch):
 @pytest.mark.parametrize('kind', [str, Path, epath.Path])
 def test_paths_of_every_kind_are_taken(kind, tmp_path):
     directory = kind(tmp_path / 'study' / 'a' / 'seed0')
-    RunDirectory(directory).start({'config': {}})
+    RunDirectory(directory).start(INFO | {'config': {}})
     write_json(kind(tmp_path / 'x.json'), [1])
     make_directory(kind(tmp_path / 'new' / 'one'))
     assert read_json(kind(tmp_path / 'x.json')) == [1] and (tmp_path / 'new' / 'one').is_dir()
@@ -123,11 +129,12 @@ def test_a_run_may_be_in_a_bucket(monkeypatch):
     assert [line['step'] for line in report.read_metrics(run.path)] == [1, 2]
     run.forget_after(1)
     assert [line['step'] for line in report.read_metrics(run.path)] == [1]
-    run.finish({'test': None})
+    result = {'run': 'a', 'seed': 0, 'model': 'cnn', 'checkpoint': 2, 'test': None}
+    run.finish(result)
     assert (
         find_run('gs://bucket/study/a', 5).path == run.path
         and run.finished()
-        and run.result() == {'test': None}
+        and run.result() == result
     )
     assert str(run.path) == 'gs://bucket/study/a/seed0'
     files = ('config.json', 'metrics.jsonl', 'result.json')
@@ -136,13 +143,13 @@ def test_a_run_may_be_in_a_bucket(monkeypatch):
 
 def test_damaged_json_is_one_sentence(tmp_path):
     (tmp_path / 'x.json').write_text('{"a": ')
-    with pytest.raises(UserError, match='cannot be read as JSON'):
+    with pytest.raises(UserError, match='is not what it should be .*; write it again'):
         read_json(tmp_path / 'x.json')
 
 
 def test_metrics_after_a_step_are_forgotten(tmp_path):
     run = RunDirectory(make_run(tmp_path / 'r'))
-    lines = [json.dumps({'step': step}) for step in (10, 20, 30)]
+    lines = [json.dumps({'step': step, 'split': 'val'}) for step in (10, 20, 30)]
     run.metrics.write_text('\n'.join(lines) + '\n{"step": 4')  # cut short by a kill
     run.forget_after(20)
     assert run.metrics.read_text() == ''.join(line + '\n' for line in lines[:2])
