@@ -45,13 +45,14 @@ def all_but(*without):
 # Everything at once, but for one of each pair that is refused; a sweep is another executor.
 TOGETHER = [
     all_but('peer', 'mixup'),
-    all_but('sweep', 'own past and average', 'stored targets'),
+    all_but('sweep', 'own past and average', 'stored targets', 'accumulation'),
 ]
 # What is left, in the tier science.
 REST = [
     all_but('sweep', 'peer', 'stored targets'),
     all_but('sweep', 'own past and average', 'mixup'),
     all_but('own past and average', 'stored targets'),
+    all_but('sweep', 'own past and average', 'stored targets'),
 ]
 
 

@@ -181,8 +181,10 @@ if __name__ == '__main__':
     import gc
     import importlib
 
+    gc.disable()
     sys.path[0] = str(REPOSITORY)
     for name in IMPORTED:
         importlib.import_module(name)
+    gc.enable()
     gc.freeze()  # or every collection in a child would copy the memory of what was imported
     _serve(socket.socket(fileno=int(sys.argv[1])))

@@ -18,6 +18,7 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
+gc.disable()  # until all is imported and collected: nothing of that is garbage
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = (
     os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=4'
@@ -84,6 +85,7 @@ def pytest_collection_finish():
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 20, 100)
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items):

@@ -66,7 +66,7 @@ def test_the_step_at_which_a_loss_breaks_is_named_however_steps_are_dispatched(t
 
 
 def test_half_precision_keeps_parameters_and_logits_in_float32_and_learns_the_same():
-    half = {'precision': 'bfloat16'}
+    half = {'precision': 'bfloat16', 'augment.mixup': 0.0}
     deep = executor_of(Parallel('jit', 1), 4, **DEEP | half)
     student, dataset = deep.run.step.students['student'], deep.run.dataset
     assert student.model.dtype == jnp.bfloat16
@@ -80,7 +80,8 @@ def test_half_precision_keeps_parameters_and_logits_in_float32_and_learns_the_sa
     stages = [f'stage{i}{end}' for i in (1, 2, 3) for end in ('', '_pre')]
     assert types == dict.fromkeys(('stem', *stages), jnp.bfloat16) | {'pooled': jnp.float32}
     assert output.logits.dtype == jnp.float32
-    _, exact = dispatched(executor_of(Parallel('jit', 1), 4), [4])
+    exact = executor_of(Parallel('jit', 1), 4, **half | {'precision': 'float32'})
+    _, exact = dispatched(exact, [4])
     losses, exact_losses = ([float(metrics['loss']) for metrics in h] for h in (history, exact))
     assert losses != exact_losses
     assert losses == pytest.approx(exact_losses, abs=0.05)

@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.special
 from helpers import FASTEST_COMPILE, quickly, random_splits
 
 from kd_jax import target_store
@@ -54,7 +53,8 @@ def test_the_likeliest_classes_and_the_rest_make_logits():
     logits = np.random.default_rng(0).normal(0, 3, (7, 9)).astype(np.float32)
     kind = target_store.row_type(9, 'float32', 4)
     rows = target_store.rows_of(logits, kind)
-    found = scipy.special.softmax(decoded(rows, 9), axis=1)
+    found = decoded(rows, 9)
+    found = np.exp(found) / np.exp(found).sum(axis=1, keepdims=True)
     exact = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     for mine, theirs in zip(found, exact, strict=True):
         order = np.argsort(-theirs)
@@ -65,7 +65,8 @@ def test_the_likeliest_classes_and_the_rest_make_logits():
     likely = target_store.rows_of(sure, target_store.row_type(9, 'float16', 2))
     output = decoded(likely, 9)
     assert np.isfinite(output).all() and output.argmax() == 2
-    assert np.isfinite(scipy.special.log_softmax(output, axis=1)).all()
+    top = output.max()
+    assert np.isfinite(output - top - np.log(np.exp(output - top).sum())).all()
     all_of_them = target_store.rows_of(logits, target_store.row_type(9, 'float16', 0))
     np.testing.assert_allclose(decoded(all_of_them, 9), logits, rtol=1e-3)
     huge = target_store.rows_of(
