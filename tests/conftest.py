@@ -18,7 +18,6 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-gc.disable()  # until all is imported and collected: nothing of that is garbage
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = (
     os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=4'
@@ -36,6 +35,7 @@ import pytest
 
 from kd_jax import models, runtime
 
+gc.disable()  # until all is collected: nothing of that is garbage
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 
