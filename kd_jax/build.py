@@ -4,7 +4,9 @@ check that needs no training.
 
 import dataclasses
 import math
+import os
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,6 +19,7 @@ from kd_jax.data.views import Views
 from kd_jax.errors import UserError, unknown
 from kd_jax.initialization import objective_plans, student_plans
 from kd_jax.models import initial
+from kd_jax.models.common import param_count
 from kd_jax.monitor import warn
 from kd_jax.networks import Network
 from kd_jax.parallel import Parallel
@@ -32,6 +35,7 @@ from kd_jax.teacher_outputs import EMA, PEER, SELF_TEACHERS, SNAPSHOT
 from kd_jax.trained import Trained
 
 CPU_STEPS, STEPS = 4, 32  # in one dispatch
+MOST_STEPS, MOST_VALIDATIONS = 2**31 - 1, 10**6
 
 
 def check_teachers(name: str, run: ConfigDict) -> None:
@@ -99,6 +103,7 @@ def run_spec(
     step, targets = _step(name, run, dataset, teachers, settings, timing, parallel)
     plans = student_plans(step, dataset)
     _check_heads(name, run, step.objective, plans)
+    _check_memory(name, plans['student'].shapes)
     plans |= objective_plans(step, dataset, plans)
     shapes = {role: plan.shapes.get('params', {}) for role, plan in plans.items()}
     optimizer, schedule = optim.build(
@@ -164,6 +169,19 @@ def _step(
     ), targets
 
 
+def _check_memory(name: str, shapes: Mapping[str, Any]) -> None:
+    """Raises `UserError` for a student that this machine cannot hold, before it is made."""
+    count = param_count(shapes)
+    need = 3 * 4 * count  # float32: parameters, gradients, momentum
+    there = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    if need > there:
+        raise UserError(
+            f'runs.{name}.model has {count:,} parameters, which take {need / 2**30:,.0f} GiB with '
+            f'gradients and momentum; this machine has {there / 2**30:,.0f}: take a smaller width '
+            'or depth'
+        )
+
+
 def _settings(run: ConfigDict, teachers: Mapping[str, Trained]) -> optim.Settings:
     """Of the optimiser, with the learning rate that follows the teacher's, if it does."""
     settings = optim.read(run.optim)
@@ -187,6 +205,16 @@ def _settings(run: ConfigDict, teachers: Mapping[str, Trained]) -> optim.Setting
 def _timing(run: ConfigDict, count: int, parallel: Parallel, steps_per_dispatch: int) -> Timing:
     steps_per_epoch = count / run.batch_size
     total = max(round(run.epochs * steps_per_epoch), 1)
+    if total > MOST_STEPS:
+        raise UserError(
+            f'epochs is {run.epochs}, {total:.3g} steps of {run.batch_size} images; at most '
+            f'{MOST_STEPS} are counted: take fewer epochs or a larger batch'
+        )
+    if run.epochs / run.eval_every > MOST_VALIDATIONS:
+        raise UserError(
+            f'eval_every is {run.eval_every} in {run.epochs} epochs; there are at most '
+            f'{MOST_VALIDATIONS} validations, each with a checkpoint: raise it'
+        )
     due = (
         round(k * run.eval_every * steps_per_epoch)
         for k in range(1, math.ceil(run.epochs / run.eval_every) + 1)

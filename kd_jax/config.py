@@ -36,7 +36,7 @@ FAMILY = Limit(lambda value: True, 'what the family of the model allows')
 
 
 def _seeds(values: Any) -> bool:
-    whole = all(type(seed) is int and seed >= 0 for seed in values)
+    whole = all(type(seed) is int and 0 <= seed < 2**31 for seed in values)
     return bool(values) and whole and len(set(values)) == len(values)
 
 
@@ -45,11 +45,13 @@ def _weight(value: Any) -> bool:
 
 
 def _targets(value: Any) -> bool:
-    return value in ('live', 'exact') or (value.isascii() and value.isdigit() and int(value) > 0)
+    number = len(value) < 7 and value.isascii() and value.isdigit() and 0 < int(value) <= MOST_VIEWS
+    return value in ('live', 'exact') or number
 
 
 SEEDS = 'one or more different whole numbers, each 0 or more, such as (0, 1)'
-TARGETS = "'live', 'exact' or a number of views, such as '8'"
+MOST_VIEWS = 65536
+TARGETS = f"'live', 'exact' or a number of views up to {MOST_VIEWS}, such as '8'"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +99,7 @@ class Run:
     sweep: str = text()
     # of the order and the views of the images; None = the seed
     order_seed: int | None = optional(int, Limit(lambda value: value >= 0, '0 or more'))
-    batch_size: int = number(64, at_least=1, words='at least 1')  # over all devices
+    batch_size: int = number(64, at_least=1, at_most=2**20)  # over all devices
     # passes over the training images; fractions count
     epochs: float = number(30.0, above=0, words='greater than 0')
     # epochs between validations, each with a checkpoint

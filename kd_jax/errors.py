@@ -10,9 +10,12 @@ from typing import NoReturn
 
 
 class UserError(Exception):
-    """A mistake in the user's input. `str(error)` is one sentence: the
+    """A mistake in the user's input. `str(error)` is one sentence, on one line: the
     value, what is allowed, the fix.
     """
+
+    def __init__(self, sentence: object = ''):
+        super().__init__(' '.join(str(sentence).split()))
 
 
 class Diverged(UserError):

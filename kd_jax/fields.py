@@ -10,12 +10,15 @@ what is wrong with which value.
 
 import dataclasses
 import math
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 from kd_jax.errors import UserError, unknown
 
+# What float32 and int32 can hold, with room.
+MOST, MOST_WHOLE = 1e30, 2**31 - 1
 # Fields by the names that they had in earlier versions.
 RENAMED = {'past_epochs': 'snapshot_epochs', 'population': 'sweep'}
 
@@ -130,9 +133,13 @@ def flag(default: bool) -> Any:
     return _field(default, Limit(lambda value: isinstance(value, bool), 'True or False'))
 
 
+def _is_line(value: Any) -> bool:
+    return isinstance(value, str) and not any(unicodedata.category(c) == 'Cc' for c in value)
+
+
 def text(default: str = '') -> Any:
     """Any text; what it must name is known only where it is used."""
-    return _field(default, Limit(lambda value: isinstance(value, str), 'text'))
+    return _field(default, Limit(_is_line, 'text on one line, without control characters'))
 
 
 def several(default: tuple[Any, ...], each: Callable[[Any], bool], words: str) -> Any:
@@ -219,9 +226,29 @@ def fit(value: Any, of: dataclasses.Field[Any]) -> tuple[Any, str]:
     """
     limit, default = of.metadata['limit'], of.default
     fitted, words = _typed(value, of.metadata['example'] if default is None else default, limit)
-    if words or limit.allowed(fitted):
+    if words:
         return fitted, words
-    return fitted, limit.words
+    for number_ in fitted if isinstance(fitted, tuple) else (fitted,):
+        if not _is_sound(number_):
+            return fitted, f'{_soundness(number_, limit.words)}{limit.words}'
+    return fitted, '' if limit.allowed(fitted) else limit.words
+
+
+def _soundness(value: Any, words: str) -> str:
+    if isinstance(value, Integral):
+        return f'at most {MOST_WHOLE} in size, and '
+    if math.isfinite(value):
+        return f'at most {MOST:g} in size, and '
+    return '' if 'finite' in words else 'finite, and '
+
+
+def _is_sound(value: Any) -> bool:
+    """Whether a number, if it is one, is finite and one that float32, or int32, can hold."""
+    if not is_number(value):
+        return True
+    if isinstance(value, Integral):
+        return abs(int(value)) <= MOST_WHOLE
+    return math.isfinite(value) and abs(value) <= MOST
 
 
 def _typed(value: Any, example: Any, limit: Limit) -> tuple[Any, str]:
@@ -240,7 +267,7 @@ def _typed(value: Any, example: Any, limit: Limit) -> tuple[Any, str]:
         value = int(value) if fits else value
     elif isinstance(example, float):
         fits, words = is_number(value), f'a number, such as {example!r}'
-        value = float(value) if fits else value
+        value = float(value) if fits and _is_sound(value) else value
     elif limit.known:
         fits, words = isinstance(value, str), limit.words
     else:

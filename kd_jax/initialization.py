@@ -62,10 +62,13 @@ def objective_plans(
     def plan(role: str) -> initial.Plan:
         other = students['peer' if role == 'student' and 'peer' in students else 'student'].output
         outputs = [students[role].output, *(says(teacher, other) for teacher in step.teachers)]
-        outputs = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), outputs)
-        return initial.Plan(
-            lambda key: step.objective.init(key, outputs[0], tuple(outputs[1:]), batch)
-        )
+
+        def init(key: jax.Array) -> Any:
+            # Inside, where they are traced and take no memory.
+            first, *rest = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), outputs)
+            return step.objective.init(key, first, tuple(rest), batch)
+
+        return initial.Plan(init)
 
     return {OBJECTIVE_OF[role]: plan(role) for role in students}
 

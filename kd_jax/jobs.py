@@ -17,6 +17,8 @@ from kd_jax.teacher_outputs import outside
 
 EXAMPLE = "'objective.kl.tau=1,2,4; seed=0,1'"
 
+MOST_MEMBERS = 1024  # of a sweep
+
 
 def references(run: ConfigDict) -> tuple[str, ...]:
     """What a run names: its teachers, and the run it starts from."""
@@ -142,6 +144,12 @@ def members_of(name: str, run: ConfigDict) -> dict[str, ConfigDict]:
         raise UserError(
             f'runs.{name}.sweep names optim.learning_rate, which '
             'optim.teacher_factor sets; take one of them'
+        )
+    count = math.prod(map(len, values.values()))
+    if count > MOST_MEMBERS:
+        raise UserError(
+            f'runs.{name}.sweep has {count} students; at most {MOST_MEMBERS} train together: '
+            'take fewer values'
         )
     base = run.copy_and_resolve_references()
     base.seeds = values.pop('seed', tuple(run.seeds))

@@ -64,7 +64,7 @@ def multiplier() -> Any:
     """A field that multiplies the channels or the blocks of a network;
     1.0 leaves them as they are.
     """
-    return number(1.0, above=0)
+    return number(1.0, above=0, at_most=100)
 
 
 def share(default: float, such: str) -> Any:
@@ -79,7 +79,10 @@ def odd(default: int | None) -> Any:
     network, which are not all the same.
     """
     return field(
-        default, lambda side: side >= 1 and side % 2 == 1, 'an odd number, 1 or more', example=3
+        default,
+        lambda side: 1 <= side <= 63 and side % 2 == 1,
+        'an odd number from 1 to 63',
+        example=3,
     )
 
 
@@ -98,7 +101,10 @@ class Classifier(nn.Module, kw_only=True):
     width: float = multiplier()  # of the channels
     dropout: float = share(0.0, 'such as 0.1')  # before the classifier
     adapter: int = number(
-        0, at_least=0, words='0 (no adapters) or a number of hidden channels, such as 16'
+        0,
+        at_least=0,
+        at_most=2**16,
+        words='0 (no adapters) or a number of hidden channels up to 65536, such as 16',
     )
     heads: tuple[int, ...] = several(
         (), lambda stage: is_number(stage) and stage >= 1, 'numbers of stages, such as (1, 2)'

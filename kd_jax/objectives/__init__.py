@@ -83,7 +83,12 @@ def loss_of(label: str, given: Mapping[str, Any]) -> str:
     """The name in `OBJECTIVES` of the loss that stands under `label` in a config: its field
     `loss`, or the label itself.
     """
-    return (given.get('loss') if hasattr(given, 'keys') else None) or label
+    name = (given.get('loss') if hasattr(given, 'keys') else None) or label
+    if not isinstance(name, str):
+        raise UserError(
+            f'the loss of {label} is {name!r}; it must be one of {", ".join(OBJECTIVES)}'
+        )
+    return name
 
 
 def build(

@@ -55,7 +55,7 @@ class SelfDistillation(Loss):
     The paper weighs it 0.3 against 0.7 for the heads' cross entropy.
     """
 
-    tau: float = number(3.0, above=0, sweep=True)  # temperature
+    tau: float = number(3.0, above=0, at_most=1e6, sweep=True)  # temperature
 
     needs_teacher: ClassVar[bool] = False
     needs_heads: ClassVar[bool] = True

@@ -84,6 +84,7 @@ def test_a_mixture_has_the_larger_share_of_its_own_image_and_names_its_partners_
     _, prepared = prepare(0, 0, {}, arrays, batch)
     share = float(prepared['mix'])
     assert 0.5 < share < 0.99
+    assert float(prepare(1, 0, {}, arrays, batch)[1]['mix']) != share  # of another step
     image = np.float32(splits.train.image)
     expected = share * image[one] + (1 - share) * image[other]
     np.testing.assert_allclose(prepared['image'], expected, rtol=1e-5)

@@ -94,7 +94,7 @@ def test_what_is_allowed_comes_in_the_type_of_the_field(given, value):
         ('factor', 0.0, 'run.factor is 0.0; it must be greater than 0 and at most 1'),
         ('share', 1.5, 'run.share is 1.5; it must be between 0 and 1'),
         ('least', 4.0, 'run.least is 4.0; it must be at most 3'),
-        ('least', -math.inf, 'run.least is -inf; it must be at most 3'),
+        ('least', -math.inf, 'run.least is -inf; it must be finite, and at most 3'),
         ('epochs', 0, 'run.epochs is 0; it must be a whole number, 1 or more'),
         ('epochs', 1.5, 'run.epochs is 1.5; it must be a whole number, such as 10'),
         ('epochs', True, 'run.epochs is True; it must be a whole number, such as 10'),
@@ -151,7 +151,9 @@ def test_an_unknown_bound_reads_as_a_finite_number():
     class Free:
         x: float = number(0.0)
 
-    assert check(Free, {'x': -1e300}, 'run') == {'x': -1e300}
+    assert check(Free, {'x': -1e30}, 'run') == {'x': -1e30}
+    with pytest.raises(UserError, match=r'^run.x is -1e\+300; it must be at most 1e\+30 in size'):
+        check(Free, {'x': -1e300}, 'run')
     with pytest.raises(UserError, match=r'^run.x is inf; it must be a finite number$'):
         check(Free, {'x': math.inf}, 'run')
 

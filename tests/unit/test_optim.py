@@ -599,7 +599,10 @@ def test_bad_input_is_one_sentence(fields, sentence):
     ('fields', 'sentence'),
     [
         ({'ema_decay': 1.0}, 'is 1.0; it must be at least 0 (off) and less than 1'),
-        ({'ema_decay': float('nan')}, 'is nan; it must be at least 0 (off) and less than 1'),
+        (
+            {'ema_decay': float('nan')},
+            'is nan; it must be finite, and at least 0 (off) and less than 1',
+        ),
         ({'accumulate': 0}, 'is 0; it must be a whole number, 1 or more'),
         ({'teacher_factor': -1.0}, 'is -1.0; it must be a finite number, 0 (off) or more'),
         (

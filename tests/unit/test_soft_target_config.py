@@ -19,7 +19,10 @@ def data(tmp_path_factory):
             {'soft_targets': 'all'},
             r"runs.student.soft_targets is 'all'; it must be 'live', 'exact' or a number of views",
         ),
-        ({'soft_targets': '0'}, "must be 'live', 'exact' or a number of views, such as '8'"),
+        (
+            {'soft_targets': '0'},
+            "must be 'live', 'exact' or a number of views up to 65536, such as '8'",
+        ),
         ({'soft_targets': '-2'}, 'a number of views'),
         (
             {'soft_targets': 'exact', 'soft_targets_dtype': 'float8'},

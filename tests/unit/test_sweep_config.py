@@ -40,7 +40,7 @@ def data(tmp_path_factory):
         (
             'objective.kl.tau=2,-1',
             {},
-            'objective.kl.tau is -1.0; it must be a finite number greater than 0',
+            'objective.kl.tau is -1.0; it must be greater than 0',
         ),
         ('optim.learning_rate=0.1,0', {}, 'optim.learning_rate is 0.0; it must be'),
         (
