@@ -5,6 +5,7 @@ MNIST-format directories, `.npz` files.
 import gzip
 import importlib.util
 import math
+import os
 import zipfile
 import zlib
 from pathlib import Path
@@ -22,6 +23,8 @@ FASHION_MNIST_CLASSES = (
 )  # fmt: skip
 MAX_BYTES = 32 * 10**9  # of images; more cannot sensibly be held as one array
 _DIGITS_TEST = 597
+# What is more than so many times as large as its file, and large, was made to fill the memory.
+MOST_GROWTH, FREE_GROWTH = 200, 2**27
 
 
 class Raw(NamedTuple):
@@ -104,6 +107,8 @@ def npz(config: Any) -> Raw:
             "data source 'npz' needs a file; give its path with --config.data.path=FILE.npz"
         )
     path = Path(config.path).expanduser()
+    if path.exists() and not path.is_file():
+        raise UserError(f'{path} is no regular file; correct --config.data.path')
     try:
         # Opening is not left to np.load, which forgets to close a file that is no zip.
         with open(path, 'rb') as opened:
@@ -144,7 +149,49 @@ def _read_npz(path: Path, opened: BinaryIO) -> dict[str, np.ndarray]:
             f'{", ".join(sorted(file.files)) or "nothing"}); np.savez with {", ".join(needed)} '
             f'and, if you like, {" and ".join(optional)}'
         )
-    return {key: _read_member(path, file, key) for key in (*needed, *present)}
+    sizes = {key: _claimed(path, file, key) for key in (*needed, *present)}
+    if sum(sizes.values()) > MAX_BYTES:
+        raise UserError(
+            f'{path} claims arrays of {sum(sizes.values())} bytes, more than the {MAX_BYTES} that '
+            'can be held; take fewer or smaller images'
+        )
+    return {key: _read_member(path, file, key) for key in sizes}
+
+
+def _claimed(path: Path, file: Any, key: str) -> int:
+    """The bytes of a member, as its header says; `UserError` if the file cannot hold them."""
+    damaged = f'{key} in {path} is damaged; write the file again with np.savez'
+    try:
+        info = file.zip.getinfo(key if key in file.zip.namelist() else f'{key}.npy')
+        with file.zip.open(info) as member:
+            version = np.lib.format.read_magic(member)
+            read = {
+                (1, 0): np.lib.format.read_array_header_1_0,
+                (2, 0): np.lib.format.read_array_header_2_0,
+            }[version]
+            shape, _, dtype = read(member)
+            header = member.tell()
+    except (OSError, EOFError, KeyError, ValueError, RuntimeError, NotImplementedError):
+        raise UserError(damaged) from None
+    except (zipfile.BadZipFile, zlib.error, MemoryError, OverflowError, SyntaxError):
+        raise UserError(damaged) from None
+    size = math.prod(shape) * dtype.itemsize
+    if dtype.hasobject:
+        raise UserError(
+            f'{key} in {path} is an object array, must be a plain one; save it with its own dtype'
+        )
+    if min(shape, default=0) < 0 or info.file_size != header + size:
+        raise UserError(
+            f'{key} in {path} claims {size} bytes and holds {info.file_size - header}; write the '
+            'file again with np.savez'
+        )
+    stored = os.stat(path).st_size
+    if size > max(MOST_GROWTH * stored, FREE_GROWTH):
+        raise UserError(
+            f'{key} in {path} claims {size} bytes, {size // stored} times as many as the file has; '
+            'no images are compressed so far: write it with np.savez'
+        )
+    return size
 
 
 def _read_member(path: Path, file: Any, key: str) -> np.ndarray:
@@ -198,6 +245,12 @@ def _read_idx(path: Path) -> np.ndarray:
             if size > MAX_BYTES:
                 raise UserError(
                     f'{path} declares {size} bytes, more than {MAX_BYTES}; fetch the file again'
+                )
+            stored = os.stat(path).st_size
+            growth = MOST_GROWTH if path.suffix == '.gz' else 1
+            if size > max(growth * stored, FREE_GROWTH):
+                raise UserError(
+                    f'{path} declares {size} bytes and has {stored}; fetch the file again'
                 )
             body = file.read(size + 1)  # one more, to notice a file that is too long
     except gzip.BadGzipFile as error:

@@ -133,7 +133,7 @@ def test_a_missing_or_damaged_npz_is_named(tmp_path):
     with open(path, 'wb') as file:
         np.save(file, np.zeros(3))
     assert 'single .npy array' in sentence(path=path)
-    assert 'cannot be read' in sentence(path=tmp_path)  # a directory
+    assert 'is no regular file' in sentence(path=tmp_path)  # a directory
 
 
 def test_flipped_bytes_in_an_npz_are_noticed(tmp_path):
