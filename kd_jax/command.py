@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
+from etils import epath
 from ml_collections import ConfigDict, config_flags
 
 from kd_jax.errors import UserError, fail, unknown
@@ -41,6 +42,40 @@ def load_config(name: str = 'config') -> ConfigDict:
     except AttributeError as error:
         fail(f'{path} is not a study: {error}; start from configs.common.study()')
     return config
+
+
+def local(workdir: str) -> epath.Path:
+    """The path of a workdir; `UserError` for a bucket."""
+    if '://' in workdir:
+        raise UserError(
+            f'--workdir={workdir} is a bucket, which a run cannot append to; mount it (gcsfuse) or '
+            'take a local directory'
+        )
+    return epath.Path(workdir)
+
+
+def check_processes(where: str, count: int | None, this: int | None) -> None:
+    """Raises `UserError` for flags of several processes that do not fit together."""
+    if not where or where == 'auto':
+        if count is not None or this is not None:
+            raise UserError('--processes and --process go with --coordinator=host:port; give that')
+        return
+    host, _, port = where.rpartition(':')
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise UserError(
+            f"--coordinator is {where!r}; it must be 'auto' or the host:port of process 0, such as "
+            'localhost:1234'
+        )
+    if count is None or this is None:
+        raise UserError(
+            f'--coordinator={where} needs --processes, how many there are, and --process, which of '
+            'them this is'
+        )
+    if count < 1 or not 0 <= this < count:
+        raise UserError(
+            f'--process is {this} of {count}; it must be from 0 to {max(count - 1, 0)}, and '
+            '--processes 1 or more'
+        )
 
 
 def _mistake(name: str, arguments: list[str]) -> str:

@@ -5,6 +5,7 @@ what comes after what. Pure.
 import dataclasses
 import itertools
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -212,6 +213,15 @@ class Plan:
         return [name for name in self.runs if not only or name in wanted]
 
 
+def _check_name(name: str) -> None:
+    """Raises `UserError` unless a run, or an imported teacher, can be a folder of the workdir."""
+    if not re.fullmatch(r'\w[\w.,=+-]{0,99}', name):
+        raise UserError(
+            f'{name!r} cannot name a run: its folder has that name; use up to 100 letters, digits '
+            'and _ . , = + -, beginning with a letter, a digit or _'
+        )
+
+
 def plan(config: ConfigDict, together: Mapping[str, Sequence[str]] | None = None) -> Plan:
     """The runs of a study. together: name -> runs that differ in
     numbers only, and train as a sweep.
@@ -220,6 +230,8 @@ def plan(config: ConfigDict, together: Mapping[str, Sequence[str]] | None = None
       UserError: for a sweep that makes no sense, a name that is taken, a run
         that names a sweep, or a circle.
     """
+    for name in (*config.runs, *config.teachers):
+        _check_name(name)
     runs: dict[str, ConfigDict] = {}
     members: dict[str, tuple[str, ...]] = {}
     for name in config.runs:

@@ -12,7 +12,7 @@ from ml_collections import config_flags
 
 from kd_jax import parallel, runtime
 from kd_jax.checkpoint import system_reason
-from kd_jax.command import load_config, parse
+from kd_jax.command import check_processes, load_config, local, parse
 from kd_jax.config import changed
 from kd_jax.errors import UserError, fail
 from kd_jax.monitor import say
@@ -48,6 +48,7 @@ def main(argv: list[str]) -> None:
     stop: list[int] = []
     try:
         config = load_config()
+        check_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         runtime.prepare(fast=config.fast, single_process=not _COORDINATOR.value)
         if _COORDINATOR.value == 'auto':
             jax.distributed.initialize()
@@ -57,7 +58,7 @@ def main(argv: list[str]) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda received, _: stop.append(received))
         study = Study(
-            config, epath.Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(), _ONLY.value
+            config, local(_WORKDIR.value) if _WORKDIR.value else default_workdir(), _ONLY.value
         )
         if parallel.is_main():
             fields = to_json(changed(study.config))
