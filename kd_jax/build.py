@@ -144,6 +144,7 @@ def _step(
     augment = dict(run.augment)
     mixup = augment.pop('mixup')
     views = Views(**augment, fill=info.mean_pixel)
+    views.check(info.image_shape, f'runs.{name}.augment')
     targets = _targets(name, run, views, mixup, info.num_classes, teachers)
     specs = _teachers(
         run, teachers, students['student'], parallel.fast, timing, stored=targets is not None

@@ -3,11 +3,13 @@ known set that can be met again.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
 from kd_jax.data import augment
+from kd_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,6 +27,18 @@ class Views(augment.Parts):
     fill: tuple[float, ...] = (0.0,)
     repeated: int = 0
     seed: int = 0
+
+    def check(self, image_shape: Sequence[int], path: str) -> None:
+        """Raises `UserError` where a crop or hole may leave nothing of images `(H, W, C)`. path:
+        of the fields, for the sentence.
+        """
+        side = min(image_shape[:2])
+        for name in ('crop', 'cutout'):
+            if getattr(self, name) >= side:
+                raise UserError(
+                    f'{path}.{name} is {getattr(self, name)} for images of {image_shape[0]} x '
+                    f'{image_shape[1]}, of which nothing may be left; take less than {side}'
+                )
 
     @property
     def count(self) -> int:

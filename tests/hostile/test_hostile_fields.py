@@ -90,3 +90,12 @@ def test_a_field(data, tmp_path, path):
         assert time.process_time() - began < 5, name
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000  # kB
     assert not [path for path in tmp_path.rglob('*') if path.is_file()]
+
+
+@pytest.mark.parametrize('name', ['crop', 'cutout'])
+@pytest.mark.parametrize('pixels', [8, 9, 1000])
+def test_nothing_is_left_of_an_image(data, tmp_path, name, pixels):
+    config = study_with(data, f'augment.{name}', pixels)
+    with pytest.raises(UserError, match=rf'\.{name} is {pixels} for images of 8 x 8.* less than 8'):
+        study.Study(config, tmp_path).check()
+    study.Study(study_with(data, f'augment.{name}', 7), tmp_path).check()
