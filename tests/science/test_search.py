@@ -87,7 +87,8 @@ def test_the_best_config_runs_and_gives_the_same(data, tmp_path):
 
 
 def test_bad_trials_are_ended_early_and_diverged_ones_fail(data, tmp_path):
-    space = 'objective.kl.tau=4; optim.learning_rate=0.02,0.01,0.03,0.015,1e-7,1e-8,1e-9,1e-10'
+    # fewer bad ones than good ones: the median of the first trials is good
+    space = 'objective.kl.tau=4; optim.learning_rate=0.02,0.01,0.03,1e-7,1e-8'
     found = search_of(data, tmp_path, space, together=4).go(12, never)
     assert found['counts']['PRUNED'] >= 1
     assert found['best']['params']['optim.learning_rate'] >= 0.01
