@@ -17,6 +17,7 @@ from kd_jax import extraction, objectives, optim, teacher_outputs, trained
 from kd_jax.data import Dataset
 from kd_jax.data.views import Views
 from kd_jax.errors import UserError, unknown
+from kd_jax.fields import MOST_WHOLE
 from kd_jax.initialization import objective_plans, student_plans
 from kd_jax.models import initial
 from kd_jax.models.common import param_count
@@ -35,7 +36,7 @@ from kd_jax.teacher_outputs import EMA, PEER, SELF_TEACHERS, SNAPSHOT
 from kd_jax.trained import Trained
 
 CPU_STEPS, STEPS = 4, 32  # in one dispatch
-MOST_STEPS, MOST_VALIDATIONS = 2**31 - 1, 10**6
+MOST_VALIDATIONS = 10**6
 
 
 def check_teachers(name: str, run: ConfigDict) -> None:
@@ -206,10 +207,10 @@ def _settings(run: ConfigDict, teachers: Mapping[str, Trained]) -> optim.Setting
 def _timing(run: ConfigDict, count: int, parallel: Parallel, steps_per_dispatch: int) -> Timing:
     steps_per_epoch = count / run.batch_size
     total = max(round(run.epochs * steps_per_epoch), 1)
-    if total > MOST_STEPS:
+    if total > MOST_WHOLE:
         raise UserError(
             f'epochs is {run.epochs}, {total:.3g} steps of {run.batch_size} images; at most '
-            f'{MOST_STEPS} are counted: take fewer epochs or a larger batch'
+            f'{MOST_WHOLE} are counted: take fewer epochs or a larger batch'
         )
     if run.epochs / run.eval_every > MOST_VALIDATIONS:
         raise UserError(

@@ -190,16 +190,14 @@ class Checkpoints:
                     'mend that and run the same command again'
                 ) from error
             raise Damaged(f'cannot be read ({type(error).__name__})') from error
-        meta = items.meta
-        if not isinstance(meta, dict) or not isinstance(items.state, dict):
+        if not isinstance(items.meta, dict) or not isinstance(items.state, dict):
             raise Damaged('holds something else')
+        meta = dict(items.meta)
         # Earlier versions had no checksum of `meta`.
-        told = {key: value for key, value in meta.items() if key != 'meta_checksum'}
-        if meta.get('meta_checksum', _checksum_of(told)) != _checksum_of(told):
+        if meta.pop('meta_checksum', None) not in (None, _checksum_of(meta)):
             raise Damaged('has a record that does not match its checksum')
-        if checksum(items.state) != meta.get('checksum'):
+        if checksum(items.state) != meta.pop('checksum', None):
             raise Damaged('does not match its checksum')
-        meta = {key: value for key, value in meta.items() if 'checksum' not in key}
         try:
             msgspec.convert(meta, self._record)
         except msgspec.ValidationError as error:

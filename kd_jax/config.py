@@ -36,7 +36,7 @@ FAMILY = Limit(lambda value: True, 'what the family of the model allows')
 
 
 def _seeds(values: Any) -> bool:
-    whole = all(type(seed) is int and 0 <= seed < 2**31 for seed in values)
+    whole = all(type(seed) is int and seed >= 0 for seed in values)
     return bool(values) and whole and len(set(values)) == len(values)
 
 

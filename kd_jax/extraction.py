@@ -282,7 +282,8 @@ def obtain(
         stores.append(
             TargetStore(directory if named else usual_directory(directory, manifest), manifest)
         )
-    if not all(store.complete() for store in stores):
+    # Together: where one process sees what another one does not yet, all enter.
+    if in_any_process(not all(store.complete() for store in stores)):
         folders = [store.path for store in stores]
         with only_here(folders, f'extracting soft targets of {extraction.title}'):
             if not extraction.run(stores, should_stop):

@@ -228,9 +228,9 @@ def fit(value: Any, of: dataclasses.Field[Any]) -> tuple[Any, str]:
     fitted, words = _typed(value, of.metadata['example'] if default is None else default, limit)
     if words:
         return fitted, words
-    for number_ in fitted if isinstance(fitted, tuple) else (fitted,):
-        if not _is_sound(number_):
-            return fitted, f'{_soundness(number_, limit.words)}{limit.words}'
+    for item in fitted if isinstance(fitted, tuple) else (fitted,):
+        if not _is_sound(item):
+            return fitted, f'{_soundness(item, limit.words)}{limit.words}'
     return fitted, '' if limit.allowed(fitted) else limit.words
 
 

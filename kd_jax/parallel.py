@@ -264,9 +264,7 @@ def in_any_process(flag: bool) -> bool:
 
 
 @contextlib.contextmanager
-def only_here(
-    directories: Iterable[PathLike], doing: str, *, timeout: float = 0.0
-) -> Iterator[None]:
+def only_here(directories: Iterable[PathLike], doing: str) -> Iterator[None]:
     """`kd_jax.locking.locked` of all these, by the process that writes files; all processes enter
     together, and get the sentence together.
     """
@@ -275,7 +273,7 @@ def only_here(
         if is_main():
             try:
                 for directory in directories:
-                    stack.enter_context(locked(directory, doing, timeout=timeout))
+                    stack.enter_context(locked(directory, doing))
             except UserError as error:
                 found = error
         if in_any_process(found is not None):

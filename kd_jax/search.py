@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 from kd_jax import config as config_lib
 from kd_jax import evaluate, jobs, markdown, runtime
-from kd_jax.command import load_config, parse
+from kd_jax.command import load_config, local, parse
 from kd_jax.errors import UserError, fail, told_to_the_user
 from kd_jax.locking import InUse, locked
 from kd_jax.main import default_workdir
@@ -340,7 +340,7 @@ def main(argv: list[str]) -> None:
             signal.signal(number, lambda received, _: stop.append(received))
         given = flags.FLAGS['workdir'].value
         workdir = (
-            epath.Path(given)
+            local(given)
             if given
             else default_workdir().with_name(f'{default_workdir().name}-search')
         )

@@ -25,6 +25,11 @@ MAX_BYTES = 32 * 10**9  # of images; more cannot sensibly be held as one array
 _DIGITS_TEST = 597
 # What is more than so many times as large as its file, and large, was made to fill the memory.
 MOST_GROWTH, FREE_GROWTH = 200, 2**27
+# What the readers of a zip and of a header of NumPy's raise for damaged ones.
+_UNREADABLE = (
+    OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error,
+    MemoryError, OverflowError, SyntaxError,
+)  # fmt: skip
 
 
 class Raw(NamedTuple):
@@ -171,9 +176,7 @@ def _claimed(path: Path, file: Any, key: str) -> int:
             }[version]
             shape, _, dtype = read(member)
             header = member.tell()
-    except (OSError, EOFError, KeyError, ValueError, RuntimeError, NotImplementedError):
-        raise UserError(damaged) from None
-    except (zipfile.BadZipFile, zlib.error, MemoryError, OverflowError, SyntaxError):
+    except _UNREADABLE:
         raise UserError(damaged) from None
     size = math.prod(shape) * dtype.itemsize
     if dtype.hasobject:
@@ -197,15 +200,7 @@ def _claimed(path: Path, file: Any, key: str) -> int:
 def _read_member(path: Path, file: Any, key: str) -> np.ndarray:
     try:
         return file[key]
-    except ValueError as error:
-        if 'Object arrays' not in str(error):
-            raise UserError(
-                f'{key} in {path} is damaged; write the file again with np.savez'
-            ) from None
-        raise UserError(
-            f'{key} in {path} is an object array, must be a plain one; save it with its own dtype'
-        ) from None
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error):
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error):
         raise UserError(f'{key} in {path} is damaged; write the file again with np.savez') from None
 
 

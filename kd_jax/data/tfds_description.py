@@ -5,7 +5,6 @@ makes file names of what it finds. So a set must be described as TFDS itself des
 classified images: these classes, these fields and nothing else.
 """
 
-import re
 import stat
 from typing import Annotated, Any
 
@@ -200,7 +199,7 @@ def _check_labels(path: epath.Path, name: str, count: int) -> None:
             'be; choose another data set'
         )
     names = path / f'{name}.labels.txt'
-    if names.exists() or names.is_dir():
+    if names.exists():
         text = records.text_of(names, 'copy or prepare the data set again', MOST_BYTES)
         lines = text.count('\n') + 1
         blank = lines <= 2 * MOST_CLASSES and sum(not line.strip() for line in text.split('\n'))
@@ -223,13 +222,12 @@ def _check_claims(path: epath.Path, description: Description) -> None:
             )
         size += found.length
     for split in description.splits:
-        for part in re.split(r'[{}]', split.filepath_template):
-            if '..' in part:
-                raise UserError(
-                    f'{path}/dataset_info.json has the filepathTemplate '
-                    f'{split.filepath_template!r}, which leaves its directory; prepare the data '
-                    'set again'
-                )
+        if '..' in split.filepath_template:
+            raise UserError(
+                f'{path}/dataset_info.json has the filepathTemplate '
+                f'{split.filepath_template!r}, which leaves its directory; prepare the data set '
+                'again'
+            )
     names = [split.name for split in description.splits]
     if len(set(names)) < len(names):
         raise UserError(

@@ -204,6 +204,11 @@ class Objective(nn.Module):
         )
 
 
+def temperature(default: float) -> Any:
+    """A field for what logits or similarities are divided by; its square stays within float32."""
+    return number(default, above=0, at_most=1e6, sweep=True)
+
+
 def total(values: Iterable[jax.Array]) -> jax.Array:
     """The sum of one array or more."""
     return functools.reduce(operator.add, values)

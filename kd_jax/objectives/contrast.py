@@ -11,7 +11,7 @@ from kd_jax.errors import UserError
 from kd_jax.fields import number
 from kd_jax.models.common import Output
 from kd_jax.models.layers import Dense
-from kd_jax.objectives.common import Batch, Loss, gather, total, unit
+from kd_jax.objectives.common import Batch, Loss, gather, temperature, total, unit
 
 EPSILON = 1e-7
 
@@ -87,7 +87,7 @@ class CRD(Loss):
 
     dim: int = number(128, at_least=1)  # of the embeddings
     negatives: int = number(16384, at_least=1)  # images of other classes, for each example
-    tau: float = number(0.07, above=0, at_most=1e6, sweep=True)  # temperature of the similarities
+    tau: float = temperature(0.07)  # temperature of the similarities
     momentum: float = number(0.5, at_least=0, below=1)  # of the embeddings in the memory
 
     needs_features: ClassVar[bool] = True

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from kd_jax.fields import number
 from kd_jax.models import Output
 from kd_jax.models.common import Exit
-from kd_jax.objectives.common import Batch, Loss, over_labels, total
+from kd_jax.objectives.common import Batch, Loss, over_labels, temperature, total
 from kd_jax.objectives.logits import cross_entropy, kl
 
 
@@ -55,7 +55,7 @@ class SelfDistillation(Loss):
     The paper weighs it 0.3 against 0.7 for the heads' cross entropy.
     """
 
-    tau: float = number(3.0, above=0, at_most=1e6, sweep=True)  # temperature
+    tau: float = temperature(3.0)  # temperature
 
     needs_teacher: ClassVar[bool] = False
     needs_heads: ClassVar[bool] = True

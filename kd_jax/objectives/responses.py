@@ -9,7 +9,7 @@ import jax
 from kd_jax.errors import UserError
 from kd_jax.fields import flag, is_number, number, several
 from kd_jax.models.common import Output
-from kd_jax.objectives.common import Batch, Loss, over_labels
+from kd_jax.objectives.common import Batch, Loss, over_labels, temperature
 from kd_jax.objectives.logits import (
     cross_entropy,
     dist,
@@ -91,7 +91,7 @@ def refuse_two_classes(what: str, num_classes: int | None, why: str, without: st
 class KL(LogitLoss):
     """`kl` from the teacher's softened probabilities, with the factor tau^2."""
 
-    tau: float = number(4.0, above=0, at_most=1e6, sweep=True)  # temperature
+    tau: float = temperature(4.0)  # temperature
 
     def __call__(self, student: Output, teacher: Output, batch: Batch) -> jax.Array:
         return kl(*self.logits(student, teacher), self.tau)
@@ -100,7 +100,7 @@ class KL(LogitLoss):
 class SoftCrossEntropy(LogitLoss):
     """`soft_cross_entropy` with the teacher's softened probabilities, with the factor tau^2."""
 
-    tau: float = number(4.0, above=0, at_most=1e6, sweep=True)  # temperature
+    tau: float = temperature(4.0)  # temperature
 
     def __call__(self, student: Output, teacher: Output, batch: Batch) -> jax.Array:
         return soft_cross_entropy(*self.logits(student, teacher), self.tau)
@@ -120,7 +120,7 @@ class ThreeTerm(LogitLoss):
 
     lam: float = number(1.0, at_least=0, sweep=True)  # weight of the teacher's probabilities
     beta: float = number(1.0, at_least=0, sweep=True)  # weight of the softened ones
-    tau: float = number(4.0, above=0, at_most=1e6, sweep=True)  # temperature
+    tau: float = temperature(4.0)  # temperature
     printed: bool = flag(False)  # the formulas as their source prints them
 
     def __call__(self, student: Output, teacher: Output, batch: Batch) -> jax.Array:
@@ -137,7 +137,7 @@ class DKD(LogitLoss):
 
     alpha: float = number(1.0, at_least=0, sweep=True)  # weight of the target class
     beta: float = number(8.0, at_least=0, sweep=True)  # weight of the other classes
-    tau: float = number(4.0, above=0, at_most=1e6, sweep=True)  # temperature
+    tau: float = temperature(4.0)  # temperature
 
     sees_ensemble: ClassVar[bool] = True
 
@@ -162,7 +162,7 @@ class NKD(LogitLoss):
     """`nkd`; under mixup for both labels."""
 
     gamma: float = number(1.5, at_least=0, sweep=True)  # weight of the other classes
-    tau: float = number(1.0, above=0, at_most=1e6, sweep=True)  # temperature of the other classes
+    tau: float = temperature(1.0)  # temperature of the other classes
 
     sees_ensemble: ClassVar[bool] = True
 
@@ -186,7 +186,7 @@ class DIST(LogitLoss):
 
     beta: float = number(1.0, at_least=0, sweep=True)  # weight of the classes of an example
     gamma: float = number(1.0, at_least=0, sweep=True)  # weight of the examples of a class
-    tau: float = number(1.0, above=0, at_most=1e6, sweep=True)  # temperature
+    tau: float = temperature(1.0)  # temperature
 
     sees_ensemble: ClassVar[bool] = True
 
@@ -208,7 +208,7 @@ class VirtualTeacher(Loss):
     """`virtual_teacher`; under mixup for both labels."""
 
     correct: float = number(0.99, above=0, below=1)  # what the virtual teacher gives the label
-    tau: float = number(20.0, above=0, at_most=1e6, sweep=True)  # softens what it gives
+    tau: float = temperature(20.0)  # softens what it gives
 
     needs_teacher: ClassVar[bool] = False
     needs_label: ClassVar[bool] = True

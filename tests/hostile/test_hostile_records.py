@@ -217,10 +217,16 @@ def test_a_record_of_a_run(study, workdir, file, name, use):
     refused(uses(study, workdir)[use], path)
 
 
-@pytest.mark.parametrize('name', INFO)
-def test_a_config_of_another_shape(study, workdir, name):
-    path = workdir / 'alone/seed0/config.json'
-    change(path, INFO[name])
+SHAPES = [('config.json', name, how) for name, how in INFO.items()]
+SHAPES += [('result.json', name, how) for name, how in RESULT.items()]
+
+
+@pytest.mark.parametrize(
+    ('file', 'how'), [pytest.param(file, how, id=f'{file}-{name}') for file, name, how in SHAPES]
+)
+def test_a_record_of_another_shape(study, workdir, file, how):
+    path = workdir / 'alone/seed0' / file
+    change(path, how)
     for use in uses(study, workdir).values():
         refused(use, path)
 
@@ -232,14 +238,6 @@ def test_a_config_that_does_not_fit(study, workdir, name):
     with pytest.raises(UserError) as caught:
         evaluate_run(workdir / 'alone')
     assert '\n' not in str(caught.value) and len(str(caught.value)) < 1500
-
-
-@pytest.mark.parametrize('name', RESULT)
-def test_a_result_of_another_shape(study, workdir, name):
-    path = workdir / 'alone/seed0/result.json'
-    change(path, RESULT[name])
-    for use in uses(study, workdir).values():
-        refused(use, path)
 
 
 @pytest.mark.parametrize('name', [*CONTENT, *KINDS[:3], *TABLE])
