@@ -98,7 +98,7 @@ def pytest_collection_modifyitems(items):
 @pytest.hookimpl(trylast=True)  # after pytest's own, which writes to stderr
 def pytest_configure(config):
     worker = os.environ.get('PYTEST_XDIST_WORKER')
-    if worker is None:
+    if not hasattr(config, 'workerinput'):  # pytest started in a test is no worker
         config.crashes = os.environ['KD_JAX_CRASHES'] = tempfile.mkdtemp(prefix='kd_jax_crashes_')
     else:
         path = Path(os.environ['KD_JAX_CRASHES'], f'{worker}-{os.getpid()}')

@@ -48,7 +48,7 @@ def command(pair, config, path, workdir):
             'batch_size': 25,
         }
         fields |= {'epochs': run.epochs * SHARE, 'eval_every': run.epochs * SHARE / INTERVALS}
-        fields |= {'past_epochs': run.past_epochs * SHARE}
+        fields |= {'snapshot_epochs': run.snapshot_epochs * SHARE}
         fields |= {'optim.step_epochs': tuple(epoch * SHARE for epoch in run.optim.step_epochs)}
         fields |= {
             f'objective.{t}.ramp_epochs': term.ramp_epochs * SHARE
