@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -31,6 +32,7 @@ OUTPUTS = ('stdout', 'stderr')
 
 cpu = 0.0  # CPU-seconds of the commands that have ended
 _server = None  # (its process, the socket to it)
+_turn = threading.Lock()  # of threads, to ask it
 
 
 class Command:
@@ -93,6 +95,11 @@ def run(module, *arguments, timeout=300, **how):
 
 
 def _ask(request, files=()):
+    with _turn:
+        return _answer(request, files)
+
+
+def _answer(request, files):
     global _server
     if _server is None:
         here, there = socket.socketpair()

@@ -1,0 +1,3 @@
+"""The fault drill: commands are disturbed at random, run again, and compared with themselves
+undisturbed.
+"""
