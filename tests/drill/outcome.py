@@ -8,6 +8,8 @@ import json
 import threading
 from pathlib import Path
 
+from etils import epath
+
 from kd_jax import records
 from kd_jax.checkpoint import Checkpoints, Damaged, checksum, load_variables
 from kd_jax.errors import UserError
@@ -109,7 +111,8 @@ def _run(workdir, directory):
 
 def _targets(workdir, directory):
     name = directory.relative_to(workdir)
-    manifest = records.read(directory / 'manifest.json', records.Manifest, f'delete {directory}')
+    fix = f'delete {directory} and extract them again'
+    manifest = records.read(epath.Path(directory, 'manifest.json'), records.Manifest, fix)
     rows = TargetStore(directory, manifest).read()
     found = {f'{name}/manifest.json': {**manifest, 'made_from': None}}
     for split, table in rows.items():
