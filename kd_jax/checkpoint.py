@@ -17,26 +17,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from kd_jax.errors import UserError
-
-# What the operating system says when it is not our fault; anything else is
-# a bug and stays a traceback.
-_SYSTEM_REASONS = {
-    'no space left': 'no space left on the device',
-    'quota exceeded': 'the disk quota is used up',
-    'file too large': 'a file would be too large',
-    'permission denied': 'permission denied',
-    'read-only file system': 'the file system is read-only',
-}
-
+from kd_jax.errors import UserError, system_reason
 
 RENAMED = {'past': 'snapshot'}  # fields of the state by the names that they had in earlier versions
-
-
-def system_reason(error: BaseException) -> str | None:
-    """The plain words for an error of the file system, or None for any other error."""
-    text = str(error).lower()
-    return next((words for sign, words in _SYSTEM_REASONS.items() if sign in text), None)
 
 
 def checksum(tree: dict[str, Any]) -> str:

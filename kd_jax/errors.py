@@ -8,6 +8,16 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NoReturn
 
+# What the operating system says when it is not our fault; anything else is
+# a bug and stays a traceback.
+_SYSTEM_REASONS = {
+    'no space left': 'no space left on the device',
+    'quota exceeded': 'the disk quota is used up',
+    'file too large': 'a file would be too large',
+    'permission denied': 'permission denied',
+    'read-only file system': 'the file system is read-only',
+}
+
 
 class UserError(Exception):
     """A mistake in the user's input. `str(error)` is one sentence, on one line: the
@@ -30,11 +40,32 @@ def fail(message: object) -> NoReturn:
 
 @contextlib.contextmanager
 def told_to_the_user() -> Iterator[None]:
-    """A `UserError` inside ends the program with its sentence."""
+    """A `UserError` inside ends the program with its sentence; so does a file system that is full
+    or refuses.
+    """
     try:
         yield
     except UserError as error:
         fail(error)
+    except OSError as error:
+        fail_for_the_system(error)
+
+
+def fail_for_the_system(error: OSError) -> NoReturn:
+    """`fail` where the system is the reason; any other error is raised again."""
+    reason = system_reason(error)
+    if reason is None:
+        raise error
+    fail(
+        f'{error.filename or "a file"} cannot be written: {reason}; make room '
+        'and run the same command again'
+    )
+
+
+def system_reason(error: BaseException) -> str | None:
+    """The plain words for an error of the file system, or None for any other error."""
+    text = str(error).lower()
+    return next((words for sign, words in _SYSTEM_REASONS.items() if sign in text), None)
 
 
 def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], NoReturn]:

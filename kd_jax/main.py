@@ -11,10 +11,9 @@ from etils import epath
 from ml_collections import config_flags
 
 from kd_jax import parallel, runtime
-from kd_jax.checkpoint import system_reason
 from kd_jax.command import check_processes, load_config, local, parse
 from kd_jax.config import changed
-from kd_jax.errors import UserError, fail
+from kd_jax.errors import UserError, fail, fail_for_the_system
 from kd_jax.monitor import say
 from kd_jax.study import Study
 from kd_jax.train import Stopped
@@ -76,13 +75,7 @@ def main(argv: list[str]) -> None:
         say(f'stopped by {received.name}; the same command continues')
         sys.exit(128 + received)
     except OSError as error:
-        reason = system_reason(error)
-        if reason is None:
-            raise
-        fail(
-            f'{error.filename or "a file"} cannot be written: {reason}; make room '
-            'and run the same command again'
-        )
+        fail_for_the_system(error)
 
 
 if __name__ == '__main__':

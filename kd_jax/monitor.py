@@ -119,13 +119,13 @@ class Monitor:
         """One JSON object a line."""
 
         def to_file(step: int, split: str, scalars: Mapping[str, float]) -> None:
-            file.write(
-                json.dumps({'step': step, 'epoch': step / self._epoch, 'split': split, **scalars})
-                + '\n'
-            )
+            file.write(json.dumps(self._logged(step, split, scalars)) + '\n')
             file.flush()
 
         return to_file
+
+    def _logged(self, step: int, split: str, scalars: Mapping[str, float]) -> dict[str, Any]:
+        return {'step': step, 'epoch': step / self._epoch, 'split': split, **scalars}
 
     def __enter__(self) -> Self:
         if self._shown and sys.stdout.isatty():
@@ -180,10 +180,13 @@ class Monitor:
         """Until now it was not training: it does not count in images/s."""
         self._pace.pause()
 
-    def write(self, step: int, split: str, scalars: Mapping[str, float]) -> None:
-        """One line of metrics.jsonl, and the same to TensorBoard and Weights & Biases."""
+    def write(self, step: int, split: str, scalars: Mapping[str, float]) -> dict[str, Any]:
+        """One line of metrics.jsonl, and the same to TensorBoard and Weights & Biases; returns
+        the line.
+        """
         for sink in self._sinks:
             sink(step, split, scalars)
+        return self._logged(step, split, scalars)
 
 
 class Pace:

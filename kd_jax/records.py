@@ -81,6 +81,7 @@ class Result(msgspec.Struct):
     test: Measured | None = None
     teacher: Measured | None = None
     peer: dict[str, Measured] | None = None
+    log: Count | None = None  # CRC-32 of metrics.jsonl
 
 
 class Spread(msgspec.Struct):

@@ -16,7 +16,7 @@ from kd_jax.models.common import param_count
 from kd_jax.parallel import Parallel
 from kd_jax.spec import RunSpec
 from kd_jax.spread import mean_std, with_spread
-from kd_jax.workdir import PathLike, matches, to_json, write_json, write_text
+from kd_jax.workdir import PathLike, RunDirectory, matches, to_json, write_json, write_text
 
 # (heading, path in result.json, factor, digits)
 COLUMNS = (
@@ -191,6 +191,11 @@ def read_metrics(run_directory: PathLike) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl."""
     path = epath.Path(run_directory) / 'metrics.jsonl'
     fix = f'delete {run_directory} and run its study again'
+    run = RunDirectory(run_directory)
+    if run.finished() and not run.log_is_whole():
+        raise UserError(
+            f'{path} is not what was logged; run its study again, which mends it or says how'
+        )
     return [of for _, of in records.lines(path, records.Line, fix)] if path.exists() else []
 
 

@@ -9,14 +9,16 @@ disk, or --storage. The test split is read for the winner only.
 """
 
 import ast
+import contextlib
 import logging
 import pprint
 import signal
 import socket
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 from absl import app, flags
 from etils import epath
@@ -61,6 +63,19 @@ _WORKER = flags.DEFINE_string(
 )
 
 SHOWN = 12  # trials in the table
+
+
+def _alike(run: ConfigDict, batch: Sequence[Any]) -> list[list[Any]]:
+    """The trials in groups that differ in numbers only."""
+    groups: dict[tuple[Any, ...], list[Any]] = {}
+    numbers = set(jobs.swept_fields(run))
+    for trial in batch:
+        chosen = trial.params.items()  # a weight of 0 takes its loss away
+        fixed = tuple(
+            (f, v) for f, v in chosen if f not in numbers or (f.endswith('.weight') and not v)
+        )
+        groups.setdefault(fixed, []).append(trial)
+    return list(groups.values())
 
 
 class Search:
@@ -152,22 +167,25 @@ class Search:
 
         Raises:
           Stopped: when `should_stop()`.
+          UserError: if another process is this worker.
         """
-        self._train_others(should_stop)
-        while batch := self._ask(trials):
-            groups: dict[tuple[Any, ...], list[Any]] = {}
-            numbers = set(jobs.swept_fields(self.run))
-            for trial in batch:
-                chosen = trial.params.items()  # a weight of 0 takes its loss away
-                fixed = tuple(
-                    (f, v)
-                    for f, v in chosen
-                    if f not in numbers or (f.endswith('.weight') and not v)
-                )
-                groups.setdefault(fixed, []).append(trial)
-            for group in groups.values():
-                self._train(group, should_stop)
-        return self.finish()
+        with self._this_worker():
+            self._train_others(should_stop)
+            while batch := self._ask(trials):
+                for group in _alike(self.run, batch):
+                    self._train(group, should_stop)
+            return self.finish()
+
+    @contextlib.contextmanager
+    def _this_worker(self) -> Iterator[None]:
+        """Nobody else takes over the trials of this worker inside."""
+        place = self.workdir / f'worker-{quote(self.worker, safe="")}'
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(locked(place, 'searching'))
+            except InUse as error:
+                raise UserError(f'{error}, or give this process a --worker of its own') from error
+            yield
 
     def _train_others(self, should_stop: Callable[[], bool]) -> None:
         """Trains what the searched run names; waits while another worker does."""

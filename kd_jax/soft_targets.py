@@ -5,6 +5,8 @@ python -m kd_jax.soft_targets --teacher=runs/digits/teacher --data=configs/digit
 """
 
 import logging
+import signal
+import sys
 
 from absl import app, flags
 from etils import epath
@@ -17,6 +19,7 @@ from kd_jax.config import Run, check_study
 from kd_jax.data.views import Views
 from kd_jax.errors import UserError, fail, told_to_the_user
 from kd_jax.fields import checked, own
+from kd_jax.monitor import say
 from kd_jax.parallel import Parallel
 from kd_jax.workdir import RunDirectory, find_run, matches
 
@@ -56,6 +59,7 @@ def _kind(config: ConfigDict, dataset: data_lib.Dataset) -> extraction.Kind:
 
 def main(argv: list[str]) -> None:
     logging.getLogger().setLevel(logging.WARNING)  # jax tells which backends it did not find
+    stop: list[int] = []
     with told_to_the_user():
         if len(argv) > 1 or not _TEACHER.value or _DATA.value is None:
             fail(
@@ -65,6 +69,8 @@ def main(argv: list[str]) -> None:
         config = load_config('data').copy_and_resolve_references()
         check_study(config)
         runtime.prepare(fast=config.fast)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda received, _: stop.append(received))
         runs = [run for path in _TEACHER.value for run in _runs(epath.Path(path).expanduser())]
         teachers = [trained.load(run) for run in runs]
         dataset = data_lib.load(config.data)
@@ -75,7 +81,9 @@ def main(argv: list[str]) -> None:
         wanted = extraction.Extraction(
             teachers, dataset, _kind(config, dataset), parallel, config.precision, title
         )
-        extraction.obtain(wanted, [run.path for run in runs])
+        if extraction.obtain(wanted, [run.path for run in runs], lambda: bool(stop)) is None:
+            say(f'stopped by {signal.Signals(stop[0]).name}; the same command continues')
+            sys.exit(128 + stop[0])
 
 
 if __name__ == '__main__':

@@ -17,6 +17,7 @@ from kd_jax.monitor import import_wandb, say
 from kd_jax.spec import Job, RunSpec, TeacherData
 from kd_jax.teacher_outputs import outside
 from kd_jax.train import Prune, Stopped, train
+from kd_jax.train_log import mend_log
 from kd_jax.trained import Trained
 from kd_jax.workdir import PathLike, make_directory, to_json, write_json
 
@@ -58,6 +59,7 @@ class Study:
                 for seed in run.seeds:
                     directory = self.library.directory(name, seed)
                     directory.check_same(run.to_dict(), config_lib.upgraded)
+                    mend_log(directory)
                 for seed in reversed(self.library.unfinished(name)):
                     self._check(group, name, seed)
 
@@ -152,14 +154,12 @@ class Study:
                 for seed in (seed for seed in run.seeds if seed not in unfinished):
                     say(f'{name} seed {seed} · finished earlier')
             for seed in unfinished:
-                lacking = self.library.lacks(run, seed)
-                if lacking:
+                if lacking := self.library.lacks(run, seed):
                     why = f'for {lacking} did not get to its end'
                     self._give_up(f'{name} seed {seed} was not trained, {why}')
                     continue
-                directory = self.library.directory(name, seed).path
-                start = self.library.start(run, seed)
-                waiting.append(build.job_of(self.specs[group], name, run, seed, directory, start))
+                start, there = self.library.start(run, seed), self.library.directory(name, seed)
+                waiting.append(build.job_of(self.specs[group], name, run, seed, there.path, start))
         # Nobody finishes a seed while another process still looks what is finished.
         parallel.barrier(f'{group} listed')
         return waiting

@@ -140,14 +140,14 @@ class TargetStore:
         if unlike:
             raise UserError(
                 f'the soft targets in {self.path} are not for this run ({"; ".join(unlike)}); '
-                'extract them again, or undo the change'
+                f'delete {self.path} and extract them again, or undo the change'
             )
 
     def done(self) -> dict[tuple[str, int], int]:
         """(split, chunk) -> checksum of what is written."""
         done = {}
         path = self.path / 'chunks.jsonl'
-        for line in path.read_text().splitlines() if path.exists() else ():
+        for line in path.read_bytes().splitlines() if path.exists() else ():
             try:
                 split, chunk, checksum = msgspec.json.decode(line, type=records.Chunk)
             except (msgspec.MsgspecError, RecursionError):  # such as a line that a kill cut short

@@ -22,7 +22,7 @@ from kd_jax.initialization import initial_state
 from kd_jax.models.common import param_count
 from kd_jax.monitor import Monitor, say, warn
 from kd_jax.spec import Job, TrainState
-from kd_jax.workdir import RunDirectory, to_json
+from kd_jax.workdir import RunDirectory, log_checksum, to_json
 
 # Steps between looks at the metrics; those of the newest dispatch are left out, so that no device
 # waits for it.
@@ -42,6 +42,8 @@ class Progress:
     images: int = 0  # trained on, and the seconds that took: no compilation, no evaluation
     train_seconds: float = 0.0
     seconds: float = 0.0  # of everything
+    # of metrics.jsonl until now, so that it can be mended; None: that of an earlier version
+    lines: list[dict[str, Any]] | None = None
 
     def add(self, metrics: dict[str, np.ndarray]) -> None:
         """The metrics `[S]` of S steps."""
@@ -56,6 +58,10 @@ class Progress:
         means = {name: value / self.interval_steps for name, value in self.interval_sums.items()}
         self.interval_steps, self.interval_sums = 0, {}
         return means
+
+    def logged(self, line: dict[str, Any]) -> None:
+        if self.lines is not None:
+            self.lines.append(line)
 
     def validated(self, step: int, val: dict[str, float]) -> None:
         """Notes whether the validation at `step` is the best so far."""
@@ -126,13 +132,11 @@ class Recorder:
         (step, sums, state), self._due = self._due, None
         self.collect()
         if sums is not None:
-            self.monitor.write(
-                step,
-                'train',
-                self.progress.close_interval() | {'learning_rate': self._learning_rate(step - 1)},
-            )
+            means = self.progress.close_interval()
+            means['learning_rate'] = self._learning_rate(step - 1)
+            self.progress.logged(self.monitor.write(step, 'train', means))
             val = self.val = evaluation.finish(sums)
-            self.monitor.write(step, 'val', _flat(val))
+            self.progress.logged(self.monitor.write(step, 'val', _flat(val)))
             self.monitor.evaluated(step, val)
             self.progress.validated(step, val)
         self.progress.seconds = self.seconds()
@@ -179,6 +183,33 @@ def _flat(metrics: dict[str, Any]) -> dict[str, float]:
     return flat
 
 
+def _resume_log(directory: RunDirectory, step: int, lines: list[dict[str, Any]] | None) -> None:
+    """metrics.jsonl as it was at `step`."""
+    if directory.forget_after(step, lines):
+        warn(f'{directory.metrics} had lost lines; they are those of the checkpoint of step {step}')
+
+
+def mend_log(directory: RunDirectory) -> None:
+    """Gives the log of a run, if that is finished, back what it has lost; its last checkpoint has
+    it. Several processes leave that to a later one.
+
+    Raises:
+      UserError: if the log holds something else.
+    """
+    if jax.process_count() > 1 or not directory.finished() or directory.log_is_whole():
+        return
+    step = directory.result()['steps']
+    with Checkpoints(directory.checkpoints, read_only=True, record=Progress) as checkpoints:
+        try:
+            lines = checkpoints.read(step)[1]['lines']
+        except Damaged as error:
+            raise UserError(
+                f'{directory.metrics} is damaged, and the checkpoint of step {step} {error}; '
+                f'delete {directory.path} and run its study again'
+            ) from error
+    _resume_log(directory, step, lines)
+
+
 class JobLog:
     """A job on its way to result.json: its files, and its state as it was saved last.
 
@@ -214,9 +245,9 @@ class JobLog:
             )
             with_best = job.config.select == 'best'
             latest = self.checkpoints.restore_latest(fresh, warn, with_best=with_best)
-            self.state, meta = latest or (fresh, {})
+            self.state, meta = latest or (fresh, {'lines': []})
             if parallel.is_main():
-                self.directory.forget_after(self.step)
+                _resume_log(self.directory, self.step, meta.get('lines'))
                 if self.step:
                     say(f'{job.title} · resumed at step {self.step} of {timing.total_steps}')
             monitor = stack.enter_context(
@@ -307,6 +338,7 @@ class JobLog:
             'teacher': teacher,
             'val': val,
             'test': test or None,
+            'log': None if progress.lines is None else log_checksum(progress.lines),
         } | ({'peer': splits['peer']} if 'peer' in splits else {})
         if parallel.is_main():
             self.directory.finish(to_json(result))

@@ -8,7 +8,8 @@ import glob
 import io
 import json
 import os
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -18,6 +19,7 @@ from kd_jax.errors import UserError
 
 PathLike = str | os.PathLike[str]
 _MISSING = object()
+_AWAY = 'move it away and run the same command again'
 
 
 def to_json(value: Any) -> Any:
@@ -62,6 +64,15 @@ def differences(here: Mapping[str, Any], there: Mapping[str, Any], prefix: str =
             was, now = ('nothing' if x is _MISSING else repr(x) for x in (a, b))
             lines.append(f'{prefix}{key}: {was} there, {now} here')
     return lines
+
+
+def _text_of(lines: Sequence[dict[str, Any]]) -> str:
+    return ''.join(json.dumps(line) + '\n' for line in lines)
+
+
+def log_checksum(lines: Sequence[dict[str, Any]]) -> int:
+    """CRC-32 of a metrics.jsonl with these lines."""
+    return zlib.crc32(_text_of(lines).encode())
 
 
 class RunDirectory:
@@ -124,14 +135,39 @@ class RunDirectory:
         """Writes result.json: from now on the run counts as finished."""
         write_json(self.path / 'result.json', result)
 
-    def forget_after(self, step: int) -> None:
-        """Drops the lines of metrics.jsonl that come after `step`: they will be written again."""
+    def log_is_whole(self) -> bool:
+        """Whether metrics.jsonl is that of this finished run, as far as its version says."""
+        expected = self.result().get('log')
+        if expected is None:
+            return True
         if not self.metrics.exists():
-            return
-        fix = 'move it away and run the same command again'
-        found = records.lines(self.metrics, records.Line, fix)
-        lines = [line for line, content in found if content['step'] <= step]
-        write_text(self.metrics, ''.join(line + '\n' for line in lines))
+            return False
+        return zlib.crc32(records.text_of(self.metrics, _AWAY, 2**30).encode()) == expected
+
+    def forget_after(self, step: int, lines: Sequence[dict[str, Any]] | None = None) -> bool:
+        """Makes metrics.jsonl what it was at `step`: what comes after will be written again.
+        Returns whether there was less.
+
+        lines: what it was; None: not known, as of an earlier version.
+
+        Raises:
+          UserError: if it holds something else.
+        """
+        if lines is None:
+            if self.metrics.exists():
+                found = records.lines(self.metrics, records.Line, _AWAY)
+                kept = [line for line, content in found if content['step'] <= step]
+                write_text(self.metrics, ''.join(line + '\n' for line in kept))
+            return False
+        expected, there = _text_of(lines), ''
+        if self.metrics.exists():
+            there = records.text_of(self.metrics, _AWAY, 2**30)
+        if not there.startswith(expected) and not expected.startswith(there):
+            list(records.lines(self.metrics, records.Line, _AWAY))  # which says where
+            raise UserError(f'{self.metrics} is not what was logged until step {step}; {_AWAY}')
+        if there != expected:
+            write_text(self.metrics, expected)
+        return len(there) < len(expected)
 
 
 def make_directory(path: PathLike) -> None:

@@ -166,7 +166,8 @@ def _full_limit(fault, subject, workdir, undisturbed, rng):
     """No file may get larger than a random limit, from a random moment on."""
     process = start(subject.command(workdir))
     _until(fault, process, workdir, undisturbed)
-    most = int(np.exp(rng.uniform(0, np.log(undisturbed.largest))))
+    # no less than what the command says, which goes to a file, too
+    most = int(np.exp(rng.uniform(np.log(2**13), np.log(undisturbed.largest))))
     if process.poll() is None:
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (most, most))
     code, wrong = ended(process)

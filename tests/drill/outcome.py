@@ -10,7 +10,7 @@ from pathlib import Path
 
 from etils import epath
 
-from kd_jax import records
+from kd_jax import records, report
 from kd_jax.checkpoint import Checkpoints, Damaged, checksum, load_variables
 from kd_jax.errors import UserError
 from kd_jax.search_space import optuna
@@ -39,9 +39,11 @@ def _outcome(workdir):
         found |= _run(workdir, config.parent)
     for manifest in sorted(workdir.rglob('soft_targets/*/manifest.json')):
         found |= _targets(workdir, manifest.parent)
-    for name in ('study.json', 'results.json', 'search.json'):
-        if (workdir / name).exists():
-            found[name] = _json(workdir, workdir / name)
+    again = 'run its study again'
+    for name, kind in (('study', dict), ('results', records.Results), ('search', dict)):
+        if (path := epath.Path(workdir, f'{name}.json')).exists():
+            records.read(path, kind, again)
+            found[path.name] = _json(workdir, path)
     for path in sorted([*workdir.glob('*_best.py'), *workdir.glob('search.md')]):
         found[path.name] = path.read_text().replace(str(workdir), 'WORKDIR')
     if (workdir / 'search.journal').exists():
@@ -88,9 +90,9 @@ def _run(workdir, directory):
     name, run = directory.relative_to(workdir), RunDirectory(directory)
     run.info()
     found = {f'{name}/config.json': _json(workdir, directory / 'config.json')}
-    if (directory / 'metrics.jsonl').exists():
-        lines = (directory / 'metrics.jsonl').read_text(errors='replace').splitlines()
-        found[f'{name}/metrics.jsonl'] = lines
+    report.read_metrics(directory)
+    if run.metrics.exists():
+        found[f'{name}/metrics.jsonl'] = run.metrics.read_text().splitlines()
     if not run.finished():  # such as a trial that was pruned
         return found
     result = run.result()

@@ -38,10 +38,9 @@ def resume(subject, workdir):
                 return Resumed(outcome(workdir), [], mended)
             except UserError as error:  # a file that this command need not read
                 refusal = str(error)
-        if done := follow(refusal, workdir):
-            mended.append(f'{refusal} [{done.relative_to(workdir)}]')
-            prepare = 'run its study again' in refusal
-        elif 'run the same command again' not in refusal:
+        done, prepare = follow(refusal, workdir), 'run its study again' in refusal
+        mended.append(refusal + (f' [{done.relative_to(workdir)}]' if done else ''))
+        if not (done or prepare or 'run the same command again' in refusal):
             return Resumed(None, [f'no fix that can be done: {refusal}'], mended)
     return Resumed(None, [f'stuck after {MOST} commands: {refusal}'], mended)
 

@@ -5,8 +5,8 @@ import os
 import numpy as np
 import pytest
 
-from kd_jax.checkpoint import Checkpoints, checksum, load_variables, system_reason
-from kd_jax.errors import UserError
+from kd_jax.checkpoint import Checkpoints, checksum, load_variables
+from kd_jax.errors import UserError, system_reason, told_to_the_user
 
 
 def state(value, ema=None):
@@ -141,3 +141,13 @@ def test_checksum_sees_names_types_shapes_and_values():
 def test_reasons_are_read_from_the_errors_text():
     assert system_reason(OSError(28, os.strerror(28))) == 'no space left on the device'
     assert system_reason(ValueError('shape mismatch')) is None
+
+
+def test_a_command_ends_with_one_sentence_where_the_disk_is_full(capsys):
+    with pytest.raises(SystemExit) as stopped, told_to_the_user():
+        raise OSError(28, os.strerror(28), 'there/manifest.json')
+    assert stopped.value.code == 2
+    told = capsys.readouterr().err
+    assert told.startswith('error: there/manifest.json cannot be written: no space left')
+    with pytest.raises(FileNotFoundError), told_to_the_user():
+        raise FileNotFoundError(2, os.strerror(2))

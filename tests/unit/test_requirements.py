@@ -60,7 +60,7 @@ def imported(path, nodes=ast.walk):
 @cache
 def ours():
     files = (file for folder in ('tests', 'docs') for file in (REPOSITORY / folder).rglob('*.py'))
-    return {*FOLDERS, *(file.stem for file in files)}
+    return {*FOLDERS, *(name for file in files for name in (file.stem, file.parent.name))}
 
 
 def at_top(tree):
