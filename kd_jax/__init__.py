@@ -1,5 +1,12 @@
 """Knowledge distillation of image classifiers in JAX and Flax."""
 
+import sys
+
+from kd_jax import signals
+
+if sys.argv[:1] == ['-m']:  # `python -m kd_jax.main`: what it imports takes seconds
+    signals.end_at_once()
+
 # Modules by the names that they had in earlier versions.
 RENAMED = {
     'population': 'kd_jax.jobs (what a sweep is) and kd_jax.executors (how it trains)',

@@ -1,5 +1,6 @@
 """How commands read their flags and configs: a mistake there is one sentence."""
 
+import logging
 import re
 import runpy
 import traceback
@@ -16,23 +17,36 @@ from kd_jax.fields import RENAMED
 
 def parse(argv: list[str]) -> list[str]:
     """Parses the flags; a mistake is one sentence. For `app.run(main, flags_parser=parse)`."""
+    for name in ('config', 'data'):
+        path, _ = _given(name, argv[1:])
+        if path and Path(path).exists() and not Path(path).is_file():
+            fail(f'--{name}={path} is no file; name one such as configs/digits.py')
+    logging.disable(logging.WARNING)  # what ml_collections says of a config that returns nothing
     try:
         return flags.FLAGS(argv)
     except UserError as error:
         fail(error)
-    except Exception as error:  # a config file may raise anything
+    except (Exception, SystemExit, KeyboardInterrupt) as error:  # a config file may raise anything
         for name in ('config', 'data'):
             message = _mistake(name, argv[1:])
             if message:
                 fail(message)
+        if isinstance(error, SystemExit):  # --help
+            raise
         fail(f'{error}; python -m kd_jax.{Path(argv[0]).stem} --help lists the flags')
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def load_config(name: str = 'config') -> ConfigDict:
     """The study that the flag `name` gives; a file that cannot be read is one sentence."""
+    if not flags.FLAGS[name].present:
+        fail(f'--{name} is missing; give it, such as --{name}=configs/digits.py')
     path = config_flags.get_config_filename(flags.FLAGS[name])
     try:
         config: ConfigDict = flags.FLAGS[name].value
+        if config is None:
+            fail(f'{path} returns nothing from get_config(); end it with `return config`')
         config.runs  # noqa: B018  (a config that failed to load says so when it is used)
     except OSError:
         fail(
@@ -54,38 +68,19 @@ def local(workdir: str) -> epath.Path:
     return epath.Path(workdir)
 
 
-def check_processes(where: str, count: int | None, this: int | None) -> None:
-    """Raises `UserError` for flags of several processes that do not fit together."""
-    if not where or where == 'auto':
-        if count is not None or this is not None:
-            raise UserError('--processes and --process go with --coordinator=host:port; give that')
-        return
-    host, _, port = where.rpartition(':')
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise UserError(
-            f"--coordinator is {where!r}; it must be 'auto' or the host:port of process 0, such as "
-            'localhost:1234'
-        )
-    if count is None or this is None:
-        raise UserError(
-            f'--coordinator={where} needs --processes, how many there are, and --process, which of '
-            'them this is'
-        )
-    if count < 1 or not 0 <= this < count:
-        raise UserError(
-            f'--process is {this} of {count}; it must be from 0 to {max(count - 1, 0)}, and '
-            '--processes 1 or more'
-        )
+def _given(name: str, arguments: list[str]) -> tuple[str, list[str]]:
+    """The path that flag `name` gives last, '' if none, and its argument if it has one."""
+    text = '\n'.join(arguments)  # a value stands behind '=' or is the next argument
+    values = re.findall(rf'^--?{name}[=\n](.*)$', text, re.MULTILINE) or ['']
+    path, colon, argument = values[-1].partition(':')
+    return path, [argument] if colon else []
 
 
 def _mistake(name: str, arguments: list[str]) -> str:
     """What is wrong with the file that flag `name` gives, or with the fields that
     follow it; '' if nothing is.
     """
-    text = '\n'.join(arguments)  # a value stands behind '=' or is the next argument
-    path, colon, argument = (re.findall(rf'^--?{name}[=\n](.*)$', text, re.MULTILINE) or [''])[
-        -1
-    ].partition(':')
+    path, given = _given(name, arguments)
     if not Path(path).is_file():
         return ''
     try:
@@ -95,8 +90,8 @@ def _mistake(name: str, arguments: list[str]) -> str:
                 f'{path} has no function get_config(), which gives the study; '
                 'start from the files in configs/'
             )
-        config = names['get_config'](*([argument] if colon else []))
-    except Exception as error:
+        config = names['get_config'](*given)
+    except (Exception, SystemExit, KeyboardInterrupt) as error:
         lines = [
             frame.lineno
             for frame in traceback.extract_tb(error.__traceback__)
@@ -105,6 +100,9 @@ def _mistake(name: str, arguments: list[str]) -> str:
         if isinstance(error, SyntaxError) and error.filename == path:
             lines.append(error.lineno)
         return f'{path}{f", line {lines[-1]}" if lines else ""}: {type(error).__name__}: {error}'
+    if config is None:
+        return f'{path} returns nothing from get_config(); end it with `return config`'
+    text = '\n'.join(arguments)
     fields = re.findall(rf'^--?(?:no)?{name}\.([\w.]+)(?:=|$)', text, re.MULTILINE)
     return next(filter(None, (_wrong_field(field, config) for field in fields)), '')
 

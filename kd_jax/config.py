@@ -12,11 +12,10 @@ from ml_collections.config_dict import placeholder
 
 from kd_jax import data, objectives, optim
 from kd_jax.data import augment
-from kd_jax.errors import UserError, unknown
+from kd_jax.errors import UserError
 from kd_jax.fields import (
     RENAMED,
     Limit,
-    check,
     choice,
     defaults,
     field,
@@ -303,75 +302,6 @@ def arguments(text: str, **allowed: tuple[str | None, ...]) -> dict[str, str | N
             )
         chosen[key] = value
     return chosen
-
-
-def _check(cls: type, given: Mapping[str, Any], path: str) -> None:
-    """`check` of fields that will be read as they are: only where the
-    default is None a value may be.
-    """
-    check(cls, given, path)
-    for name, of in own(cls).items():
-        if name in given and given[name] is None and of.default is not None:
-            raise UserError(
-                f'{path}{"." if path else ""}{name} is None; it must '
-                f'be {of.metadata["limit"].words}'
-            )
-
-
-def _mapping(value: Any, path: str) -> Mapping[str, Any]:
-    if not hasattr(value, 'keys'):
-        raise UserError(f'{path} is {value!r}; it must be a mapping of its fields')
-    return value
-
-
-def check_study(config: ConfigDict) -> None:
-    """Raises `UserError` for a field of the study, its runs apart, that is unknown
-    or whose value is not allowed.
-    """
-    groups = ('data', 'augment', 'teachers', 'runs')
-    for name in config:
-        if name not in (*groups, *defaults(Shared), *defaults(Study)):
-            raise unknown(
-                'field of the study', name, [*groups, *defaults(Shared), *defaults(Study)]
-            )
-    for cls in (Shared, Study):
-        _check(cls, {name: config[name] for name in own(cls) if name in config}, '')
-    for group in ('data', 'augment'):
-        _check(GROUPS[group], config[group], group)
-
-
-def check_run(name: str, run: ConfigDict) -> None:
-    """Raises `UserError` for a field of a run that is unknown or whose value is
-    not allowed, whatever the data.
-    """
-    path = f'runs.{name}'
-    known = [*own(Run), *own(Shared), *GROUPS, 'objective']
-    for field_ in run:
-        if field_ in RENAMED:
-            raise UserError(
-                f'{path}.{field_} is called {RENAMED[field_]} now; write {path}.{RENAMED[field_]}'
-            )
-        if field_ not in known:
-            raise unknown(f'field of {path}', field_, known)
-    for cls in (Shared, Run):
-        _check(cls, {key: run[key] for key in own(cls) if key in run}, path)
-    for group, record in GROUPS.items():
-        given = _mapping(run[group], f'{path}.{group}')
-        if record is Model:  # a family may have more fields, which `kd_jax.models.build` knows
-            given = {key: given[key] for key in own(Model) if key in given}
-        _check(record, given, f'{path}.{group}')
-    for label, given in _mapping(run.objective, f'{path}.objective').items():
-        loss = objectives.loss_of(label, _mapping(given, f'{path}.objective.{label}'))
-        # otherwise `objectives.build` says how a label is written
-        if loss in objectives.OBJECTIVES:
-            fields = {key: value for key, value in given.items() if key != 'loss'}
-            check(objectives.OBJECTIVES[loss], fields, f'{path}.objective.{label}')
-    for teacher in run.teachers:
-        if teacher in VALUES:
-            raise UserError(
-                f'{path}.teachers has {teacher!r}, which is called '
-                f'{VALUES[teacher]!r} now; write that'
-            )
 
 
 def upgraded(run: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 sentence for an unknown name.
 """
 
+import argparse
 import contextlib
 import difflib
 import sys
@@ -13,7 +14,7 @@ from typing import NoReturn
 _SYSTEM_REASONS = {
     'no space left': 'no space left on the device',
     'quota exceeded': 'the disk quota is used up',
-    'file too large': 'a file would be too large',
+    'file too large': 'it would be larger than files may be here (see ulimit -f)',
     'permission denied': 'permission denied',
     'read-only file system': 'the file system is read-only',
 }
@@ -29,13 +30,27 @@ class UserError(Exception):
 
 
 class Diverged(UserError):
-    """A training whose loss is not finite any more. Others need not end with it."""
+    """A training whose loss is not finite any more. Others need not end with it.
+
+    step: updates before the step of that loss. losses: label -> value there.
+    """
+
+    def __init__(self, sentence: object, step: int, losses: Mapping[str, float]):
+        super().__init__(sentence)
+        self.step, self.losses = step, losses
 
 
 def fail(message: object) -> NoReturn:
     """One line on stderr, exit status 2."""
     print(f'error: {" ".join(str(message).split())}', file=sys.stderr, flush=True)
     sys.exit(2)
+
+
+class Parser(argparse.ArgumentParser):
+    """One whose mistakes are a sentence, not its usage."""
+
+    def error(self, message: str) -> NoReturn:
+        fail(f'{message}; see {self.prog} --help')
 
 
 @contextlib.contextmanager
@@ -51,13 +66,16 @@ def told_to_the_user() -> Iterator[None]:
         fail_for_the_system(error)
 
 
-def fail_for_the_system(error: OSError) -> NoReturn:
-    """`fail` where the system is the reason; any other error is raised again."""
+def fail_for_the_system(error: OSError, where: object = 'a file') -> NoReturn:
+    """`fail` where the system is the reason; any other error is raised again.
+
+    where: is named if the error names no file.
+    """
     reason = system_reason(error)
     if reason is None:
         raise error
     fail(
-        f'{error.filename or "a file"} cannot be written: {reason}; make room '
+        f'{error.filename or where} cannot be written: {reason}; make room '
         'and run the same command again'
     )
 

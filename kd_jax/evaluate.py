@@ -1,6 +1,5 @@
 """Evaluates finished runs: `python -m kd_jax.evaluate WORKDIR ...`, one alone or several as one."""
 
-import argparse
 import json
 import os
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from ml_collections import ConfigDict
 
 from kd_jax import config as config_lib
 from kd_jax import data, runtime, trained
-from kd_jax.errors import UserError, told_to_the_user
+from kd_jax.errors import Parser, UserError, told_to_the_user
 from kd_jax.evaluation import evaluate
 from kd_jax.networks import Ensemble
 from kd_jax.parallel import Parallel
@@ -78,8 +77,9 @@ def evaluate_together(workdirs: Sequence[epath.Path], split: str = 'test') -> di
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description='Evaluate a finished run, or several as one (average probabilities).'
+    parser = Parser(
+        prog='python -m kd_jax.evaluate',
+        description='Evaluate a finished run, or several as one (average probabilities).',
     )
     parser.add_argument(
         'workdir',

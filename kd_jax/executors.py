@@ -3,6 +3,7 @@ jobs, each device one at a time.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -81,6 +82,30 @@ class Executor:
 
     def _train(self, step: int, count: int, batch: Arrays) -> list[Dispatch]:
         raise NotImplementedError
+
+    def prepared(self, step: int) -> Arrays:
+        """What the step after `step` updates learned from, see `make_prepare`; `[D, 1, B, ...]` or
+        `[1, B, ...]`.
+        """
+        assert self._order is not None  # `load` comes first
+        batch = self.placement.batches(self._order, step, 1, self._teachers)
+        _, prepared = self._prepare(step, 1, self.parallel.divide(batch, axis=1))
+        return prepared
+
+    @functools.cached_property
+    def prepare(self) -> Callable[..., Any]:
+        steps = scan_steps(make_prepare_step(self.run.step, self.parallel.axis_name))
+        return self.parallel.compile(steps, self.run.step.precision, arguments=6, axis=1)
+
+    def _prepare(self, step: int, count: int, batch: Arrays) -> Any:
+        return self.prepare(
+            np.int32(step),
+            np.int32(self.jobs[0].order_seed),
+            self._teachers.variables,
+            self.placement.arrays('train'),
+            np.int32(count),
+            batch,
+        )
 
     def evaluate(self, split: str, role: str = 'student') -> list[Any]:
         """Of each job what `kd_jax.evaluation.finish` takes."""
@@ -162,8 +187,6 @@ class MemberParallel(Executor):
     def __init__(self, run: RunSpec, parallel: Parallel):
         super().__init__(run, parallel)
         precision = run.step.precision
-        prepare = scan_steps(make_prepare_step(run.step, parallel.axis_name))
-        self.prepare = parallel.compile(prepare, precision, arguments=6, axis=1)
         members = scan_steps(make_member_step(run.step))
         self.steps = parallel.compile_each(members, precision, own=3, shared=2, donate_first=True)
         self.evaluators = {
@@ -198,16 +221,7 @@ class MemberParallel(Executor):
         # The devices meet here only: without a wait one could get so far ahead of another
         # that XLA takes it for stuck.
         jax.block_until_ready(self._metrics)
-        seed = np.int32(self.jobs[0].order_seed)
-        arguments = (
-            np.int32(step),
-            seed,
-            self._teachers.variables,
-            self.placement.arrays('train'),
-            np.int32(count),
-            batch,
-        )
-        _, prepared = self.prepare(*arguments)
+        _, prepared = self._prepare(step, count, batch)
         self._metrics = []
         for k, (state, seeds, hparams) in enumerate(self._groups):
             state, metrics = self.steps(state, seeds, hparams, np.int32(count), prepared)

@@ -4,17 +4,16 @@ import logging
 import signal
 import sys
 
-import jax
 import yaml
 from absl import app, flags
 from etils import epath
 from ml_collections import config_flags
 
-from kd_jax import parallel, runtime
-from kd_jax.command import check_processes, load_config, local, parse
+from kd_jax import config_check, distributed, parallel, runtime, signals
+from kd_jax.command import load_config, local, parse
 from kd_jax.config import changed
 from kd_jax.errors import UserError, fail, fail_for_the_system
-from kd_jax.monitor import say
+from kd_jax.monitor import say, warn
 from kd_jax.study import Study
 from kd_jax.train import Stopped
 from kd_jax.workdir import to_json
@@ -31,6 +30,11 @@ _PROCESSES = flags.DEFINE_integer(
     'processes', None, 'How many processes there are, with --coordinator=host:port'
 )
 _PROCESS = flags.DEFINE_integer('process', None, 'Which of them this is')
+_TIMEOUT = flags.DEFINE_integer(
+    'process_timeout',
+    distributed.SECONDS,
+    'Seconds without a sign of life after which a process counts as lost, and the others end',
+)
 
 
 def default_workdir() -> epath.Path:
@@ -47,15 +51,11 @@ def main(argv: list[str]) -> None:
     stop: list[int] = []
     try:
         config = load_config()
-        check_processes(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+        processes = _COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _TIMEOUT.value
+        distributed.check(*processes)
         runtime.prepare(fast=config.fast, single_process=not _COORDINATOR.value)
-        if _COORDINATOR.value == 'auto':
-            jax.distributed.initialize()
-        elif _COORDINATOR.value:
-            jax.distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-        # After `initialize`, which installs a handler of its own.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda received, _: stop.append(received))
+        distributed.initialize(*processes)
+        stop = signals.note()  # after `initialize`, which installs a handler of its own
         study = Study(
             config, local(_WORKDIR.value) if _WORKDIR.value else default_workdir(), _ONLY.value
         )
@@ -66,6 +66,8 @@ def main(argv: list[str]) -> None:
                 f'{shown}\nThe other fields are the defaults; all are in config.json of each run.\n'
                 f'workdir: {study.workdir}\n'
             )
+            for sentence in config_check.without_effect(study.plan.runs):
+                warn(sentence)
         study.run(lambda: bool(stop))
     except UserError as error:
         fail(error)
@@ -74,10 +76,12 @@ def main(argv: list[str]) -> None:
         received = signal.Signals(stop[0] if stop else signal.SIGTERM)
         say(f'stopped by {received.name}; the same command continues')
         sys.exit(128 + received)
-    except OSError as error:
-        fail_for_the_system(error)
+    except Exception as error:
+        distributed.end_if_lost(error, _TIMEOUT.value)
+        if isinstance(error, OSError):
+            fail_for_the_system(error, _WORKDIR.value or 'a file of the workdir')
+        raise
 
 
 if __name__ == '__main__':
-    flags.mark_flag_as_required('config')
     app.run(main, flags_parser=parse)

@@ -1,6 +1,5 @@
 """Results as tables and curves; `python -m kd_jax.report WORKDIR` shows a study again."""
 
-import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -10,7 +9,7 @@ import numpy as np
 from etils import epath
 
 from kd_jax import records
-from kd_jax.errors import UserError, told_to_the_user
+from kd_jax.errors import Parser, UserError, told_to_the_user
 from kd_jax.markdown import table
 from kd_jax.models.common import param_count
 from kd_jax.parallel import Parallel
@@ -257,7 +256,9 @@ def plot(workdir: PathLike) -> epath.Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description='Show the closing table of a study again.')
+    parser = Parser(
+        prog='python -m kd_jax.report', description='Show the closing table of a study again.'
+    )
     parser.add_argument('workdir', type=epath.Path)
     parser.add_argument(
         '--plot', action='store_true', help='also draw the validation curves to curves.png'

@@ -12,6 +12,7 @@ import ast
 import contextlib
 import logging
 import pprint
+import re
 import signal
 import socket
 import statistics
@@ -25,7 +26,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from kd_jax import config as config_lib
-from kd_jax import evaluate, jobs, markdown, runtime
+from kd_jax import evaluate, jobs, markdown, runtime, signals
 from kd_jax.command import load_config, local, parse
 from kd_jax.errors import UserError, fail, told_to_the_user
 from kd_jax.locking import InUse, locked
@@ -46,7 +47,9 @@ _SPACE = flags.DEFINE_string(
     '',
     "Such as 'objective.kl.tau=1..16 log; optim.learning_rate=0.02,0.05; model.name=cnn,resnet8'",
 )
-_TRIALS = flags.DEFINE_integer('trials', 24, 'How many there are to be in the end')
+_TRIALS = flags.DEFINE_integer(
+    'trials', 24, 'How many there are to be in the end', lower_bound=1, upper_bound=1_000_000
+)
 _TOGETHER = flags.DEFINE_integer('together', 8, 'How many train at once')
 _PRUNE = flags.DEFINE_boolean(
     'prune',
@@ -126,9 +129,10 @@ class Search:
                 load_if_exists=True,
             )
         except Exception as error:
-            raise UserError(
-                f'--storage={storage} cannot be used ({error}); leave it empty, or name a database'
-            ) from error
+            told = re.sub(
+                r'(://[^:/@\s]*):[^@\s]*@', r'\1:***@', f'{storage} cannot be used ({error})'
+            )
+            raise UserError(f'--storage={told}; leave it empty, or name a database') from error
         self._check_same()
         self.study.pruner = (
             module.pruners.MedianPruner(n_startup_trials=4) if prune else module.pruners.NopPruner()
@@ -350,12 +354,10 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         fail(f'unexpected argument {argv[1]!r}; options look like --config=configs/digits.py')
     logging.getLogger().setLevel(logging.WARNING)  # jax tells which backends it did not find
-    stop: list[int] = []
     with told_to_the_user():
         config = load_config()
         runtime.prepare(fast=config.fast)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda received, _: stop.append(received))
+        stop = signals.note()
         given = flags.FLAGS['workdir'].value
         workdir = (
             local(given)
@@ -375,10 +377,10 @@ def main(argv: list[str]) -> None:
         try:
             search.go(_TRIALS.value, lambda: bool(stop))
         except Stopped:
-            say('stopped; the same command continues')
-            sys.exit(128 + (stop[0] if stop else signal.SIGTERM))
+            received = signal.Signals(stop[0] if stop else signal.SIGTERM)
+            say(f'stopped by {received.name}; the same command continues')
+            sys.exit(128 + received)
 
 
 if __name__ == '__main__':
-    flags.mark_flag_as_required('config')
     app.run(main, flags_parser=parse)

@@ -8,8 +8,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from kd_jax import config as config_lib
-from kd_jax import jobs
+from kd_jax import config_check, jobs
 from kd_jax.errors import UserError
 from kd_jax.search_report import words
 from kd_jax.study import Study
@@ -30,7 +29,7 @@ def check_space(
     tried = list(_tried(space, set(jobs.swept_fields(run))))
     for chosen, _ in tried:
         try:
-            config_lib.check_run(name, _with(run, chosen))
+            config_check.check_run(name, _with(run, chosen))
         except UserError as error:
             raise UserError(f'--space allows {words(chosen)}: {error}') from error
     built = [chosen for chosen, other in tried if other]

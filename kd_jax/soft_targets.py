@@ -13,9 +13,10 @@ from etils import epath
 from ml_collections import ConfigDict, config_flags
 
 from kd_jax import data as data_lib
-from kd_jax import extraction, runtime, trained
+from kd_jax import extraction, runtime, signals, trained
 from kd_jax.command import load_config, parse
-from kd_jax.config import Run, check_study
+from kd_jax.config import Run
+from kd_jax.config_check import check_study
 from kd_jax.data.views import Views
 from kd_jax.errors import UserError, fail, told_to_the_user
 from kd_jax.fields import checked, own
@@ -59,7 +60,6 @@ def _kind(config: ConfigDict, dataset: data_lib.Dataset) -> extraction.Kind:
 
 def main(argv: list[str]) -> None:
     logging.getLogger().setLevel(logging.WARNING)  # jax tells which backends it did not find
-    stop: list[int] = []
     with told_to_the_user():
         if len(argv) > 1 or not _TEACHER.value or _DATA.value is None:
             fail(
@@ -69,8 +69,7 @@ def main(argv: list[str]) -> None:
         config = load_config('data').copy_and_resolve_references()
         check_study(config)
         runtime.prepare(fast=config.fast)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, lambda received, _: stop.append(received))
+        stop = signals.note()
         runs = [run for path in _TEACHER.value for run in _runs(epath.Path(path).expanduser())]
         teachers = [trained.load(run) for run in runs]
         dataset = data_lib.load(config.data)

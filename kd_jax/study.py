@@ -9,7 +9,17 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from kd_jax import build, executors, extraction, jobs, parallel, report, runtime, trained
+from kd_jax import (
+    build,
+    config_check,
+    executors,
+    extraction,
+    jobs,
+    parallel,
+    report,
+    runtime,
+    trained,
+)
 from kd_jax import config as config_lib
 from kd_jax.errors import UserError
 from kd_jax.library import Library, store_beside
@@ -35,13 +45,13 @@ class Study:
         together: Mapping[str, Sequence[str]] | None = None,
     ):
         self.config, self.workdir = config, epath.Path(workdir)
-        config_lib.check_study(config)
+        config_check.check_study(config)
         for name in config.runs:
-            config_lib.check_run(name, config.runs[name])
+            config_check.check_run(name, config.runs[name])
         self.plan = jobs.plan(config, together)
         self.chosen = self.plan.chosen(only)
         for name, run in self.plan.runs.items():
-            config_lib.check_run(name, run)
+            config_check.check_run(name, run)
             build.check_teachers(name, run)
         self.parallel = parallel.Parallel(config.parallel, config.devices or None, fast=config.fast)
         self.library = Library(self.plan, config, self.workdir, self.parallel)

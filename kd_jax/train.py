@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from kd_jax import evaluation, parallel
+from kd_jax.divergence import explained
 from kd_jax.errors import Diverged
 from kd_jax.executors import Dispatch, Executor
 from kd_jax.monitor import say, warn
@@ -70,7 +71,7 @@ class Training:
         test: bool,
     ):
         self.executor, self.should_stop, self.prune, self.test = executor, should_stop, prune, test
-        self.active = list(logs)
+        self.active, self.first = list(logs), logs[0].step
         self.failures: dict[str, str] = {}  # title -> why it goes no further
 
     def run(self, profile: tuple[int, ...]) -> list[str]:
@@ -134,7 +135,8 @@ class Training:
         """A job whose loss is not finite leaves the others alone."""
         try:
             yield
-        except Diverged as error:
+        except Diverged as found:
+            error = explained(found, self.executor, log.job, self.first)
             self.failures[log.job.title] = str(error)
             if len(self.active) > 1:
                 warn(f'{error} (the others of its sweep go on)')

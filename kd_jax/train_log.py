@@ -157,22 +157,20 @@ class Recorder:
             if dispatch.place is not None:
                 metrics = {name: x[dispatch.place] for name, x in metrics.items()}
             metrics = {name: x[: dispatch.count] for name, x in metrics.items()}
-            self._refuse_infinite(dispatch.step - dispatch.count, metrics['loss'])
+            self._refuse_infinite(dispatch.step - dispatch.count, metrics)
             self.progress.add(metrics)
         seconds = self.monitor.advance(done[-1].step, float(metrics['loss'][-1]))
         steps = sum(dispatch.count for dispatch in done)
         self.progress.images += self.job.config.batch_size * steps * (seconds > 0)
         self.progress.train_seconds += seconds
 
-    def _refuse_infinite(self, before: int, losses: np.ndarray) -> None:
-        wrong = np.flatnonzero(~np.isfinite(losses))
+    def _refuse_infinite(self, before: int, metrics: Mapping[str, np.ndarray]) -> None:
+        wrong = np.flatnonzero(~np.isfinite(metrics['loss']))
         if len(wrong):
-            loss = 'inf' if math.isinf(losses[wrong[0]]) else 'nan'
-            raise Diverged(
-                f'the loss of {self.job.title} became {loss} at step {before + wrong[0] + 1}; the '
-                'last good checkpoint is kept; lower optim.learning_rate (now '
-                f'{self.job.learning_rate:g}) or set optim.clip_norm, in a new --workdir'
-            )
+            there = {name: float(values[wrong[0]]) for name, values in metrics.items()}
+            loss, step = 'inf' if math.isinf(there['loss']) else 'nan', before + int(wrong[0])
+            sentence = f'the loss of {self.job.title} became {loss} at step {step + 1}'
+            raise Diverged(sentence, step, there)
 
 
 def _flat(metrics: dict[str, Any]) -> dict[str, float]:

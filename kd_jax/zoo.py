@@ -5,7 +5,6 @@ Nothing is trained, compiled or put on a device: parameters and
 multiply-accumulates follow from shapes.
 """
 
-import argparse
 import math
 from collections.abc import Sequence
 from functools import cache, partial
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 
 from kd_jax import markdown, models, pretrained
-from kd_jax.errors import UserError, told_to_the_user
+from kd_jax.errors import Parser, UserError, told_to_the_user
 from kd_jax.models.common import param_count
 
 BEGIN, END = '<!-- zoo -->', '<!-- /zoo -->'
@@ -122,7 +121,7 @@ def write(path: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog='python -m kd_jax.zoo', description='Print the model zoo as a Markdown table.'
     )
     parser.add_argument(

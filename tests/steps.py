@@ -10,7 +10,7 @@ import numpy as np
 from helpers import random_splits
 
 from kd_jax import build, config, executors, extraction, jobs, trained
-from kd_jax.config import check_run
+from kd_jax.config_check import check_run
 from kd_jax.initialization import initial_state
 from kd_jax.models import initial
 from kd_jax.parallel import Parallel

@@ -8,7 +8,6 @@ then be copied anywhere and read there with `--config.data.source=tfds
 --config.data.name=cifar10 --config.data.path=DIR`.
 """
 
-import argparse
 import contextlib
 import difflib
 import importlib.util
@@ -16,7 +15,6 @@ import logging
 import math
 import re
 import socket
-import sys
 import urllib.parse
 import urllib.request
 import warnings
@@ -27,7 +25,7 @@ import numpy as np
 
 from kd_jax.data import tfds_description
 from kd_jax.data.arrays import MAX_BYTES, Raw
-from kd_jax.errors import UserError
+from kd_jax.errors import Parser, UserError, told_to_the_user
 
 MOST_PIXELS = 2**26  # of one image
 _CHUNK = 512  # examples decoded by one call
@@ -311,9 +309,8 @@ def _pixels_at_most(most: int) -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = before
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command; returns the exit status."""
-    parser = argparse.ArgumentParser(
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(
         prog='python -m kd_jax.data.tfds', description='Prepare a TFDS set as array_record.'
     )
     parser.add_argument('name', help="'cifar10', 'set/config' or 'set:1.0.0'")
@@ -321,13 +318,9 @@ def main(argv: list[str] | None = None) -> int:
         '--data_dir', default='', help="where to put it (default: TFDS's own directory)"
     )
     args = parser.parse_args(argv)
-    try:
+    with told_to_the_user():
         print(prepare(args.name, args.data_dir))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    main()

@@ -9,20 +9,13 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from kd_jax import models, pretrained
-from kd_jax.errors import UserError, told_to_the_user
+from kd_jax.errors import Parser, UserError, told_to_the_user
 from kd_jax.workdir import RunDirectory
 
 SMALL = 32  # the size of images of models that have no published one
-
-
-class _Parser(argparse.ArgumentParser):
-    """One sentence instead of the usage and a line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f'{message}; see python -m kd_jax.pretrained --help')
 
 
 def numbers(text: str) -> tuple[float, ...]:
@@ -31,7 +24,7 @@ def numbers(text: str) -> tuple[float, ...]:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(
+    parser = Parser(
         prog='python -m kd_jax.pretrained',
         description='Make a run that can teach of PyTorch weights.',
     )

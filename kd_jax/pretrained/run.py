@@ -117,11 +117,13 @@ def _check_data(
         )
     channels = image_shape[-1]
     for word, values in (('mean', mean), ('std', std)):
-        if len(values) != channels or not all(math.isfinite(v) for v in values):
+        if len(values) != channels:
             raise UserError(
                 f'{word} {tuple(values)} does not fit to images of {channels} '
                 'channels; give one number a channel'
             )
+        if not all(math.isfinite(v) for v in values):
+            raise UserError(f'{word} is {tuple(values)}; it must be finite in every channel')
     if min(std) <= 0:
         raise UserError(
             f'std {tuple(std)} is not possible; it must be greater than 0 in every channel'

@@ -51,10 +51,7 @@ def test_the_step_at_which_a_loss_breaks_is_named_however_steps_are_dispatched(t
     job = build.job_of(spec, 'alone', run, 0, tmp_path)
     recorder, step = Recorder(job, Progress(), monitor, None, lambda step: 0.5, 0.0), 0
     losses = np.float32([1, 1, 1, 1, -np.inf, np.nan])
-    message = (
-        'the loss of alone seed 0 became inf at step 5; the last good checkpoint is kept; lower '
-        'optim.learning_rate (now 0.5) or set optim.clip_norm, in a new --workdir'
-    )
+    message = 'the loss of alone seed 0 became inf at step 5'
     with pytest.raises(UserError) as caught:
         for count in counts:
             metrics = np.full(6, np.nan, np.float32)

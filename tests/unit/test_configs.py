@@ -8,7 +8,8 @@ from helpers import REPOSITORY
 
 from configs import common, methods
 from kd_jax import build, jobs, models, objectives
-from kd_jax.config import changed, check_run
+from kd_jax.config import changed
+from kd_jax.config_check import check_run
 from kd_jax.errors import UserError
 
 ROOT = REPOSITORY

@@ -7,7 +7,7 @@ from numbers import Real
 import pytest
 
 from configs import common
-from kd_jax import config, fields, models, objectives, trained
+from kd_jax import config, config_check, fields, models, objectives, trained
 from kd_jax.data import DatasetInfo
 from kd_jax.errors import UserError
 from kd_jax.fields import check, choice, field, flag, names, number, optional, several, text
@@ -238,7 +238,7 @@ def test_a_run_may_set_any_field_that_the_family_of_its_model_has():
     study = config.study()
     run = config.run(study, 'wrn_16_1')
     run.model.block_dropout = 0.3
-    config.check_run('own', run)
+    config_check.check_run('own', run)
     info = DatasetInfo('random', 3, (), (32, 32, 3), (0.5,) * 3, (0.5,) * 3)
     assert trained.build_network(run.model, info, 'float32').model.block_dropout == 0.3
     run.model.block_drop = 0.3
@@ -278,10 +278,10 @@ def test_the_fields_of_a_study_and_of_a_run_are_those_of_the_records():
         assert set(run[group]) == set(fields.own(record))
     run.typo = 1
     with pytest.raises(UserError, match="unknown field of runs.own 'typo'"):
-        config.check_run('own', run)
+        config_check.check_run('own', run)
     study.typo = 1
     with pytest.raises(UserError, match="unknown field of the study 'typo'"):
-        config.check_study(study)
+        config_check.check_study(study)
 
 
 @pytest.mark.parametrize(
@@ -309,7 +309,7 @@ def test_what_is_no_value_is_one_sentence(path, value, words):
     with node.ignore_type():
         node[name] = value
     with pytest.raises(UserError, match=words):
-        config.check_run('own', run)
+        config_check.check_run('own', run)
 
 
 def test_what_the_program_sets_is_no_field_of_a_model():

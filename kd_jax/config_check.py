@@ -1,0 +1,154 @@
+"""Whether what a config says is complete, known, allowed, and has an effect."""
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from kd_jax import objectives
+from kd_jax.config import GROUPS, VALUES, Model, Run, Shared, Study
+from kd_jax.errors import UserError, unknown
+from kd_jax.fields import RENAMED, check, own
+
+# A field -> when it has an effect: in words, and asked of the run.
+_SWITCHES: dict[str, tuple[str, Callable[[ConfigDict], bool]]] = {
+    'optim.learning_rate': ('optim.teacher_factor is 0', lambda run: not run.optim.teacher_factor),
+    **{
+        f'optim.{name}': ("optim.name is 'sgd'", lambda run: run.optim.name == 'sgd')
+        for name in ('momentum', 'nesterov')
+    },
+    **{
+        f'optim.{name}': (
+            "optim.name is 'adam' or 'adamw'",
+            lambda run: run.optim.name in ('adam', 'adamw'),
+        )
+        for name in ('b1', 'b2', 'eps')
+    },
+    **{
+        f'optim.{name}': ("optim.schedule is 'step'", lambda run: run.optim.schedule == 'step')
+        for name in ('step_epochs', 'step_factor')
+    },
+    'optim.final_factor': (
+        "optim.schedule is 'cosine'",
+        lambda run: run.optim.schedule == 'cosine',
+    ),
+    'optim.decay_norm_and_bias': (
+        'optim.weight_decay is more than 0',
+        lambda run: run.optim.weight_decay > 0,
+    ),
+    'snapshot_epochs': (
+        "'self:snapshot' is one of the teachers",
+        lambda run: 'self:snapshot' in run.teachers,
+    ),
+    **{
+        name: ("soft_targets is not 'live'", lambda run: run.soft_targets != 'live')
+        for name in ('soft_targets_dtype', 'soft_targets_top_k')
+    },
+    'data.name': ("data.source is 'tfds'", lambda run: run.data.source == 'tfds'),
+    'data.path': ("data.source is not 'digits'", lambda run: run.data.source != 'digits'),
+    'data.labels_seed': (
+        'data.labels_per_class is more than 0',
+        lambda run: run.data.labels_per_class > 0,
+    ),
+}
+_NO_EFFECT = ', which has no effect; it has one only where '
+
+
+def without_effect(runs: Mapping[str, ConfigDict]) -> list[str]:
+    """A sentence for each value that is not the default although another one, as it is, keeps it
+    from having an effect, with the names of the runs that have it.
+    """
+    found: dict[str, list[str]] = {}
+    for name, run in runs.items():
+        for path, (words, has_effect) in _SWITCHES.items():
+            group, _, field = path.rpartition('.')
+            value = run[group][field] if group else run[field]
+            default = own(GROUPS[group] if group else Run)[field].default
+            if value != default and not has_effect(run):
+                found.setdefault(f'{path} is {value!r}{_NO_EFFECT}{words}', []).append(name)
+        for label, loss in run.objective.items():
+            if loss.get('ramp_from') and not loss.get('ramp_epochs'):
+                path = f'objective.{label}.ramp_from'
+                words = f'objective.{label}.ramp_epochs is more than 0'
+                found.setdefault(f'{path} is {loss.ramp_from!r}{_NO_EFFECT}{words}', []).append(
+                    name
+                )
+    return [f'in {", ".join(names)}: {told}' for told, names in found.items()]
+
+
+def check_study(config: ConfigDict) -> None:
+    """Raises `UserError` for a field of the study, its runs apart, that is unknown
+    or whose value is not allowed.
+    """
+    groups = ('data', 'augment', 'teachers', 'runs')
+    _check_names('the study', config, [*groups, *own(Shared), *own(Study)])
+    for cls in (Shared, Study):
+        _check(cls, {name: config[name] for name in own(cls)}, '')
+    for group in ('teachers', 'runs'):
+        _mapping(config[group], group)
+    for group in ('data', 'augment'):
+        _check(GROUPS[group], _mapping(config[group], group), group)
+
+
+def check_run(name: str, run: ConfigDict) -> None:
+    """Raises `UserError` for a field of a run that is unknown or whose value is
+    not allowed, whatever the data.
+    """
+    path = f'runs.{name}'
+    _check_names(path, _mapping(run, path), [*own(Run), *own(Shared), *GROUPS, 'objective'])
+    for cls in (Shared, Run):
+        _check(cls, {key: run[key] for key in own(cls)}, path)
+    for group, record in GROUPS.items():
+        given = _mapping(run[group], f'{path}.{group}')
+        if record is Model:  # a family may have more fields, which `kd_jax.models.build` knows
+            given = {key: given[key] for key in own(Model) if key in given}
+        _check(record, given, f'{path}.{group}')
+    for label, given in _mapping(run.objective, f'{path}.objective').items():
+        loss = objectives.loss_of(label, _mapping(given, f'{path}.objective.{label}'))
+        # otherwise `objectives.build` says how a label is written
+        if loss in objectives.OBJECTIVES:
+            fields = {key: value for key, value in given.items() if key != 'loss'}
+            check(objectives.OBJECTIVES[loss], fields, f'{path}.objective.{label}')
+    for teacher in run.teachers:
+        if teacher in VALUES:
+            raise UserError(
+                f'{path}.teachers has {teacher!r}, which is called '
+                f'{VALUES[teacher]!r} now; write that'
+            )
+
+
+def _check(cls: type, given: Mapping[str, Any], path: str) -> None:
+    """`check` of fields that will be read as they are: only where the
+    default is None a value may be.
+    """
+    check(cls, given, path)
+    _check_names(path, given, own(cls))
+    for name, of in own(cls).items():
+        if given[name] is None and of.default is not None:
+            raise UserError(
+                f'{path}{"." if path else ""}{name} is None; it must '
+                f'be {of.metadata["limit"].words}'
+            )
+
+
+def _check_names(path: str, given: Mapping[str, Any], known: Collection[str]) -> None:
+    """Raises `UserError` unless the names are those of all known fields."""
+    for name in given:
+        if name in RENAMED:
+            raise UserError(
+                f'{path}.{name} is called {RENAMED[name]} now; write {path}.{RENAMED[name]}'
+            )
+        if name not in known:
+            raise unknown(f'field of {path}', name, known)
+    for name in known:
+        if name not in given:
+            raise UserError(
+                f'{path} has no field {name!r}; start from configs.common.study() and run(), '
+                'which have all, and delete none'
+            )
+
+
+def _mapping(value: Any, path: str) -> Mapping[str, Any]:
+    if not hasattr(value, 'keys'):
+        raise UserError(f'{path} is {value!r}; it must be a mapping of its fields')
+    return value
