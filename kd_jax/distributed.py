@@ -55,8 +55,7 @@ def initialize(where: str, count: int | None, this: int | None, seconds: int = S
     if not where:
         return
     signals.end_by_default()  # a call that waits would keep Python from its own handlers
-    if 'TF_CPP_MIN_LOG_LEVEL' not in os.environ:
-        utils.absl_set_min_log_level(4)  # of a lost process they would say 90 lines
+    utils.absl_set_min_log_level(4)  # of a lost process its libraries would say 90 lines
     _HANDLERS.append(ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: _end(seconds)))
     # The client of JAX's coordination service, which notices it, aborts the process.
     ctypes.CDLL(None).signal(signal.SIGABRT, _HANDLERS[-1])

@@ -9,18 +9,9 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from kd_jax import (
-    build,
-    config_check,
-    executors,
-    extraction,
-    jobs,
-    parallel,
-    report,
-    runtime,
-    trained,
-)
+from kd_jax import build, executors, extraction, jobs, parallel, report, runtime, trained
 from kd_jax import config as config_lib
+from kd_jax.config_check import check_run, check_study
 from kd_jax.errors import UserError
 from kd_jax.library import Library, store_beside
 from kd_jax.monitor import import_wandb, say
@@ -45,13 +36,13 @@ class Study:
         together: Mapping[str, Sequence[str]] | None = None,
     ):
         self.config, self.workdir = config, epath.Path(workdir)
-        config_check.check_study(config)
+        check_study(config)
         for name in config.runs:
-            config_check.check_run(name, config.runs[name])
+            check_run(name, config.runs[name])
         self.plan = jobs.plan(config, together)
         self.chosen = self.plan.chosen(only)
         for name, run in self.plan.runs.items():
-            config_check.check_run(name, run)
+            check_run(name, run)
             build.check_teachers(name, run)
         self.parallel = parallel.Parallel(config.parallel, config.devices or None, fast=config.fast)
         self.library = Library(self.plan, config, self.workdir, self.parallel)
@@ -65,10 +56,9 @@ class Study:
         make_directory(self.workdir)
         for group, names in self.plan.groups(self.chosen).items():
             for name in names:
-                run = self.plan.runs[name]
-                for seed in run.seeds:
+                for seed in self.plan.runs[name].seeds:
                     directory = self.library.directory(name, seed)
-                    directory.check_same(run.to_dict(), config_lib.upgraded)
+                    directory.check_same(self.plan.runs[name].to_dict(), config_lib.upgraded)
                     mend_log(directory)
                 for seed in reversed(self.library.unfinished(name)):
                     self._check(group, name, seed)
