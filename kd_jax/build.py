@@ -112,6 +112,7 @@ def run_spec(
     )
     freeze = optim.frozen_patterns(shapes['student'], settings)
     frozen = optim.frozen_mask(shapes['student'], freeze)
+    optim.check_trains(frozen, settings)
     trainable = jax.tree.map(lambda f, x: 0 if f else math.prod(x.shape), frozen, shapes['student'])
     return RunSpec(
         name=name,

@@ -226,6 +226,15 @@ def frozen_patterns(student: Any, settings: Settings) -> tuple[str, ...]:
     return settings.freeze + all_but(student, settings.train)
 
 
+def check_trains(frozen: Any, settings: Settings) -> None:
+    """Raises `UserError` for a mask (see `frozen_mask`) that leaves nothing of a student."""
+    if all(jax.tree.leaves(frozen)):
+        raise UserError(
+            f'optim.freeze is {settings.freeze} and optim.train {settings.train}, which leaves no '
+            'parameter that trains; freeze fewer'
+        )
+
+
 def frozen_mask(student_tree: Any, patterns: Sequence[str], field: str = 'freeze') -> Any:
     """A tree of bool in the shape of `student_tree`: True where one of
     `patterns` matches the leaf's path.

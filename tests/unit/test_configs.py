@@ -9,7 +9,7 @@ from helpers import REPOSITORY
 from configs import common, methods
 from kd_jax import build, jobs, models, objectives
 from kd_jax.config import changed
-from kd_jax.config_check import check_run
+from kd_jax.config_check import check_run, without_effect
 from kd_jax.errors import UserError
 
 ROOT = REPOSITORY
@@ -66,6 +66,7 @@ def test_a_config_makes_a_study(name, argument):
     # what a method needs beforehand
     own = {run for run in names if any(run.startswith(f'{goal}_') for goal in goals)}
     assert {*names, *config.teachers} == expected | own
+    assert not without_effect(config.runs)
     for run_name in names:
         run = config.runs[run_name].copy_and_resolve_references()
         check_run(run_name, run)
