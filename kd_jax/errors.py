@@ -54,16 +54,16 @@ class Parser(argparse.ArgumentParser):
 
 
 @contextlib.contextmanager
-def told_to_the_user() -> Iterator[None]:
+def told_to_the_user(where: object = 'a file') -> Iterator[None]:
     """A `UserError` inside ends the program with its sentence; so does a file system that is full
-    or refuses.
+    or refuses, which names `where` if it names no file.
     """
     try:
         yield
     except UserError as error:
         fail(error)
     except OSError as error:
-        fail_for_the_system(error)
+        fail_for_the_system(error, where)
 
 
 def fail_for_the_system(error: OSError, where: object = 'a file') -> NoReturn:

@@ -242,6 +242,10 @@ def plot(workdir: PathLike) -> epath.Path:
         axes.fill_between(
             curves[0][:length, 0], top1.min(0), top1.max(0), alpha=0.2, color=line.get_color()
         )
+    if not axes.lines:
+        raise UserError(
+            f'{folder} holds no validation of a run to draw; run its study, or leave --plot out'
+        )
     axes.set(
         xlabel='epoch',
         ylabel='validation top-1 (%)',
@@ -264,7 +268,7 @@ def main() -> None:
         '--plot', action='store_true', help='also draw the validation curves to curves.png'
     )
     arguments = parser.parse_args()
-    with told_to_the_user():
+    with told_to_the_user(arguments.workdir / 'curves.png'):
         path = arguments.workdir / 'results.json'
         if not path.exists():
             raise UserError(f'{arguments.workdir} holds no results.json; run its study first')

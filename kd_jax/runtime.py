@@ -8,6 +8,7 @@ import gc
 import hashlib
 import os
 import platform
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -45,6 +46,8 @@ def prepare(*, fast: bool = True, single_process: bool = True) -> None:
     config: Any = jax.config  # which has its options at run time only
     if directory is not None and not config.jax_compilation_cache_dir:
         jax.config.update('jax_compilation_cache_dir', str(directory))
+        # A cache on a full disk costs time only.
+        warnings.filterwarnings('ignore', 'Error (reading|writing) persistent compilation cache')
         if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
             jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
     if not fast:

@@ -60,7 +60,7 @@ def _kind(config: ConfigDict, dataset: data_lib.Dataset) -> extraction.Kind:
 
 def main(argv: list[str]) -> None:
     logging.getLogger().setLevel(logging.WARNING)  # jax tells which backends it did not find
-    with told_to_the_user():
+    with told_to_the_user('the soft targets beside the teacher'):
         if len(argv) > 1 or not _TEACHER.value or _DATA.value is None:
             fail(
                 'give --teacher=WORKDIR and --data=CONFIG, such as '

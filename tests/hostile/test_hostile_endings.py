@@ -8,7 +8,7 @@ import time
 
 import commands
 import pytest
-from helpers import REPOSITORY, TINY, environment
+from helpers import REPOSITORY, TINY, assert_refused, environment, run_main
 
 STOPS = ('SIGTERM', 'SIGINT', 'SIGHUP')
 COMMANDS = ('main', 'search', 'soft_targets', 'evaluate', 'report', 'zoo', 'data.tfds')
@@ -82,3 +82,34 @@ def test_the_others_end_with_one_sentence_soon_after_a_process_is_lost(tmp_path,
     assert survivor.poll() == 2
     told = [line for line in errors.splitlines() if not line.startswith('[Gloo]')]
     assert len(told) == 1 and told[0].startswith('error: another process has ended, or gave no')
+
+
+LIMITED = (
+    'import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600)); '
+    "module = sys.argv.pop(1); runpy.run_module(module, run_name='__main__', alter_sys=True)"
+)
+
+
+def test_commands_that_may_write_little_say_so(tmp_path):
+    done = run_main(*TINY, f'--workdir={tmp_path}')
+    assert done.returncode == 0, done.stderr
+    before = {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
+    for module, *flags in (
+        ('kd_jax.report', tmp_path, '--plot'),
+        (
+            'kd_jax.soft_targets',
+            f'--teacher={tmp_path}/alone',
+            '--data=configs/digits.py',
+            '--views=exact',
+        ),
+    ):
+        done = subprocess.run(
+            [sys.executable, '-c', LIMITED, module, *map(str, flags)],
+            cwd=REPOSITORY,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert_refused(done, 'cannot be written: it would be larger than files may be')
+    assert all(path.read_bytes() == content for path, content in before.items())

@@ -240,7 +240,7 @@ def test_a_loss_that_becomes_nan_names_the_step_and_keeps_the_last_good_checkpoi
         'the last good checkpoint is kept',
         'learning_rate',
     )
-    step = int(done.stderr.split('at step ')[1].split(';')[0])
+    step = int(done.stderr.split('at step ')[1].split(':')[0])
     kept = [
         int(p.name) for p in (tmp_path / 'alone/seed0/checkpoints').iterdir() if p.name.isdigit()
     ]

@@ -407,7 +407,7 @@ def test_a_directory_of_something_else_stays_as_it_is(file, tmp_path):
     [
         ({'class_names': ['a', 'b']}, '2 class names for 7 classes'),
         ({'mean': (0.5,)}, r'mean \(0.5,\) does not fit to images of 3 channels'),
-        ({'std': (0.5, 0.5, math.nan)}, 'std .* does not fit'),
+        ({'std': (0.5, 0.5, math.nan)}, 'std is .*nan.* must be finite'),
         ({'std': (0.5, 0.5, 0.0)}, 'must be greater than 0'),
         (
             {'image_shape': (32, 32, 1), 'mean': (0.5,), 'std': (0.5,)},
