@@ -10,7 +10,7 @@ Expected: other code bases report resnet56 93.6-94.4 %, MobileNetV2 x0.5 92.9 % 
 50,000 images; here a tenth is kept for validation). Not yet measured with this code.
 """
 
-from configs import common
+from kd_jax import config as common
 
 
 def get_config():

@@ -17,7 +17,8 @@ validation, so that these are upper bounds; with --config.data.val_share=0.01 it
 them. Not yet measured with this code.
 """
 
-from configs import common, methods
+from kd_jax import config as common
+from kd_jax import methods
 
 PAIRS = (
     'resnet56-resnet20',

@@ -12,7 +12,7 @@ Hardware and duration: two CPU cores, 1 minute 19 seconds. Expected (5 seeds, te
 0.02, 0.05 and 0.1, in each regime.
 """
 
-from configs import common
+from kd_jax import config as common
 
 
 def get_config(argument: str = ''):

@@ -23,7 +23,8 @@ trains for one epoch; nothing is tuned. `few,method=NAME` leaves it 20 labels a 
 unlabelled images take part in every epoch, cross entropy then sees each label once.
 """
 
-from configs import common, methods
+from kd_jax import config as common
+from kd_jax import methods
 
 
 def get_config(argument: str = ''):

@@ -20,7 +20,9 @@ The student and the same network alone have 20 labels a class. Hardware, duratio
 numbers: docs/results.md.
 """
 
-from configs import common
+from pathlib import Path
+
+from kd_jax import config as common
 
 
 def get_config():
@@ -33,7 +35,7 @@ def get_config():
     config.augment.flip = True
 
     config.teachers.teacher = common.imported(
-        'configs/weights/fashion_mnist_resnet20.pth', 'resnet20'
+        str(Path(__file__).with_name('weights') / 'fashion_mnist_resnet20.pth'), 'resnet20'
     )
     config.teachers.teacher.size = 32
     config.teachers.teacher.mean = (0.2, 0.2, 0.2)

@@ -4,6 +4,8 @@ import sys
 
 from kd_jax import signals
 
+__version__ = '0.1.0'
+
 if sys.argv[:1] == ['-m']:  # `python -m kd_jax.main`: what it imports takes seconds
     signals.end_at_once()
 

@@ -3,6 +3,8 @@
 import logging
 import re
 import runpy
+import sys
+import textwrap
 import traceback
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,27 @@ from kd_jax.errors import UserError, fail, unknown
 from kd_jax.fields import RENAMED
 
 
-def parse(argv: list[str]) -> list[str]:
-    """Parses the flags; a mistake is one sentence. For `app.run(main, flags_parser=parse)`."""
+def stock() -> dict[str, Path]:
+    """Name -> file of the configs that come with the package."""
+    package = Path(__file__).parent
+    # in a wheel they lie inside, in a checkout beside it
+    folder = next(f for f in (package / 'configs', package.parent / 'configs') if f.is_dir())
+    return {
+        path.stem: path
+        for path in sorted(folder.glob('*.py'))
+        if path.stem not in ('__init__', 'common', 'methods')
+    }
+
+
+def parse(argv: list[str], about: str = '') -> list[str]:
+    """Parses the flags; a mistake is one sentence. For `app.run(main, flags_parser=parse)`.
+
+    about: what `--help` begins with. A config may be the name of a stock one.
+    """
+    if {'-h', '-help', '--help'} & {*argv[1:]}:
+        print(f'{about.strip()}\n\n{_flags_in_words(argv[0])}')
+        sys.exit(0)
+    argv = [_with_stock(one, before) for one, before in zip(argv, ['', *argv], strict=False)]
     for name in ('config', 'data'):
         path, _ = _given(name, argv[1:])
         if path and Path(path).exists() and not Path(path).is_file():
@@ -54,7 +75,7 @@ def load_config(name: str = 'config') -> ConfigDict:
             'from the directory that holds it'
         )
     except AttributeError as error:
-        fail(f'{path} is not a study: {error}; start from configs.common.study()')
+        fail(f'{path} is not a study: {error}; start from kd_jax.config.study()')
     return config
 
 
@@ -66,6 +87,41 @@ def local(workdir: str) -> epath.Path:
             'take a local directory'
         )
     return epath.Path(workdir)
+
+
+def _with_stock(argument: str, before: str) -> str:
+    """An argument of the command line, with the file of a stock config instead of its name."""
+    found = re.fullmatch(r'(--?(?:config|data)=|)(\w+)(:.*|)', argument, re.DOTALL)
+    if not found or not (found[1] or before in ('--config', '-config', '--data', '-data')):
+        return argument
+    start, name, rest = found.groups()
+    if Path(name).exists():
+        return argument
+    if name not in stock():
+        fail(f'{unknown("config", name, stock())}; a file of your own is such as ./{name}.py')
+    return f'{start}{stock()[name]}{rest}'
+
+
+def _flags_in_words(program: str) -> str:
+    """The flags that the package defines, a line or two each."""
+    ours = {
+        flag.name: flag
+        for module, several in flags.FLAGS.flags_by_module_dict().items()
+        if module.startswith('kd_jax') or module == program
+        for flag in several
+    }
+    words = {
+        f'--{name}': f'{flag.help}{f" (default: {flag.default})" if flag.default else ""}'
+        for name, flag in sorted(ours.items())
+    }
+    words['--config.FIELD=VALUE'] = (
+        'Another value for a field of the config, such as --config.runs.student.epochs=5. or '
+        '--config.seeds="(0,1)"'
+    )
+    return '\n'.join(
+        textwrap.fill(help_, 98, initial_indent=f'  {name:<22}', subsequent_indent=' ' * 24)
+        for name, help_ in words.items()
+    )
 
 
 def _given(name: str, arguments: list[str]) -> tuple[str, list[str]]:

@@ -143,7 +143,7 @@ def _check_names(path: str, given: Mapping[str, Any], known: Collection[str]) ->
     for name in known:
         if name not in given:
             raise UserError(
-                f'{path} has no field {name!r}; start from configs.common.study() and run(), '
+                f'{path} has no field {name!r}; start from kd_jax.config.study() and run(), '
                 'which have all, and delete none'
             )
 

@@ -47,7 +47,11 @@ def fail(message: object) -> NoReturn:
 
 
 class Parser(argparse.ArgumentParser):
-    """One whose mistakes are a sentence, not its usage."""
+    """One whose mistakes are a sentence, not its usage. prog: unless `kd_jax COMMAND` runs it."""
+
+    def __init__(self, prog: str, description: str):
+        called = sys.argv[0] if sys.argv[0].startswith('kd_jax ') else prog
+        super().__init__(prog=called, description=description)
 
     def error(self, message: str) -> NoReturn:
         fail(f'{message}; see {self.prog} --help')

@@ -1,5 +1,6 @@
 """Runs a study: `python -m kd_jax.main --config=configs/digits.py [--workdir=...] [--only=run]`."""
 
+import functools
 import logging
 import signal
 import sys
@@ -84,4 +85,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-    app.run(main, flags_parser=parse)
+    app.run(main, flags_parser=functools.partial(parse, about=__doc__))

@@ -1,4 +1,4 @@
-"""Searches numbers and choices of a run on the validation split, with Optuna, many
+r"""Searches numbers and choices of a run on the validation split, with Optuna, many
 trials at once as one sweep:
 
     python -m kd_jax.search --config=configs/digits.py \
@@ -10,6 +10,7 @@ disk, or --storage. The test split is read for the winner only.
 
 import ast
 import contextlib
+import functools
 import logging
 import pprint
 import re
@@ -26,12 +27,12 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from kd_jax import config as config_lib
-from kd_jax import evaluate, jobs, markdown, runtime, signals
+from kd_jax import config_check, evaluate, jobs, markdown, runtime, signals
 from kd_jax.command import load_config, local, parse
 from kd_jax.errors import UserError, fail, told_to_the_user
 from kd_jax.locking import InUse, locked
 from kd_jax.main import default_workdir
-from kd_jax.monitor import say
+from kd_jax.monitor import say, warn
 from kd_jax.search_check import check_space
 from kd_jax.search_journal import journal
 from kd_jax.search_report import plot, word, words
@@ -344,7 +345,7 @@ class Search:
             f'"""The best that a search found: runs.{self.name} with {words(params)}.\n\n'
             f'    python -m kd_jax.main --config={self.best}\n\n'
             'Its teachers are those of the search.\n"""\n\n'
-            'from ml_collections import ConfigDict\n\nfrom configs import common\n\n'
+            'from ml_collections import ConfigDict\n\nfrom kd_jax import config as common\n\n'
             f'CONFIG = {text}\n\n\n'
             'def get_config():\n    return common.follow(ConfigDict(CONFIG))\n'
         )
@@ -374,6 +375,8 @@ def main(argv: list[str]) -> None:
             worker=_WORKER.value,
             prune=_PRUNE.value,
         )
+        for sentence in config_check.without_effect({_RUN.value: search.run}):
+            warn(sentence)
         try:
             search.go(_TRIALS.value, lambda: bool(stop))
         except Stopped:
@@ -383,4 +386,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-    app.run(main, flags_parser=parse)
+    app.run(main, flags_parser=functools.partial(parse, about=__doc__))

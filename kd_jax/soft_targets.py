@@ -4,6 +4,7 @@ students that then train without it:
 python -m kd_jax.soft_targets --teacher=runs/digits/teacher --data=configs/digits.py --views=exact
 """
 
+import functools
 import logging
 import signal
 import sys
@@ -86,4 +87,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-    app.run(main, flags_parser=parse)
+    app.run(main, flags_parser=functools.partial(parse, about=__doc__))

@@ -109,7 +109,7 @@ def test_a_field_that_is_deleted_is_named(place):
     with pytest.raises(UserError) as caught:
         check_study(study)
         check_run('one', study.runs.one)
-    assert f'has no field {place[-1]!r}; start from configs.common' in str(caught.value)
+    assert f'has no field {place[-1]!r}; start from kd_jax.config' in str(caught.value)
 
 
 @pytest.mark.parametrize('patterns', [('.*',), ('a', 'b')])

@@ -4,6 +4,7 @@ the installed one is within.
 
 import ast
 import sys
+import tomllib
 from functools import cache
 from importlib import metadata
 
@@ -103,3 +104,17 @@ def test_bounds_are_given_and_fit_to_what_is_installed(file):
         assert requirement.specifier.contains(version, prereleases=True), (
             f'{requirement} is installed as {version}'
         )
+
+
+def test_the_wheel_needs_what_the_requirements_file_names_but_the_test_runner():
+    project = tomllib.loads((REPOSITORY / 'pyproject.toml').read_text())['project']
+    needed = {str(Requirement(line)) for line in project['dependencies']}
+    expected = {name: str(one) for name, one in named(CORE).items() if name != 'pytest'}
+    assert needed == {*expected.values()}
+    optional = {str(one) for file in OPTIONAL for one in named(file).values()}
+    optional |= {str(one) for one in named(BENCHMARKS).values()}
+    for extra, lines in project['optional-dependencies'].items():
+        for line in lines:
+            one = Requirement(line)
+            core = one.name == 'jax' and one.specifier == named(CORE)['jax'].specifier
+            assert core or str(one) in optional, extra

@@ -39,7 +39,7 @@ LAYERS = (
     ),
     ('locking',),
     ('config', 'spec', 'parallel', 'target_store', 'pretrained'),
-    ('config_check', 'step', 'teacher_outputs', 'trained', 'jobs'),
+    ('config_check', 'methods', 'step', 'teacher_outputs', 'trained', 'jobs'),
     ('evaluation', 'extraction', 'imported', 'initialization'),
     ('build', 'library', 'placement', 'executors'),
     ('divergence', 'train_log', 'train', 'report'),
@@ -47,6 +47,7 @@ LAYERS = (
     ('main', 'evaluate', 'search_space', 'search_report', 'soft_targets', 'zoo'),
     ('search_check', 'search_journal'),
     ('search',),
+    ('__main__',),
 )
 LAYER = {module: number for number, modules in enumerate(LAYERS) for module in modules}
 # need these packages alone
