@@ -1,12 +1,15 @@
-"""Input that is refused: all that SECURITY.md says of it, asserted of the real command.
+"""Input that is refused: all that SECURITY.md says of it, asserted.
 
-`refused(...)` runs the command in a process that is forked for it (`tests/commands.py`), which
-measures itself: exit status 2, one line on stderr, soon, in little memory, nothing imported that is
-not installed, and nothing changed.
+`refused(...)` runs the real command in a process that is forked for it (`tests/commands.py`), which
+measures itself: exit status 2, one line on stderr that names the value, soon, in little memory,
+nothing imported that is not installed, and nothing changed. `refused_here(...)` asserts the same of
+a function in this process, for the many inputs of a class of which `refused` has seen one.
 """
 
 import contextlib
+import gc
 import hashlib
+import importlib
 import json
 import os
 import runpy
@@ -15,6 +18,7 @@ import sys
 import sysconfig
 import tempfile
 import time
+from functools import cache
 from pathlib import Path
 
 TESTS = Path(__file__).parent
@@ -42,28 +46,71 @@ def refused(module, *arguments, says=(), keeps=(), seconds=SECONDS, path=(), **e
     from helpers import environment as usual
 
     commands.preload(*IMPORTED)
-    before = [snapshot(folder) for folder in keeps]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, unchanged(keeps):
         used = Path(folder, 'used.json')
         places = os.pathsep.join(map(str, [TESTS, *path]))
         done = commands.run(
             'refusals', used, module, *arguments, env=usual(PYTHONPATH=places, **environment)
         )
-        assert_refused(done, *map(str, says))
+        assert_refused(done)
         found = json.loads(used.read_text())
-    assert done.stderr.endswith('\n') and len(done.stderr) < LENGTH, done.stderr
-    assert found['seconds'] < seconds, found
-    assert found['megabytes'] < MEGABYTES, found
+    assert done.stderr.endswith('\n')
     configs = {str(argument).partition('=')[2] for argument in arguments}  # which are code
-    assert not {*found['imported']} - configs, found
-    assert [snapshot(folder) for folder in keeps] == before
+    found['imported'] = [file for file in found['imported'] if file not in configs]
+    _assert_good(done.stderr.strip(), says, found, seconds)
     return done.stderr
+
+
+def refused_here(action, says=(), keeps=(), seconds=SECONDS, megabytes=MEGABYTES):
+    """The same of `action()`, which raises a `UserError`, in this process."""
+    sentence = refused_or_taken(action, says, keeps, seconds, megabytes)
+    assert sentence is not None, 'it is not refused'
+    return sentence
+
+
+def refused_or_taken(action, says=(), keeps=(), seconds=SECONDS, megabytes=MEGABYTES):
+    """`refused_here`, or None where the input makes sense after all: then it must be no dearer, and
+    change nothing either.
+    """
+    from kd_jax.errors import UserError
+
+    _import()
+    sentence = None
+    with unchanged(keeps), measured() as found:
+        try:
+            action()
+        except UserError as error:
+            sentence = str(error)
+    _assert_good(sentence, says if sentence is not None else (), found, seconds, megabytes)
+    return sentence
+
+
+def _assert_good(sentence, says, found, seconds, megabytes=MEGABYTES):
+    if sentence is not None:
+        assert sentence and sentence.isprintable() and len(sentence) < LENGTH, sentence
+    for part in says:
+        assert str(part) in sentence, (part, sentence)
+    assert found['seconds'] < seconds, (found, sentence)
+    assert found['megabytes'] < megabytes, (found, sentence)
+    assert not found['imported'], (found, sentence)
+
+
+@contextlib.contextmanager
+def unchanged(folders):
+    """Asserts that nothing in the folders changes, but that an empty file `lock` may be new."""
+    before = [snapshot(folder) for folder in folders]
+    yield
+    for folder, there in zip(folders, before, strict=True):
+        now = snapshot(folder)
+        locks = {name for name in now.keys() - there.keys() if Path(name).name == 'lock'}
+        assert all(now.pop(lock) == _EMPTY for lock in locks), locks
+        assert now == there
 
 
 def snapshot(folder):
     """The files in a folder, byte for byte."""
     files = [p for p in sorted(Path(folder).rglob('*')) if p.is_symlink() or not p.is_dir()]
-    return {str(path.relative_to(folder)): _content(path) for path in files if path.name != 'lock'}
+    return {str(path.relative_to(folder)): _content(path) for path in files}
 
 
 def _content(path):
@@ -74,6 +121,16 @@ def _content(path):
         return stat.S_IFMT(about.st_mode)
     with open(path, 'rb') as file:
         return hashlib.file_digest(file, 'sha256').digest()
+
+
+_EMPTY = hashlib.sha256().digest()
+
+
+@cache
+def _import():
+    for name in IMPORTED:
+        importlib.import_module(name)
+    gc.collect()
 
 
 @contextlib.contextmanager
