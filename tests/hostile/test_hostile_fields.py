@@ -90,7 +90,7 @@ def test_a_field(data, tmp_path, path):
             told = refused_or_taken(partial(check, config, tmp_path), keeps=[tmp_path])
         finally:
             signal.alarm(0)
-        named = (path.rpartition('.')[2], repr(value), f'{value} is neither a run')
+        named = (path.rpartition('.')[2], repr(value), 'is neither a run of this study')
         assert told is None or any(name in told for name in named), told
 
 

@@ -59,7 +59,8 @@ from configs import digits
 def get_config():
     config = digits.get_config()
     with config.unlocked():
-        config.runs = ConfigDict({{{name!r}: {{}}}}, allow_dotted_keys=True)
+        runs = {{{name!r}: config.runs.alone}}
+        config.runs = ConfigDict(runs, allow_dotted_keys=True)
     return config.lock()
 """
 

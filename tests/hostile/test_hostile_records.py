@@ -238,16 +238,14 @@ def test_a_record_that_a_command_reads(study, workdir, file, content):
     refusals.refused('kd_jax.evaluate', workdir / 'alone', says=[path], keeps=[workdir])
     if file == 'config.json':
         flags = (f'--teacher={workdir / "alone"}', '--data=configs/digits.py')
-        flags = (*flags, f'--workdir={workdir.parent / "targets"}')
-        refusals.refused('kd_jax.soft_targets', *flags, says=[path], keeps=[workdir.parent])
+        refusals.refused('kd_jax.soft_targets', *flags, says=[path], keeps=[workdir])
 
 
 @pytest.mark.parametrize('name', USED)
 def test_a_config_that_does_not_fit(study, workdir, name):
     path = workdir / 'alone/seed0/config.json'
     change(path, USED[name])
-    told = refusals.refused_here(lambda: evaluate_run(workdir / 'alone'), keeps=[workdir])
-    assert str(path.parent) in told or 'no_such_model' in told, told
+    refusals.refused_here(lambda: evaluate_run(workdir / 'alone'), [path.parent], [workdir])
 
 
 @pytest.mark.parametrize('name', [*CONTENT, *KINDS[:3], *TABLE])
