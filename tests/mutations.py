@@ -5,7 +5,7 @@ import json
 import os
 import zipfile
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
 FEW = 40  # examples of a kind, where nothing else is asked for
@@ -16,6 +16,8 @@ several = settings(
     deadline=None,
     derandomize=EXAMPLES == FEW,  # the same ones every day
     database=None,
+    phases=(Phase.generate,),  # an example costs too much for smaller ones to be looked for
+    report_multiple_bugs=False,
     suppress_health_check=list(HealthCheck),
 )
 

@@ -101,7 +101,10 @@ def told(command, *arguments):
     """A command in this process; its sentence becomes a `UserError` again."""
     argv, sys.argv = sys.argv, [command.__module__, *map(str, arguments)]
     try:
-        with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(None):
+        with (
+            contextlib.redirect_stderr(io.StringIO()) as said,
+            contextlib.redirect_stdout(io.StringIO()),
+        ):
             command()
     except SystemExit as ended:
         assert ended.code == 2 and said.getvalue().startswith('error: '), said.getvalue()
