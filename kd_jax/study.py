@@ -93,7 +93,8 @@ class Study:
     def run(self, should_stop: Callable[[], bool]) -> list[dict[str, Any]]:
         """Trains what is not finished, writes results.json and report.md, returns all results."""
         self.check()
-        with parallel.only_here(self._begun(), 'beginning a study'):
+        names = [name for group in self.plan.groups(self.chosen).values() for name in group]
+        with parallel.only_here(self.library.begun(names), 'beginning a study'):
             if parallel.is_main():
                 config = self.config.copy_and_resolve_references().to_dict()
                 write_json(self.workdir / 'study.json', to_json(config))
@@ -106,16 +107,6 @@ class Study:
         if self.failures:
             raise UserError(' '.join(self.failures))
         return results
-
-    def _begun(self) -> list[epath.Path]:
-        """The folders of what is to train and has begun, perhaps in another process."""
-        names = [name for group in self.plan.groups(self.chosen).values() for name in group]
-        folders = [
-            self.library.directory(name, seed).path
-            for name in names
-            for seed in self.library.unfinished(name)
-        ]
-        return [folder for folder in folders if folder.exists()]
 
     def train(
         self,

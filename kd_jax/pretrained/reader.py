@@ -175,6 +175,8 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
             if str(error)
             else 'unreadable'
         )
+        reason = reason if len(reason) < 200 else f'{reason[:200]} ...'
+        reason = reason if reason.isprintable() else repr(reason)
         raise UserError(f'{path} is no complete .safetensors file ({reason}); {AGAIN}') from error
     return {name: _plain(x) for name, x in tensors.items()}
 

@@ -18,7 +18,6 @@ import torch_files
 from helpers import random_splits, save_npz
 from hypothesis import given
 from hypothesis import strategies as st
-from ml_collections import ConfigDict
 from refusals import refused_or_taken, snapshot
 from safetensors.numpy import save_file
 from studies import config_of, search_of, student_study, train
@@ -117,7 +116,9 @@ def told(command, *arguments):
 def config_json(folder):
     run = RunDirectory(folder / 'w/alone/seed0')
     trained.load(run)
-    data_lib.load(ConfigDict(upgraded(run.info()['config'])['data']))
+    config = upgraded(run.info()['config'])
+    if 'data' in config:  # an imported run has none
+        data_lib.load(config['data'])
 
 
 def result_json(folder):
