@@ -20,7 +20,7 @@ from kd_jax.teacher_outputs import outside
 from kd_jax.train import Prune, Stopped, train
 from kd_jax.train_log import mend_log
 from kd_jax.trained import Trained
-from kd_jax.workdir import PathLike, make_directory, to_json, write_json
+from kd_jax.workdir import PathLike, make_directory, write_json
 
 
 class Study:
@@ -93,11 +93,10 @@ class Study:
     def run(self, should_stop: Callable[[], bool]) -> list[dict[str, Any]]:
         """Trains what is not finished, writes results.json and report.md, returns all results."""
         self.check()
-        names = [name for group in self.plan.groups(self.chosen).values() for name in group]
-        with parallel.only_here(self.library.begun(names), 'beginning a study'):
+        config = self.config.copy_and_resolve_references().to_dict()
+        with parallel.only_here(self.library.begun(self.chosen), 'beginning a study'):
             if parallel.is_main():
-                config = self.config.copy_and_resolve_references().to_dict()
-                write_json(self.workdir / 'study.json', to_json(config))
+                write_json(self.workdir / 'study.json', config)
         self.library.finish_imports()
         for group in self.plan.groups(self.chosen):
             self.train(group, should_stop)
