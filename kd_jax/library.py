@@ -46,13 +46,6 @@ class Library:
         seeds = self.plan.runs[name].seeds
         return [seed for seed in seeds if not self.directory(name, seed).finished()]
 
-    def begun(self, names: Iterable[str]) -> list[epath.Path]:
-        """The folders of what is to train of these and has begun, perhaps in another process."""
-        folders = [
-            self.directory(name, seed).path for name in names for seed in self.unfinished(name)
-        ]
-        return [folder for folder in folders if folder.exists()]
-
     def results(self) -> list[dict[str, Any]]:
         """Of all runs and imported teachers that are finished."""
         runs = [(name, 0) for name in self.imports]
@@ -136,3 +129,11 @@ def store_beside(teacher: RunDirectory, workdir: epath.Path) -> epath.Path:
     if os.access(teacher.path, os.W_OK):
         return teacher.path
     return workdir / 'teachers' / '-'.join(teacher.path.parts[-3:])
+
+
+def begun(library: Library, names: Iterable[str]) -> list[epath.Path]:
+    """The folders of what is to train of these and has begun, perhaps in another process."""
+    folders = [
+        library.directory(name, seed).path for name in names for seed in library.unfinished(name)
+    ]
+    return [folder for folder in folders if folder.exists()]

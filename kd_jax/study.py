@@ -1,6 +1,4 @@
-"""A study: its runs in the order of what they depend on, each trained, resumed or
-skipped; then the closing table.
-"""
+"""A study: its runs by what they depend on, each trained, resumed or skipped; then the table."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,7 +11,7 @@ from kd_jax import build, executors, extraction, jobs, parallel, report, runtime
 from kd_jax import config as config_lib
 from kd_jax.config_check import check_run, check_study
 from kd_jax.errors import UserError
-from kd_jax.library import Library, store_beside
+from kd_jax.library import Library, begun, store_beside
 from kd_jax.monitor import import_wandb, say
 from kd_jax.spec import Job, RunSpec, TeacherData
 from kd_jax.teacher_outputs import outside
@@ -93,10 +91,10 @@ class Study:
     def run(self, should_stop: Callable[[], bool]) -> list[dict[str, Any]]:
         """Trains what is not finished, writes results.json and report.md, returns all results."""
         self.check()
-        config = self.config.copy_and_resolve_references().to_dict()
-        with parallel.only_here(self.library.begun(self.chosen), 'beginning a study'):
+        with parallel.only_here(begun(self.library, self.chosen), 'beginning a study'):
             if parallel.is_main():
-                write_json(self.workdir / 'study.json', config)
+                config = self.config.copy_and_resolve_references()
+                write_json(self.workdir / 'study.json', config.to_dict())
         self.library.finish_imports()
         for group in self.plan.groups(self.chosen):
             self.train(group, should_stop)
