@@ -171,7 +171,7 @@ def without_checksum(content):
     """Of the record of a checkpoint, as earlier versions wrote it: anything may stand in it."""
     meta = json.loads(content)
     del meta['meta_checksum']
-    return mutations.record(json.dumps(meta)) | mutations.record(content)
+    return mutations.record(json.dumps(meta).encode()) | mutations.record(content)
 
 
 RUN = 'w/alone/seed0'
