@@ -121,12 +121,13 @@ class Search:
         module = self.optuna = optuna()
         where = storage or journal(workdir / 'search.journal')
         try:
-            self.study = module.create_study(
-                study_name=f'{name} of {workdir.name}',
-                storage=where,
-                direction='maximize',
-                load_if_exists=True,
-            )
+            title = f'{name} of {workdir.name}'
+            if title in module.get_all_study_names(where):  # making it would write a line
+                self.study = module.load_study(study_name=title, storage=where)
+            else:
+                self.study = module.create_study(
+                    study_name=title, storage=where, direction='maximize', load_if_exists=True
+                )
         except Exception as error:
             told = re.sub(
                 r'(://[^:/@\s]*):[^@\s]*@', r'\1:***@', f'{storage} cannot be used ({error})'
