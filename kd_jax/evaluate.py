@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
-from ml_collections import ConfigDict
 
 from kd_jax import config as config_lib
 from kd_jax import data, runtime, trained
@@ -63,7 +62,7 @@ def evaluate_together(workdirs: Sequence[epath.Path], split: str = 'test') -> di
                 f'{run.path} was trained on other data than '
                 f'{runs[0].path}; take runs of the same data'
             )
-    source = data.load(ConfigDict(fields[0])).source(split)
+    source = data.load(fields[0]).source(split)
     precision = (
         models[0].precision if len({model.precision for model in models}) == 1 else 'float32'
     )

@@ -4,7 +4,7 @@ imported teachers, files of weights.
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from etils import epath
@@ -129,3 +129,11 @@ def store_beside(teacher: RunDirectory, workdir: epath.Path) -> epath.Path:
     if os.access(teacher.path, os.W_OK):
         return teacher.path
     return workdir / 'teachers' / '-'.join(teacher.path.parts[-3:])
+
+
+def begun(library: Library, names: Iterable[str]) -> list[epath.Path]:
+    """The folders of what is to train of these and has begun, perhaps in another process."""
+    folders = [
+        library.directory(name, seed).path for name in names for seed in library.unfinished(name)
+    ]
+    return [folder for folder in folders if folder.exists()]

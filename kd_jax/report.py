@@ -41,7 +41,7 @@ def _get(result: Mapping[str, Any], path: Sequence[str]) -> float | None:
         if value is None:
             return None
         value = value.get(key)
-    return value
+    return value if isinstance(value, (int, float)) else None
 
 
 def aggregate(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -69,7 +69,8 @@ def gains(results: Sequence[Mapping[str, Any]], runs: Mapping[str, Any]) -> list
     Paired by seed. Runs from which others start are left out: they are not trained to their end.
     """
     rows = []
-    top1 = {(r['run'], r['seed']): 100 * r['test']['top1'] for r in results if r['test']}
+    found = {(r['run'], r['seed']): _get(r, ('test', 'top1')) for r in results}
+    top1 = {key: 100 * value for key, value in found.items() if value is not None}
     started_from = {run['init'] for run in runs.values()}
     models = {
         name: json.dumps(to_json(dict(run['model'])), sort_keys=True) for name, run in runs.items()
@@ -228,7 +229,11 @@ def plot(workdir: PathLike) -> epath.Path:
         runs.setdefault(config.parent.parent.name, []).append(config.parent)
     for name, directories in runs.items():
         points = [
-            [(m['epoch'], 100 * m['top1']) for m in read_metrics(d) if m['split'] == 'val']
+            [
+                (m.get('epoch', 0.0), 100 * m['top1'])
+                for m in read_metrics(d)
+                if m['split'] == 'val' and m.get('top1') is not None
+            ]
             for d in directories
         ]
         curves = [np.array(of_run) for of_run in points if of_run]

@@ -8,7 +8,6 @@ Interrupted, the same command continues. Machines may share a search: the same -
 disk, or --storage. The test split is read for the winner only.
 """
 
-import ast
 import contextlib
 import functools
 import logging
@@ -34,8 +33,8 @@ from kd_jax.locking import InUse, locked
 from kd_jax.main import default_workdir
 from kd_jax.monitor import say, warn
 from kd_jax.search_check import check_space
-from kd_jax.search_journal import journal
-from kd_jax.search_report import plot, word, words
+from kd_jax.search_journal import begun, check_trials, journal
+from kd_jax.search_report import plot, values_of, word, words
 from kd_jax.search_space import optuna, read_space
 from kd_jax.spread import percent
 from kd_jax.study import Study
@@ -123,45 +122,45 @@ class Search:
         module = self.optuna = optuna()
         where = storage or journal(workdir / 'search.journal')
         try:
-            self.study = module.create_study(
-                study_name=f'{name} of {workdir.name}',
-                storage=where,
-                direction='maximize',
-                load_if_exists=True,
-            )
+            title = f'{name} of {workdir.name}'
+            if title in module.get_all_study_names(where):  # making it would write a line
+                self.study = module.load_study(study_name=title, storage=where)
+            else:
+                self.study = module.create_study(
+                    study_name=title, storage=where, direction='maximize', load_if_exists=True
+                )
         except Exception as error:
             told = re.sub(
                 r'(://[^:/@\s]*):[^@\s]*@', r'\1:***@', f'{storage} cannot be used ({error})'
             )
             raise UserError(f'--storage={told}; leave it empty, or name a database') from error
-        self._check_same()
+        self._check_same('--storage' if storage else workdir / 'search.journal')
         self.study.pruner = (
             module.pruners.MedianPruner(n_startup_trials=4) if prune else module.pruners.NopPruner()
         )
 
-    def _check_same(self) -> None:
+    def _check_same(self, where: object) -> None:
         """A search goes on with the space and the run that it began with."""
         space = {
             field: self.optuna.distributions.distribution_to_json(of)
             for field, of in self.space.items()
         }
         run = to_json(config_lib.upgraded(self.run.to_dict()))
-        begun = self.study.user_attrs
-        if 'space' not in begun:
+        there = begun(self.study, where)
+        if there is None:
             self.study.set_user_attr('space', space)
             self.study.set_user_attr('config', run)
             return
-        # `run` is how earlier versions wrote it.
-        recorded = begun['config'] if 'config' in begun else ast.literal_eval(begun['run'])
         for key, same in (
-            ('space', begun['space'] == space),
-            ('run', to_json(config_lib.upgraded(recorded)) == run),
+            ('space', there[0] == space),
+            ('run', to_json(config_lib.upgraded(there[1])) == run),
         ):
             if not same:
                 raise UserError(
                     f'{self.workdir} holds a search with another {key}; choose '
                     'another --workdir, or undo the change'
                 )
+        check_trials(self.study, self.space, where)
 
     def others(self) -> list[str]:
         """The runs that the searched one names, with what those name."""
@@ -299,11 +298,11 @@ class Search:
             'best': {
                 'run': run,
                 'params': best.params,
-                'val': best.user_attrs['val'],
+                'val': values_of(best),
                 'test': test,
             },
             'trials': [
-                {'run': f'trial{t.number:04d}', 'params': t.params, 'val': t.user_attrs['val']}
+                {'run': f'trial{t.number:04d}', 'params': t.params, 'val': values_of(t)}
                 for t in ranked
             ],
             'counts': counts,
@@ -312,7 +311,7 @@ class Search:
         self.best.write_text(self._best_config(best.params))
         head = ('trial', *self.space, 'val top-1 %')
         rows = [
-            (f'{t.number}', *(word(t.params[f]) for f in self.space), percent(t.user_attrs['val']))
+            (f'{t.number}', *(word(t.params[f]) for f in self.space), percent(values_of(t)))
             for t in ranked[:SHOWN]
         ]
         table = markdown.table(head, rows, 'r' * len(head), rule='')

@@ -17,6 +17,11 @@ def words(params: Mapping[str, Any]) -> str:
     return ', '.join(f'{field}={word(value)}' for field, value in params.items())
 
 
+def values_of(trial: Any) -> Any:
+    """The validation top-1 of a trial that is complete, of each seed."""
+    return trial.user_attrs.get('val', [trial.value])
+
+
 def plot(path: epath.Path, space: Mapping[str, Any], trials: Sequence[Any]) -> None:
     """Validation accuracy over each number that was searched, as a PNG file."""
     numbers = [f for f in space if all(isinstance(t.params[f], float) for t in trials)]
@@ -33,7 +38,7 @@ def plot(path: epath.Path, space: Mapping[str, Any], trials: Sequence[Any]) -> N
     figure, axes = pyplot.subplots(
         1, len(numbers), figsize=size, layout='constrained', squeeze=False, sharey=True
     )
-    accuracies = [mean_std([100 * value for value in t.user_attrs['val']]) for t in trials]
+    accuracies = [mean_std([100 * value for value in values_of(t)]) for t in trials]
     values, spread = [a['mean'] for a in accuracies], [a['std'] or 0.0 for a in accuracies]
     for ax, field in zip(axes[0], numbers, strict=True):
         ax.errorbar([t.params[field] for t in trials], values, spread, fmt='o', capsize=2)

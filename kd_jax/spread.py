@@ -21,7 +21,8 @@ def mean_std(values: Sequence[float]) -> Spread:
 def with_spread(value: Mapping[str, Any], digits: int = 2, sign: str = '') -> str:
     """`14.32 ± 1.20`: what `mean_std` gives, as text."""
     text = f'{value["mean"]:{sign},.{digits}f}'
-    return text if value['std'] is None else f'{text} ± {value["std"]:.{digits}f}'
+    std = value.get('std')
+    return text if std is None else f'{text} ± {std:.{digits}f}'
 
 
 def percent(values: Sequence[float]) -> str:

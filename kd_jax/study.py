@@ -1,6 +1,4 @@
-"""A study: its runs in the order of what they depend on, each trained, resumed or
-skipped; then the closing table.
-"""
+"""A study: its runs by what they depend on, each trained, resumed or skipped; then the table."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,14 +11,14 @@ from kd_jax import build, executors, extraction, jobs, parallel, report, runtime
 from kd_jax import config as config_lib
 from kd_jax.config_check import check_run, check_study
 from kd_jax.errors import UserError
-from kd_jax.library import Library, store_beside
+from kd_jax.library import Library, begun, store_beside
 from kd_jax.monitor import import_wandb, say
 from kd_jax.spec import Job, RunSpec, TeacherData
 from kd_jax.teacher_outputs import outside
 from kd_jax.train import Prune, Stopped, train
 from kd_jax.train_log import mend_log
 from kd_jax.trained import Trained
-from kd_jax.workdir import PathLike, make_directory, to_json, write_json
+from kd_jax.workdir import PathLike, make_directory, write_json
 
 
 class Study:
@@ -93,9 +91,10 @@ class Study:
     def run(self, should_stop: Callable[[], bool]) -> list[dict[str, Any]]:
         """Trains what is not finished, writes results.json and report.md, returns all results."""
         self.check()
-        if parallel.is_main():
-            config = self.config.copy_and_resolve_references().to_dict()
-            write_json(self.workdir / 'study.json', to_json(config))
+        with parallel.only_here(begun(self.library, self.chosen), 'beginning a study'):
+            if parallel.is_main():
+                config = self.config.copy_and_resolve_references()
+                write_json(self.workdir / 'study.json', config.to_dict())
         self.library.finish_imports()
         for group in self.plan.groups(self.chosen):
             self.train(group, should_stop)

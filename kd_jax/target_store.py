@@ -19,7 +19,7 @@ from etils import epath
 from kd_jax import records
 from kd_jax.data.views import Views
 from kd_jax.errors import UserError
-from kd_jax.workdir import differences, make_directory, to_json, write_json
+from kd_jax.workdir import differences, listed, make_directory, to_json, write_json
 
 CHUNK = 4096  # rows with one checksum
 # The smallest logarithm that is stored: e^-60 is no probability that counts.
@@ -139,7 +139,7 @@ class TargetStore:
         unlike = self.differences()
         if unlike:
             raise UserError(
-                f'the soft targets in {self.path} are not for this run ({"; ".join(unlike)}); '
+                f'the soft targets in {self.path} are not for this run ({listed(unlike)}); '
                 f'delete {self.path} and extract them again, or undo the change'
             )
 
@@ -150,7 +150,7 @@ class TargetStore:
         for line in path.read_bytes().splitlines() if path.exists() else ():
             try:
                 split, chunk, checksum = msgspec.json.decode(line, type=records.Chunk)
-            except (msgspec.MsgspecError, RecursionError):  # such as a line that a kill cut short
+            except (ValueError, RecursionError):  # such as a line that a kill cut short
                 continue
             done[split, chunk] = checksum
         return done

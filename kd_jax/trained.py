@@ -88,7 +88,13 @@ def load(run: RunDirectory) -> Trained:
             f'{run.path / "config.json"} has the mean {info.mean} and the std {info.std} for '
             f'{channels} channels; delete {run.path} and run its study again'
         )
-    network = build_network(fields['model'], info, fields['precision'], resize=True)
+    try:
+        network = build_network(fields['model'], info, fields['precision'], resize=True)
+    except UserError as error:
+        raise UserError(
+            f'{run.path / "config.json"} names no model of this version ({error}); delete '
+            f'{run.path} and run its study again'
+        ) from error
     variables = checkpoint.load_variables(run.path, run.result()['checkpoint'])
     _check_variables(run, network, variables, info)
     return Trained(

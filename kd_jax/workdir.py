@@ -59,11 +59,28 @@ def differences(here: Mapping[str, Any], there: Mapping[str, Any], prefix: str =
     for key in [*there, *(k for k in here if k not in there)]:
         a, b = there.get(key, _MISSING), here.get(key, _MISSING)
         if isinstance(a, dict) and isinstance(b, dict):
-            lines += differences(b, a, f'{prefix}{key}.')
+            lines += differences(b, a, f'{prefix}{_word(key)}.')
         elif a != b:
-            was, now = ('nothing' if x is _MISSING else repr(x) for x in (a, b))
-            lines.append(f'{prefix}{key}: {was} there, {now} here')
+            was, now = ('nothing' if x is _MISSING else _short(repr(x)) for x in (a, b))
+            lines.append(f'{_short(prefix + _word(key))}: {was} there, {now} here')
     return lines
+
+
+def _word(key: object) -> str:
+    return str(key) if str(key).isprintable() else repr(key)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 200 else f'{text[:100]} ... {text[-80:]}'
+
+
+def listed(fields: Sequence[str]) -> str:
+    """What `differences` found, in a sentence that ends."""
+    shown = [fields[0]]
+    while len(shown) < len(fields) and len('; '.join(shown)) < 600:
+        shown.append(fields[len(shown)])
+    more = len(fields) - len(shown)
+    return '; '.join(shown) + (f'; and {more} more' if more else '')
 
 
 def _text_of(lines: Sequence[dict[str, Any]]) -> str:
@@ -121,7 +138,7 @@ class RunDirectory:
         fields = differences(to_json(here), to_json(there))
         if fields:
             raise UserError(
-                f'{self.path} holds a run with another config ({"; ".join(fields)}); choose '
+                f'{self.path} holds a run with another config ({listed(fields)}); choose '
                 'another --workdir, or undo the change, or delete that directory'
             )
 

@@ -5,6 +5,8 @@ the package, but has no device and no flag yet, forks a process for each command
 directory, environment, output and signals are its own.
 """
 
+import gc
+import importlib
 import json
 import os
 import runpy
@@ -94,6 +96,11 @@ def run(module, *arguments, timeout=300, **how):
     return subprocess.CompletedProcess(command.args, command.returncode, stdout, stderr)
 
 
+def preload(*modules):
+    """Commands need not import these either, from now on."""
+    _ask({'import': modules})
+
+
 def _ask(request, files=()):
     with _turn:
         return _answer(request, files)
@@ -143,7 +150,10 @@ def _serve(connection):
             return
         size = int.from_bytes(head + _exactly(connection, 4 - len(head)), 'big')
         request = json.loads(_exactly(connection, size))
-        if 'ended' in request:
+        if 'import' in request:
+            _import(request['import'])
+            answer = []
+        elif 'ended' in request:
             pid, status, usage = os.wait4(request['ended'], os.WNOHANG)
             answer = [status, usage.ru_utime + usage.ru_stime] if pid else [None, 0.0]
         else:
@@ -156,6 +166,17 @@ def _serve(connection):
             os.close(file)
         message = json.dumps(answer).encode()
         connection.sendall(len(message).to_bytes(4, 'big') + message)
+
+
+def _import(modules):
+    missing = [name for name in modules if name not in sys.modules]
+    if not missing:
+        return
+    gc.disable()
+    for name in missing:
+        importlib.import_module(name)
+    gc.enable()
+    gc.freeze()  # or every collection in a child would copy the memory of what was imported
 
 
 def _become(request, files):
@@ -185,13 +206,6 @@ def _become(request, files):
 
 
 if __name__ == '__main__':
-    import gc
-    import importlib
-
-    gc.disable()
     sys.path[0] = str(REPOSITORY)
-    for name in IMPORTED:
-        importlib.import_module(name)
-    gc.enable()
-    gc.freeze()  # or every collection in a child would copy the memory of what was imported
+    _import(IMPORTED)
     _serve(socket.socket(fileno=int(sys.argv[1])))

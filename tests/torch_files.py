@@ -3,6 +3,7 @@ write what PyTorch never would.
 """
 
 import io
+import math
 import zipfile
 
 import numpy as np
@@ -87,3 +88,41 @@ def state_dict(arrays):
         items[key] = tensor(str(number), x.size, x.shape, strides, kind=KINDS[x.dtype.str[1:]])
         entries[str(number)] = x.tobytes()
     return archive(pickled(items), entries)
+
+
+def cifar_resnet(blocks, classes, seed=0, channels=3):
+    """A state dict of RepDistiller's `resnet{6 * blocks + 2}`, names and
+    shapes written from its structure.
+    """
+    rng = np.random.default_rng(seed)
+    tensors = {}
+
+    def conv(name, outputs, inputs, kernel):
+        tensors[f'{name}.weight'] = rng.normal(size=(outputs, inputs, kernel, kernel)) / (
+            kernel * math.sqrt(inputs)
+        )
+
+    def norm(name, channels):
+        tensors[f'{name}.weight'] = rng.uniform(0.5, 1.5, channels)
+        tensors[f'{name}.bias'] = rng.normal(size=channels) * 0.1
+        tensors[f'{name}.running_mean'] = rng.normal(size=channels) * 0.1
+        tensors[f'{name}.running_var'] = rng.uniform(0.5, 1.5, channels)
+        tensors[f'{name}.num_batches_tracked'] = np.array(12)
+
+    conv('conv1', 16, channels, 3)
+    norm('bn1', 16)
+    inputs = 16
+    for layer, width in enumerate((16, 32, 64), start=1):
+        for block in range(blocks):
+            name = f'layer{layer}.{block}'
+            conv(f'{name}.conv1', width, inputs, 3)
+            norm(f'{name}.bn1', width)
+            conv(f'{name}.conv2', width, width, 3)
+            norm(f'{name}.bn2', width)
+            if inputs != width:
+                conv(f'{name}.downsample.0', width, inputs, 1)
+                norm(f'{name}.downsample.1', width)
+            inputs = width
+    tensors['fc.weight'] = rng.normal(size=(classes, 64)) * 0.1
+    tensors['fc.bias'] = rng.normal(size=classes)
+    return {name: x if x.dtype == np.int64 else x.astype(np.float32) for name, x in tensors.items()}

@@ -6,6 +6,8 @@ import gzip
 import importlib.util
 import math
 import os
+import tokenize
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -28,7 +30,7 @@ MOST_GROWTH, FREE_GROWTH = 200, 2**27
 # What the readers of a zip and of a header of NumPy's raise for damaged ones.
 _UNREADABLE = (
     OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error,
-    MemoryError, OverflowError, SyntaxError,
+    MemoryError, OverflowError, SyntaxError, tokenize.TokenError,
 )  # fmt: skip
 
 
@@ -115,8 +117,9 @@ def npz(config: Any) -> Raw:
     if path.exists() and not path.is_file():
         raise UserError(f'{path} is no regular file; correct --config.data.path')
     try:
-        # Opening is not left to np.load, which forgets to close a file that is no zip.
-        with open(path, 'rb') as opened:
+        # Opening is not left to np.load, which forgets to close a file that is no zip. NumPy warns
+        # of headers that it reads in two ways.
+        with open(path, 'rb') as opened, warnings.catch_warnings(action='ignore'):
             arrays = _read_npz(path, opened)
     except FileNotFoundError:
         raise UserError(f'there is no file {path}; correct --config.data.path') from None

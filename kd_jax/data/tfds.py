@@ -239,11 +239,10 @@ def _read(
 
     try:
         with _no_advice(), _pixels_at_most(MOST_PIXELS):
-            source = tfds.builder_from_directory(folder).as_data_source(
-                split, file_format='array_record'
-            )
-            if not len(source):
+            builder = tfds.builder_from_directory(folder)
+            if not builder.info.splits[split].num_examples:
                 raise UserError(f'the {split} split of {folder} is empty; choose another data set')
+            source = builder.as_data_source(split, file_format='array_record')
             first = source[0][image]
             if first.dtype != np.uint8:
                 raise UserError(

@@ -92,7 +92,8 @@ def load(
         )
     if best.misfits():
         raise UserError(matching.misfit(path, tensors, name, overrides, best))
-    flat = {place: _converted(path, key, tensors[key]) for key, place in best.places.items()}
+    values = {key: _float32(path, key, x) for key, x in tensors.items() if x.dtype.kind == 'f'}
+    flat = {place: _converted(path, key, values[key]) for key, place in best.places.items()}
     with open(path, 'rb') as file:
         checksum = hashlib.file_digest(file, 'sha256').hexdigest()
     variables = flax.traverse_util.unflatten_dict(flat)
@@ -106,13 +107,23 @@ def load(
     )
 
 
-def _converted(path: Path, key: str, x: np.ndarray) -> np.ndarray:
-    """The tensor in our order, float32."""
+def _float32(path: Path, key: str, x: np.ndarray) -> np.ndarray:
+    """The tensor as float32; `UserError` unless all of it is finite, needed or not."""
     with np.errstate(over='ignore'):
         x = x.astype(np.float32)
     if not np.isfinite(x).all():
         raise UserError(
-            f'tensor {key} of {path} holds values that are not finite; take a '
+            f'tensor {key[:80]!r} of {path} holds values that are not finite; take a '
             'checkpoint of a run that went well'
+        )
+    return x
+
+
+def _converted(path: Path, key: str, x: np.ndarray) -> np.ndarray:
+    """The tensor in our order."""
+    if key.rpartition('.')[2] == matching.LEAVES['var'] and x.size and x.min() < 0:
+        raise UserError(
+            f'tensor {key[:80]!r} of {path} holds the variance {x.min():g}, which cannot be below '
+            '0; take a checkpoint of a run that went well'
         )
     return np.ascontiguousarray(x.transpose((2, 3, 1, 0)) if x.ndim == 4 else x.T)

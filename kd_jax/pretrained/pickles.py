@@ -14,7 +14,8 @@ under which one is remembered.
 import pickletools
 import struct
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 
@@ -52,7 +53,12 @@ class Tensor(NamedTuple):
 
 
 class Inert:
-    """What stands for a value that weights do not need, such as a training script's arguments."""
+    """What stands for a value that weights do not need, such as a training script's arguments;
+    made by the function or class `name`.
+    """
+
+    def __init__(self, name: str):
+        self.name = name
 
 
 _KINDS = (
@@ -104,6 +110,22 @@ KNOWN = {
     *INERT,
 }
 
+# What a file may hold instead of a state dict, in words.
+_WORDS = {
+    list: 'a list',
+    tuple: 'a tuple',
+    str: 'text',
+    bytes: 'bytes',
+    bytearray: 'bytes',
+    bool: 'a truth value',
+    int: 'a number',
+    float: 'a number',
+    type(None): 'nothing',
+    Global: 'the name of a function or class',
+    Storage: 'memory of a tensor without its shape',
+    Tensor: 'a single tensor',
+}
+
 _VALUES = {
     'INT',
     'BININT',
@@ -129,7 +151,11 @@ _VALUES |= {
 _VALUES |= {'BINBYTES8', 'BYTEARRAY8'}
 _CONSTANTS = {'NONE': None, 'NEWTRUE': True, 'NEWFALSE': False}
 _TUPLES = {'EMPTY_TUPLE': 0, 'TUPLE1': 1, 'TUPLE2': 2, 'TUPLE3': 3}
-_EMPTY = {'EMPTY_DICT': dict, 'EMPTY_LIST': list, 'EMPTY_SET': Inert}
+_EMPTY: dict[str, Callable[[], Any]] = {
+    'EMPTY_DICT': dict,
+    'EMPTY_LIST': list,
+    'EMPTY_SET': partial(Inert, 'builtins.set'),
+}
 
 
 def interpret(data: bytes) -> Any:
@@ -154,6 +180,15 @@ def interpret(data: bytes) -> Any:
     ) as error:
         # Python's own readers raise these for a pickle with damaged bytes.
         raise Malformed(str(error)) from error
+
+
+def in_words(value: Any) -> str:
+    """What a pickle holds, such as 'a list'; of a dict, the first names in it."""
+    if isinstance(value, Inert):
+        return f'an object of {value.name}'
+    if isinstance(value, dict):
+        return f'a dict of {", ".join(repr(key[:80]) for key in [*value][:8]) or "nothing"}'
+    return _WORDS.get(type(value), 'something else')
 
 
 class _Machine:
@@ -291,7 +326,7 @@ def _call(function: Any, arguments: Any) -> Any:
             raise Malformed('a size that is no integer')
         return Tensor(storage, offset, size, stride)
     if function.name in INERT:
-        return arguments[0] if function.name == 'torch.Size' and arguments else Inert()
+        return arguments[0] if function.name == 'torch.Size' and arguments else Inert(function.name)
     raise Refused(function.name)
 
 

@@ -175,6 +175,8 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
             if str(error)
             else 'unreadable'
         )
+        reason = reason if len(reason) < 200 else f'{reason[:200]} ...'
+        reason = reason if reason.isprintable() else repr(reason)
         raise UserError(f'{path} is no complete .safetensors file ({reason}); {AGAIN}') from error
     return {name: _plain(x) for name, x in tensors.items()}
 
@@ -288,10 +290,6 @@ def _state_dict(
     path: Path, contents: Any, note: Callable[[str], None]
 ) -> dict[str, pickles.Tensor]:
     """The tensors of a state dict, or of the one inside a checkpoint."""
-    if isinstance(contents, pickles.Tensor):
-        raise UserError(
-            f'{path} holds a single tensor, not a state dict; save the weights with {SAVE}'
-        )
     for _ in range(3):  # state dicts are not nested deeper
         if not isinstance(contents, Mapping):
             break
@@ -310,14 +308,7 @@ def _state_dict(
             if isinstance(k, str) and isinstance(v, pickles.Tensor)
         }
     if not tensors:
-        keys = (
-            ', '.join(repr(key) for key in [*contents][:8]) if isinstance(contents, Mapping) else ''
-        )
-        what = (
-            f'a dict of {keys or "nothing"}'
-            if isinstance(contents, Mapping)
-            else f'a {type(contents).__name__}'
-        )
+        what = pickles.in_words(contents)
         raise UserError(f'{path} holds {what}, not a state dict; save the weights with {SAVE}')
     return {
         name: tensor for name, tensor in tensors.items() if _floating(tensor.storage.kind, name)

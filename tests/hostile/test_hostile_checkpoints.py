@@ -9,10 +9,10 @@ import shutil
 import numpy as np
 import pytest
 from helpers import random_splits, save_npz
+from refusals import refused, refused_here
 from studies import config_of, final_params, train
 
 from kd_jax.checkpoint import Checkpoints
-from kd_jax.errors import UserError
 from kd_jax.train import Stopped
 
 # Nothing improves: the best validation is an early one.
@@ -30,6 +30,13 @@ def whole(data, tmp_path_factory):
     workdir = tmp_path_factory.mktemp('whole')
     result = train(config_of(data, alone=(None, CHANGES)), workdir)['alone', 0]
     return final_params(workdir, 'alone'), result
+
+
+@pytest.fixture(scope='module')
+def finished(data, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp('finished')
+    train(config_of(data, alone=(None, {'epochs': 1.0})), workdir)
+    return workdir
 
 
 @pytest.fixture(scope='module')
@@ -161,6 +168,23 @@ def test_what_may_not_be_read_is_left_alone(data, checkpoints, tmp_path, monkeyp
         raise ValueError('UNKNOWN: Permission denied; reading')
 
     monkeypatch.setattr('orbax.checkpoint.CheckpointManager.restore', denied)
-    with pytest.raises(UserError, match='cannot be read: permission denied; mend that'):
-        train(config_of(data, alone=(None, CHANGES)), tmp_path)
-    assert all(folder.is_dir() for folder in checkpoints.values())
+    refused_here(
+        lambda: train(config_of(data, alone=(None, CHANGES)), tmp_path),
+        says=('cannot be read: permission denied; mend that',),
+        keeps=[tmp_path],
+    )
+
+
+# An evaluation needs the state, and the checksum of it in the record.
+NEEDED = [name for name, damage in DAMAGE.items() if damage.__name__ != 'change']
+
+
+@pytest.mark.parametrize('name', NEEDED)
+def test_an_evaluation_of_a_damaged_one(finished, tmp_path, name):
+    """There is none before it that would do."""
+    shutil.copytree(finished, tmp_path / 'w')
+    run = tmp_path / 'w/alone'
+    step = json.loads((run / 'seed0/result.json').read_text())['checkpoint']
+    DAMAGE[name](run / 'seed0/checkpoints' / str(step))
+    says = (run / 'seed0', f'checkpoint of step {step}', 'delete ', 'run its study again')
+    refused('kd_jax.evaluate', run, says=says, keeps=[tmp_path])

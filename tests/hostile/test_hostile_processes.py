@@ -4,16 +4,14 @@ import itertools
 import json
 import signal
 import socket
-import subprocess
-import sys
 import time
 
 import commands
 import pytest
-from helpers import REPOSITORY, TINY, assert_refused, environment, random_splits, save_npz
+from helpers import TINY, environment, random_splits, save_npz
+from refusals import refused
 from studies import search_of
 
-from kd_jax.errors import UserError
 from kd_jax.locking import HOLDER, LOCK, locked
 from kd_jax.train import Stopped
 
@@ -33,10 +31,12 @@ def begun(workdir):
 
 def test_the_second_gets_one_sentence_and_the_first_loses_nothing(tmp_path):
     first = begun(tmp_path)
-    second = commands.run('kd_jax.main', *LONG, f'--workdir={tmp_path}', env=environment())
     folder = tmp_path / 'alone/seed0'
-    assert_refused(second, f'{folder} is in use by process {first.pid} on {socket.gethostname()}')
-    assert '(training alone seed 0); wait for it, or choose another --workdir' in second.stderr
+    says = (
+        f'{folder} is in use by process {first.pid} on {socket.gethostname()}',
+        '(training alone seed 0); wait for it, or choose another --workdir',
+    )
+    refused('kd_jax.main', *LONG, f'--workdir={tmp_path}', says=says)
     first.send_signal(signal.SIGTERM)
     assert first.wait(60) == 143
     lines = [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
@@ -69,39 +69,23 @@ HOLDERS = {
 
 @pytest.mark.parametrize('name', HOLDERS)
 def test_whatever_stands_in_the_record_of_a_lock(tmp_path, name):
-    with locked(tmp_path, 'testing'):
-        (tmp_path / HOLDER).write_bytes(HOLDERS[name])
-        told = in_another_process(tmp_path)
-        assert told.count('\n') == 1 and 'is in use by another process; wait for it' in told
-    assert in_another_process(tmp_path) == 'inside\n'
-
-
-INTRUDER = """
-import sys
-from kd_jax.errors import UserError
-from kd_jax.locking import locked
-try:
-    with locked(sys.argv[1], 'intruding'):
-        print('inside')
-except UserError as error:
-    print(error)
-"""
-
-
-def in_another_process(folder):
-    """What it says that tries to be there, too."""
-    command = [sys.executable, '-c', INTRUDER, str(folder)]
-    return subprocess.run(
-        command, capture_output=True, text=True, check=True, cwd=REPOSITORY
-    ).stdout
+    folder = tmp_path / 'alone/seed0'
+    with locked(folder, 'testing'):
+        (folder / HOLDER).write_bytes(HOLDERS[name])
+        says = f'{folder} is in use by another process; wait for it'
+        flags = (*TINY, f'--workdir={tmp_path}')
+        refused('kd_jax.main', *flags, says=[says], keeps=[tmp_path])
+    with locked(folder, 'testing again'):
+        assert json.loads((folder / HOLDER).read_text())['doing'] == 'testing again'
 
 
 @pytest.mark.parametrize('kind', ['folder', 'loop'])
 def test_a_lock_that_is_no_file(tmp_path, kind):
-    {'folder': (tmp_path / LOCK).mkdir, 'loop': lambda: (tmp_path / LOCK).symlink_to(LOCK)}[kind]()
-    with pytest.raises(UserError, match='cannot lock .*; choose another --workdir') as caught:
-        locked(tmp_path, 'testing').__enter__()
-    assert '\n' not in str(caught.value)
+    lock = tmp_path / 'alone/seed0' / LOCK
+    lock.parent.mkdir(parents=True)
+    {'folder': lock.mkdir, 'loop': lambda: lock.symlink_to(LOCK)}[kind]()
+    says = (f'cannot lock {lock}: ', '; choose another --workdir')
+    refused('kd_jax.main', *TINY, f'--workdir={tmp_path}', says=says, keeps=[tmp_path])
 
 
 def test_workers_of_a_search_wait_for_the_teacher(tmp_path, capsys):

@@ -3,10 +3,10 @@
 import os
 
 import pytest
-from helpers import random_splits, save_npz
-from studies import search_of
-
-from kd_jax.errors import UserError
+import refusals
+from helpers import SMALL, random_splits, save_npz
+from refusals import refused_here
+from studies import SPACE, search_of
 
 FOREIGN = {
     'text': b'hello\n',
@@ -37,17 +37,14 @@ def journal(data, tmp_path):
 
 
 def refused(data, folder):
-    with pytest.raises(UserError, match='is not the journal of a search') as caught:
-        search_of(data, folder)
-    assert '\n' not in str(caught.value) and len(str(caught.value)) < 500
+    says = f'{folder / "search.journal"} is not the journal of a search'
+    refused_here(lambda: search_of(data, folder), says=[says], keeps=[folder])
 
 
 @pytest.mark.parametrize('name', FOREIGN)
 def test_another_file(data, tmp_path, name):
-    path = tmp_path / 'search.journal'
-    path.write_bytes(FOREIGN[name])
+    (tmp_path / 'search.journal').write_bytes(FOREIGN[name])
     refused(data, tmp_path)
-    assert path.read_bytes() == FOREIGN[name]
 
 
 @pytest.mark.parametrize('kind', ['folder', 'fifo', 'device', 'loop'])
@@ -60,6 +57,19 @@ def test_no_file(data, tmp_path, kind):
         'loop': lambda: path.symlink_to(path.name),
     }[kind]()
     refused(data, tmp_path)
+
+
+@pytest.mark.parametrize('name', ['text', 'deep', 'one line of 20 MB', 'fifo'])
+def test_a_command(tmp_path, name):
+    path = tmp_path / 'search.journal'
+    if name in FOREIGN:
+        path.write_bytes(FOREIGN[name])
+    else:
+        os.mkfifo(path)
+    flags = (*SMALL, f'--space={SPACE}', '--trials=1', f'--workdir={tmp_path}')
+    says = f'{path} is not the journal of a search'
+    told = refusals.refused('kd_jax.search', *flags, says=[says], keeps=[tmp_path])
+    assert 'choose another --workdir, or move it away' in told
 
 
 @pytest.mark.parametrize('left', [1, 0.5, 0])

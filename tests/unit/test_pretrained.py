@@ -17,6 +17,8 @@ from helpers import environment
 from model_checks import assert_tensors_are_found
 from model_facts import EXPECTED
 from model_reference import Reference
+from refusals import refused_here
+from torch_files import cifar_resnet
 
 from kd_jax import models, pretrained, trained
 from kd_jax.errors import UserError
@@ -31,57 +33,13 @@ CIFAR = {'mean': (0.5071, 0.4867, 0.4408), 'std': (0.2675, 0.2565, 0.2761)}
 CIFAR_FLAGS = ('--mean=0.5071,0.4867,0.4408', '--std=0.2675,0.2565,0.2761')
 
 
-def cifar_resnet(blocks, classes, seed=0, channels=3):
-    """A state dict of RepDistiller's `resnet{6 * blocks + 2}`, names and
-    shapes written from its structure.
-    """
-    rng = np.random.default_rng(seed)
-    tensors = {}
-
-    def conv(name, outputs, inputs, kernel):
-        tensors[f'{name}.weight'] = rng.normal(size=(outputs, inputs, kernel, kernel)) / (
-            kernel * math.sqrt(inputs)
-        )
-
-    def norm(name, channels):
-        tensors[f'{name}.weight'] = rng.uniform(0.5, 1.5, channels)
-        tensors[f'{name}.bias'] = rng.normal(size=channels) * 0.1
-        tensors[f'{name}.running_mean'] = rng.normal(size=channels) * 0.1
-        tensors[f'{name}.running_var'] = rng.uniform(0.5, 1.5, channels)
-        tensors[f'{name}.num_batches_tracked'] = np.array(12)
-
-    conv('conv1', 16, channels, 3)
-    norm('bn1', 16)
-    inputs = 16
-    for layer, width in enumerate((16, 32, 64), start=1):
-        for block in range(blocks):
-            name = f'layer{layer}.{block}'
-            conv(f'{name}.conv1', width, inputs, 3)
-            norm(f'{name}.bn1', width)
-            conv(f'{name}.conv2', width, width, 3)
-            norm(f'{name}.bn2', width)
-            if inputs != width:
-                conv(f'{name}.downsample.0', width, inputs, 1)
-                norm(f'{name}.downsample.1', width)
-            inputs = width
-    tensors['fc.weight'] = rng.normal(size=(classes, 64)) * 0.1
-    tensors['fc.bias'] = rng.normal(size=classes)
-    return {name: x if x.dtype == np.int64 else x.astype(np.float32) for name, x in tensors.items()}
-
-
 def save(path, tensors):
     path.write_bytes(torch_files.state_dict(tensors))
     return path
 
 
 def refused(path, model, *parts):
-    with pytest.raises(UserError) as caught:
-        pretrained.load(path, model)
-    message = str(caught.value)
-    assert '\n' not in message
-    for part in parts:
-        assert part in message, message
-    return message
+    return refused_here(lambda: pretrained.load(path, model), says=parts)
 
 
 @pytest.fixture(autouse=True)
