@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from drill.processes import BOUND, blocks, ended, files, start
+from drill.processes import BOUND, blocks, ended, files, handles, start
 
 SIGNALS = ('SIGKILL', 'SIGTERM', 'SIGINT', 'SIGHUP')
 DAMAGES = ('truncated', 'emptied', 'a bit flipped', 'random bytes', 'deleted', 'half a last line')
@@ -87,9 +87,9 @@ def _until(fault, process, workdir, undisturbed):
     begin = time.monotonic()
     end = begin + (BOUND if fault.by_files else fault.moment * undisturbed.seconds[fault.fresh])
     wanted = undisturbed.before + fault.moment * (undisturbed.files - undisturbed.before)
-    # An imported command gets its handlers before it makes its workdir, or says something.
     while process.poll() is None:
-        begun = fault.fresh or fault.kind == 'SIGKILL' or any(process.output())
+        # before that it is Python that ends
+        begun = fault.kind == 'SIGKILL' or handles(process, signal.SIGTERM)
         if begun and (time.monotonic() >= end or (fault.by_files and len(files(workdir)) > wanted)):
             return
         time.sleep(0.01)

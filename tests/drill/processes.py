@@ -52,6 +52,16 @@ def start(command, *, fresh=False):
     return (Fresh if fresh else commands.Command)(module, *flags, env=surroundings())
 
 
+def handles(process, number):
+    """Whether the process has a handler for this signal; True where that cannot be told."""
+    try:
+        status = Path(f'/proc/{process.pid}/status').read_text()
+    except OSError:
+        return True
+    caught = next(line for line in status.splitlines() if line.startswith('SigCgt:'))
+    return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
+
+
 def ended(process):
     """(exit code, what is wrong with how it ended) of a process, once it has ended."""
     end, wrong = time.monotonic() + BOUND, []
