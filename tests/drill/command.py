@@ -21,7 +21,7 @@ import commands
 
 from drill import faults
 from drill.outcome import differences, outcome
-from drill.processes import blocks, ended, files, start
+from drill.processes import blocks, ended, files, start, unshield
 from drill.resuming import resume
 from drill.subjects import subjects
 
@@ -160,6 +160,7 @@ def options(arguments):
 
 def main(arguments=None):
     given = options(arguments)
+    unshield()
     workdir = Path(given.workdir or tempfile.mkdtemp(prefix='kd_jax_drill_')).resolve()
     workdir.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix='drill_', dir=workdir))

@@ -25,6 +25,14 @@ def surroundings():
     )
 
 
+def unshield():
+    """What is started from now on does not ignore SIGHUP, which nohup has its commands do; this
+    process goes on as before.
+    """
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: None)  # a handler of its own is not inherited
+
+
 class Fresh:
     """`python -m MODULE FLAGS` as a user starts it, with the methods of commands.Command."""
 
