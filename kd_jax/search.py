@@ -34,7 +34,7 @@ from kd_jax.main import default_workdir
 from kd_jax.monitor import say
 from kd_jax.search_check import check_space
 from kd_jax.search_journal import journal
-from kd_jax.search_report import plot, word, words
+from kd_jax.search_report import name_of, plot, word, words
 from kd_jax.search_space import optuna, read_space
 from kd_jax.spread import percent
 from kd_jax.study import Study
@@ -79,6 +79,20 @@ def _alike(run: ConfigDict, batch: Sequence[Any]) -> list[list[Any]]:
         )
         groups.setdefault(fixed, []).append(trial)
     return list(groups.values())
+
+
+def _entry(trial: Any) -> dict[str, Any]:
+    """Of search.json."""
+    return {'run': name_of(trial), 'params': trial.params, 'val': trial.user_attrs['val']}
+
+
+def _report(study: Any, trial: Any, step: int, value: float) -> bool:
+    """Tells Optuna of a validation, once; whether the trial is to end there."""
+    known = study.get_trials(deepcopy=False)[trial.number].intermediate_values
+    if step not in known:
+        trial.report(value, step)
+    # a step before others is one that it went on from
+    return step >= max(known, default=step) and bool(trial.should_prune())
 
 
 class Search:
@@ -178,7 +192,7 @@ class Search:
             while batch := self._ask(trials):
                 for group in _alike(self.run, batch):
                     self._train(group, should_stop)
-            return self.finish()
+            return self.finish(should_stop)
 
     @contextlib.contextmanager
     def _this_worker(self) -> Iterator[None]:
@@ -232,39 +246,43 @@ class Search:
             run.order_seed = min(run.seeds)
         return run
 
-    def _train(self, group: Sequence[Any], should_stop: Callable[[], bool]) -> None:
-        config = self.config.copy_and_resolve_references()
-        names = {f'trial{trial.number:04d}': trial for trial in group}
+    def _study(self, group: Sequence[Any]) -> Study:
+        """In which these trials are a sweep."""
+        config, names = self.config.copy_and_resolve_references(), [name_of(t) for t in group]
         for name in set(config.runs) - set(self.others()):
             del config.runs[name]
-        for name, trial in names.items():
+        for name, trial in zip(names, group, strict=True):
             config.runs[name] = self.config_of(trial.params)
+        return Study(config, self.workdir, names, {'trials': tuple(names)})
+
+    def _runs(self, trial: Any) -> list[RunDirectory]:
+        return [RunDirectory(self.workdir / name_of(trial) / f'seed{s}') for s in self.run.seeds]
+
+    def _train(self, group: Sequence[Any], should_stop: Callable[[], bool]) -> None:
+        names = {name_of(trial): trial for trial in group}
         try:
-            study = Study(config, self.workdir, list(names), {'trials': tuple(names)})
+            study = self._study(group)
             study.check()
         except UserError:  # the same command would meet these trials for ever
             for trial in names.values():
-                self.study.tell(trial, state=self.optuna.trial.TrialState.FAIL)
+                if not any(run.path.exists() for run in self._runs(trial)):  # or it is damaged
+                    self.study.tell(trial, state=self.optuna.trial.TrialState.FAIL)
             raise
         pruned: set[int] = set()
-        reported: set[tuple[int, int]] = set()
 
         def prune(
             step: int, validated: Mapping[tuple[str, int], Mapping[str, Any]]
         ) -> set[tuple[str, int]]:
             for name, trial in names.items():
                 values = [val['top1'] for (run, _), val in validated.items() if run == name]
-                if values and (trial.number, step) not in reported:
-                    reported.add((trial.number, step))
-                    trial.report(statistics.mean(values), step)
-                    if trial.should_prune():
-                        pruned.add(trial.number)
+                if values and _report(self.study, trial, step, statistics.mean(values)):
+                    pruned.add(trial.number)
             return {(name, seed) for name, seed in validated if names[name].number in pruned}
 
         study.train('trials', should_stop, prune=prune, test=False)
         states = self.optuna.trial.TrialState
         for name, trial in names.items():
-            runs = [RunDirectory(self.workdir / name / f'seed{seed}') for seed in self.run.seeds]
+            runs = self._runs(trial)
             if all(run.finished() for run in runs):
                 values = [run.result()['val']['top1'] for run in runs]
                 trial.set_user_attr('val', values)
@@ -275,7 +293,14 @@ class Search:
                 self.study.tell(trial, state=ended)
                 say(f'{name} · {ended.name.lower()} · {words(trial.params)}')
 
-    def finish(self) -> dict[str, Any]:
+    def _restore(self, best: Any, should_stop: Callable[[], bool]) -> None:
+        """What the winner has lost since its end is mended or trained again."""
+        if not all(run.is_whole() for run in self._runs(best)):
+            study = self._study([best])
+            study.check()
+            study.train('trials', should_stop, test=False)
+
+    def finish(self, should_stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
         """Measures the winner on the test split; writes its config, `search.json`,
         `search.md` and `search.png`.
         """
@@ -287,24 +312,13 @@ class Search:
             )
         ranked = sorted(complete, key=lambda t: -t.value)
         best = ranked[0]
-        run = f'trial{best.number:04d}'
-        test = [
-            evaluate.evaluate_run(self.workdir / run / f'seed{seed}', 'test')['top1']
-            for seed in self.run.seeds
-        ]
+        self._restore(best, should_stop)
+        test = [evaluate.evaluate_run(run.path, 'test')['top1'] for run in self._runs(best)]
         counts = {state: sum(t.state.name == state for t in self.study.get_trials(deepcopy=False))
                   for state in ('COMPLETE', 'PRUNED', 'FAIL')}  # fmt: skip
         result = {
-            'best': {
-                'run': run,
-                'params': best.params,
-                'val': best.user_attrs['val'],
-                'test': test,
-            },
-            'trials': [
-                {'run': f'trial{t.number:04d}', 'params': t.params, 'val': t.user_attrs['val']}
-                for t in ranked
-            ],
+            'best': {**_entry(best), 'test': test},
+            'trials': [_entry(trial) for trial in ranked],
             'counts': counts,
         }
         write_json(self.workdir / 'search.json', result)
@@ -362,7 +376,7 @@ def main(argv: list[str]) -> None:
         workdir = (
             local(given)
             if given
-            else default_workdir().with_name(f'{default_workdir().name}-search')
+            else default_workdir().withname_of(f'{default_workdir().name}-search')
         )
         search = Search(
             config,

@@ -9,6 +9,11 @@ from etils import epath
 from kd_jax.spread import mean_std
 
 
+def name_of(trial: Any) -> str:
+    """Of its run."""
+    return f'trial{trial.number:04d}'
+
+
 def word(value: Any) -> str:
     return f'{value:.3g}' if isinstance(value, float) else str(value)
 

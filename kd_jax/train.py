@@ -79,6 +79,8 @@ class Training:
         leader, timing, evaluated = self.active[0], self.executor.run.timing, False
         step = leader.step
         self._load(self.active, [log.state for log in self.active])
+        if step in timing.eval_steps:  # a kill may come between a checkpoint and what follows
+            self._prune(step)
         with Trace(leader.directory.path / 'profile', profile) as trace:
             while self._finish(step):
                 trace.at(step)
@@ -165,12 +167,22 @@ class Training:
         staying = self._sound()
         if due and len(self.active) > 1 and staying:
             _say_middle(step, staying)
-        if due and self.prune is not None and step < self.executor.run.timing.total_steps:
-            ending = self.prune(
-                step, {(log.job.name, log.job.seed): log.recorder.val for log in staying}
-            )
-            staying = [log for log in staying if (log.job.name, log.job.seed) not in ending]
         self._keep(staying, states)
+        if due:
+            self._prune(step)
+
+    def _prune(self, step: int) -> None:
+        """Those leave that are to end with their validation at `step`."""
+        if self.prune is None or not self.active or step >= self.executor.run.timing.total_steps:
+            return
+        validated = {
+            (log.job.name, log.job.seed): log.recorder.val
+            for log in self.active
+            if log.recorder.val
+        }
+        ending = self.prune(step, validated)
+        staying = [log for log in self.active if (log.job.name, log.job.seed) not in ending]
+        self._keep(staying, self.executor.states())
 
     def _keep(self, staying: Sequence[JobLog], states: Sequence[TrainState]) -> None:
         if len(staying) == len(self.active):

@@ -114,6 +114,11 @@ class RunDirectory:
         another version recorded in today's names, with the defaults of what it did not know.
         """
         if not (self.path / 'config.json').exists():
+            if self.finished():
+                raise UserError(
+                    f'{self.path} holds a finished run without its config.json; delete that '
+                    'directory and run the same command again, which trains it again'
+                )
             return
         here, there = (
             {**upgrade(c), 'seeds': None} for c in (to_json(config), self.info()['config'])
@@ -134,6 +139,10 @@ class RunDirectory:
     def finish(self, result: dict[str, Any]) -> None:
         """Writes result.json: from now on the run counts as finished."""
         write_json(self.path / 'result.json', result)
+
+    def is_whole(self) -> bool:
+        """Whether this run is finished and has its config and its log."""
+        return self.finished() and (self.path / 'config.json').exists() and self.log_is_whole()
 
     def log_is_whole(self) -> bool:
         """Whether metrics.jsonl is that of this finished run, as far as its version says."""
