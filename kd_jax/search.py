@@ -34,12 +34,12 @@ from kd_jax.main import default_workdir
 from kd_jax.monitor import say
 from kd_jax.search_check import check_space
 from kd_jax.search_journal import journal
-from kd_jax.search_report import name_of, plot, word, words
+from kd_jax.search_report import entry_of, name_of, plot, word, words
 from kd_jax.search_space import optuna, read_space
 from kd_jax.spread import percent
 from kd_jax.study import Study
 from kd_jax.train import Stopped
-from kd_jax.workdir import RunDirectory, make_directory, to_json, write_json
+from kd_jax.workdir import RunDirectory, is_whole, make_directory, to_json, write_json
 
 _RUN = flags.DEFINE_string('run', 'student', 'The run of the study that is searched')
 _SPACE = flags.DEFINE_string(
@@ -79,11 +79,6 @@ def _alike(run: ConfigDict, batch: Sequence[Any]) -> list[list[Any]]:
         )
         groups.setdefault(fixed, []).append(trial)
     return list(groups.values())
-
-
-def _entry(trial: Any) -> dict[str, Any]:
-    """Of search.json."""
-    return {'run': name_of(trial), 'params': trial.params, 'val': trial.user_attrs['val']}
 
 
 def _report(study: Any, trial: Any, step: int, value: float) -> bool:
@@ -246,26 +241,14 @@ class Search:
             run.order_seed = min(run.seeds)
         return run
 
-    def _study(self, group: Sequence[Any]) -> Study:
-        """In which these trials are a sweep."""
-        config, names = self.config.copy_and_resolve_references(), [name_of(t) for t in group]
-        for name in set(config.runs) - set(self.others()):
-            del config.runs[name]
-        for name, trial in zip(names, group, strict=True):
-            config.runs[name] = self.config_of(trial.params)
-        return Study(config, self.workdir, names, {'trials': tuple(names)})
-
-    def _runs(self, trial: Any) -> list[RunDirectory]:
-        return [RunDirectory(self.workdir / name_of(trial) / f'seed{s}') for s in self.run.seeds]
-
     def _train(self, group: Sequence[Any], should_stop: Callable[[], bool]) -> None:
         names = {name_of(trial): trial for trial in group}
         try:
-            study = self._study(group)
+            study = _study(self, group)
             study.check()
         except UserError:  # the same command would meet these trials for ever
             for trial in names.values():
-                if not any(run.path.exists() for run in self._runs(trial)):  # or it is damaged
+                if not any(run.path.exists() for run in _runs(self, trial)):  # or it is damaged
                     self.study.tell(trial, state=self.optuna.trial.TrialState.FAIL)
             raise
         pruned: set[int] = set()
@@ -282,7 +265,7 @@ class Search:
         study.train('trials', should_stop, prune=prune, test=False)
         states = self.optuna.trial.TrialState
         for name, trial in names.items():
-            runs = self._runs(trial)
+            runs = _runs(self, trial)
             if all(run.finished() for run in runs):
                 values = [run.result()['val']['top1'] for run in runs]
                 trial.set_user_attr('val', values)
@@ -292,13 +275,6 @@ class Search:
                 ended = states.PRUNED if trial.number in pruned else states.FAIL
                 self.study.tell(trial, state=ended)
                 say(f'{name} · {ended.name.lower()} · {words(trial.params)}')
-
-    def _restore(self, best: Any, should_stop: Callable[[], bool]) -> None:
-        """What the winner has lost since its end is mended or trained again."""
-        if not all(run.is_whole() for run in self._runs(best)):
-            study = self._study([best])
-            study.check()
-            study.train('trials', should_stop, test=False)
 
     def finish(self, should_stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
         """Measures the winner on the test split; writes its config, `search.json`,
@@ -312,13 +288,13 @@ class Search:
             )
         ranked = sorted(complete, key=lambda t: -t.value)
         best = ranked[0]
-        self._restore(best, should_stop)
-        test = [evaluate.evaluate_run(run.path, 'test')['top1'] for run in self._runs(best)]
+        _restore(self, best, should_stop)
+        test = [evaluate.evaluate_run(run.path, 'test')['top1'] for run in _runs(self, best)]
         counts = {state: sum(t.state.name == state for t in self.study.get_trials(deepcopy=False))
                   for state in ('COMPLETE', 'PRUNED', 'FAIL')}  # fmt: skip
         result = {
-            'best': {**_entry(best), 'test': test},
-            'trials': [_entry(trial) for trial in ranked],
+            'best': {**entry_of(best), 'test': test},
+            'trials': [entry_of(trial) for trial in ranked],
             'counts': counts,
         }
         write_json(self.workdir / 'search.json', result)
@@ -362,6 +338,29 @@ class Search:
             f'CONFIG = {text}\n\n\n'
             'def get_config():\n    return common.follow(ConfigDict(CONFIG))\n'
         )
+
+
+def _study(search: Search, group: Sequence[Any]) -> Study:
+    """In which these trials are a sweep."""
+    config, names = search.config.copy_and_resolve_references(), [name_of(t) for t in group]
+    for name in set(config.runs) - set(search.others()):
+        del config.runs[name]
+    for name, trial in zip(names, group, strict=True):
+        config.runs[name] = search.config_of(trial.params)
+    return Study(config, search.workdir, names, {'trials': tuple(names)})
+
+
+def _runs(search: Search, trial: Any) -> list[RunDirectory]:
+    place = search.workdir / name_of(trial)
+    return [RunDirectory(place / f'seed{seed}') for seed in search.run.seeds]
+
+
+def _restore(search: Search, best: Any, should_stop: Callable[[], bool]) -> None:
+    """What the winner has lost since its end is mended or trained again."""
+    if not all(map(is_whole, _runs(search, best))):
+        study = _study(search, [best])
+        study.check()
+        study.train('trials', should_stop, test=False)
 
 
 def main(argv: list[str]) -> None:

@@ -14,6 +14,11 @@ def name_of(trial: Any) -> str:
     return f'trial{trial.number:04d}'
 
 
+def entry_of(trial: Any) -> dict[str, Any]:
+    """Of search.json."""
+    return {'run': name_of(trial), 'params': trial.params, 'val': trial.user_attrs['val']}
+
+
 def word(value: Any) -> str:
     return f'{value:.3g}' if isinstance(value, float) else str(value)
 

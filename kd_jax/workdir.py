@@ -140,10 +140,6 @@ class RunDirectory:
         """Writes result.json: from now on the run counts as finished."""
         write_json(self.path / 'result.json', result)
 
-    def is_whole(self) -> bool:
-        """Whether this run is finished and has its config and its log."""
-        return self.finished() and (self.path / 'config.json').exists() and self.log_is_whole()
-
     def log_is_whole(self) -> bool:
         """Whether metrics.jsonl is that of this finished run, as far as its version says."""
         expected = self.result().get('log')
@@ -177,6 +173,11 @@ class RunDirectory:
         if there != expected:
             write_text(self.metrics, expected)
         return len(there) < len(expected)
+
+
+def is_whole(run: RunDirectory) -> bool:
+    """Whether it is finished and has its config and its log."""
+    return run.finished() and (run.path / 'config.json').exists() and run.log_is_whole()
 
 
 def make_directory(path: PathLike) -> None:
