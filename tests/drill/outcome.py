@@ -5,6 +5,8 @@ two of them differ.
 import contextlib
 import hashlib
 import json
+import shutil
+import tempfile
 import threading
 from pathlib import Path
 
@@ -60,8 +62,12 @@ def within(name, folder):
 def ended_trials(workdir):
     """The folders of the trials of a search that are not trained any more."""
     found = {path.parts[-3] for path in workdir.glob('trial*/seed*/result.json')}
-    with contextlib.suppress(Exception):  # its journal may have been cut off anywhere
-        states = [trial['state'] for trial in _trials(workdir / 'search.journal')]
+    with (
+        contextlib.suppress(Exception),  # its journal may be missing, or cut off anywhere
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        copy = shutil.copy(workdir / 'search.journal', folder)  # Optuna writes one that it misses
+        states = [trial['state'] for trial in _trials(copy)]
         found |= {f'trial{k:04d}' for k, state in enumerate(states) if state != 'RUNNING'}
     return found
 
