@@ -111,13 +111,18 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        refused: UserError | None = None
         try:
             self.wait()
-        except UserError:
-            if error is None:  # the first failure is the one to tell
-                raise
+        except UserError as first:
+            refused = first
         finally:
-            self._manager.close()
+            try:
+                self._guarded(self._manager.close)
+            except UserError as again:  # also what `wait` raised
+                refused = refused or again
+        if refused and error is None:  # the first failure is the one to tell
+            raise refused
 
     def steps(self) -> list[int]:
         return sorted(self._manager.all_steps())

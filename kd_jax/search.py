@@ -32,14 +32,14 @@ from kd_jax.errors import UserError, fail, told_to_the_user
 from kd_jax.locking import InUse, locked
 from kd_jax.main import default_workdir
 from kd_jax.monitor import say, warn
-from kd_jax.search_check import check_space
+from kd_jax.search_check import alike, check_space
 from kd_jax.search_journal import begun, check_trials, journal
-from kd_jax.search_report import plot, values_of, word, words
+from kd_jax.search_report import entry_of, name_of, plot, values_of, word, words
 from kd_jax.search_space import optuna, read_space
 from kd_jax.spread import percent
 from kd_jax.study import Study
 from kd_jax.train import Stopped
-from kd_jax.workdir import RunDirectory, make_directory, to_json, write_json
+from kd_jax.workdir import RunDirectory, is_whole, make_directory, to_json, write_json
 
 _RUN = flags.DEFINE_string('run', 'student', 'The run of the study that is searched')
 _SPACE = flags.DEFINE_string(
@@ -68,17 +68,13 @@ _WORKER = flags.DEFINE_string(
 SHOWN = 12  # trials in the table
 
 
-def _alike(run: ConfigDict, batch: Sequence[Any]) -> list[list[Any]]:
-    """The trials in groups that differ in numbers only."""
-    groups: dict[tuple[Any, ...], list[Any]] = {}
-    numbers = set(jobs.swept_fields(run))
-    for trial in batch:
-        chosen = trial.params.items()  # a weight of 0 takes its loss away
-        fixed = tuple(
-            (f, v) for f, v in chosen if f not in numbers or (f.endswith('.weight') and not v)
-        )
-        groups.setdefault(fixed, []).append(trial)
-    return list(groups.values())
+def _report(study: Any, trial: Any, step: int, value: float) -> bool:
+    """Tells Optuna of a validation, once; whether the trial is to end there."""
+    known = study.get_trials(deepcopy=False)[trial.number].intermediate_values
+    if step not in known:
+        trial.report(value, step)
+    # a step before others is one that it went on from
+    return step >= max(known, default=step) and bool(trial.should_prune())
 
 
 class Search:
@@ -176,9 +172,9 @@ class Search:
         with self._this_worker():
             self._train_others(should_stop)
             while batch := self._ask(trials):
-                for group in _alike(self.run, batch):
+                for group in alike(self.run, batch):
                     self._train(group, should_stop)
-            return self.finish()
+            return self.finish(should_stop)
 
     @contextlib.contextmanager
     def _this_worker(self) -> Iterator[None]:
@@ -233,38 +229,30 @@ class Search:
         return run
 
     def _train(self, group: Sequence[Any], should_stop: Callable[[], bool]) -> None:
-        config = self.config.copy_and_resolve_references()
-        names = {f'trial{trial.number:04d}': trial for trial in group}
-        for name in set(config.runs) - set(self.others()):
-            del config.runs[name]
-        for name, trial in names.items():
-            config.runs[name] = self.config_of(trial.params)
+        names = {name_of(trial): trial for trial in group}
         try:
-            study = Study(config, self.workdir, list(names), {'trials': tuple(names)})
+            study = _study(self, group)
             study.check()
         except UserError:  # the same command would meet these trials for ever
             for trial in names.values():
-                self.study.tell(trial, state=self.optuna.trial.TrialState.FAIL)
+                if not any(run.path.exists() for run in _runs(self, trial)):  # or it is damaged
+                    self.study.tell(trial, state=self.optuna.trial.TrialState.FAIL)
             raise
         pruned: set[int] = set()
-        reported: set[tuple[int, int]] = set()
 
         def prune(
             step: int, validated: Mapping[tuple[str, int], Mapping[str, Any]]
         ) -> set[tuple[str, int]]:
             for name, trial in names.items():
                 values = [val['top1'] for (run, _), val in validated.items() if run == name]
-                if values and (trial.number, step) not in reported:
-                    reported.add((trial.number, step))
-                    trial.report(statistics.mean(values), step)
-                    if trial.should_prune():
-                        pruned.add(trial.number)
+                if values and _report(self.study, trial, step, statistics.mean(values)):
+                    pruned.add(trial.number)
             return {(name, seed) for name, seed in validated if names[name].number in pruned}
 
         study.train('trials', should_stop, prune=prune, test=False)
         states = self.optuna.trial.TrialState
         for name, trial in names.items():
-            runs = [RunDirectory(self.workdir / name / f'seed{seed}') for seed in self.run.seeds]
+            runs = _runs(self, trial)
             if all(run.finished() for run in runs):
                 values = [run.result()['val']['top1'] for run in runs]
                 trial.set_user_attr('val', values)
@@ -275,7 +263,7 @@ class Search:
                 self.study.tell(trial, state=ended)
                 say(f'{name} · {ended.name.lower()} · {words(trial.params)}')
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self, should_stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
         """Measures the winner on the test split; writes its config, `search.json`,
         `search.md` and `search.png`.
         """
@@ -287,24 +275,13 @@ class Search:
             )
         ranked = sorted(complete, key=lambda t: -t.value)
         best = ranked[0]
-        run = f'trial{best.number:04d}'
-        test = [
-            evaluate.evaluate_run(self.workdir / run / f'seed{seed}', 'test')['top1']
-            for seed in self.run.seeds
-        ]
+        _restore(self, best, should_stop)
+        test = [evaluate.evaluate_run(run.path, 'test')['top1'] for run in _runs(self, best)]
         counts = {state: sum(t.state.name == state for t in self.study.get_trials(deepcopy=False))
                   for state in ('COMPLETE', 'PRUNED', 'FAIL')}  # fmt: skip
         result = {
-            'best': {
-                'run': run,
-                'params': best.params,
-                'val': values_of(best),
-                'test': test,
-            },
-            'trials': [
-                {'run': f'trial{t.number:04d}', 'params': t.params, 'val': values_of(t)}
-                for t in ranked
-            ],
+            'best': {**entry_of(best), 'test': test},
+            'trials': [entry_of(trial) for trial in ranked],
             'counts': counts,
         }
         write_json(self.workdir / 'search.json', result)
@@ -348,6 +325,29 @@ class Search:
             f'CONFIG = {text}\n\n\n'
             'def get_config():\n    return common.follow(ConfigDict(CONFIG))\n'
         )
+
+
+def _study(search: Search, group: Sequence[Any]) -> Study:
+    """In which these trials are a sweep."""
+    config, names = search.config.copy_and_resolve_references(), [name_of(t) for t in group]
+    for name in set(config.runs) - set(search.others()):
+        del config.runs[name]
+    for name, trial in zip(names, group, strict=True):
+        config.runs[name] = search.config_of(trial.params)
+    return Study(config, search.workdir, names, {'trials': tuple(names)})
+
+
+def _runs(search: Search, trial: Any) -> list[RunDirectory]:
+    place = search.workdir / name_of(trial)
+    return [RunDirectory(place / f'seed{seed}') for seed in search.run.seeds]
+
+
+def _restore(search: Search, best: Any, should_stop: Callable[[], bool]) -> None:
+    """What the winner has lost since its end is mended or trained again."""
+    if not all(map(is_whole, _runs(search, best))):
+        study = _study(search, [best])
+        study.check()
+        study.train('trials', should_stop, test=False)
 
 
 def main(argv: list[str]) -> None:

@@ -81,3 +81,16 @@ def _check(
         probe = study.runs[f'{name}{_PROBE}{number}'] = _with(run, chosen)
         probe.seeds = run.seeds[:1]
     Study(study, workdir, list(study.runs)).check()
+
+
+def alike(run: ConfigDict, batch: Sequence[Any]) -> list[list[Any]]:
+    """The trials in groups that differ in numbers only."""
+    groups: dict[tuple[Any, ...], list[Any]] = {}
+    numbers = set(jobs.swept_fields(run))
+    for trial in batch:
+        chosen = trial.params.items()  # a weight of 0 takes its loss away
+        fixed = tuple(
+            (f, v) for f, v in chosen if f not in numbers or (f.endswith('.weight') and not v)
+        )
+        groups.setdefault(fixed, []).append(trial)
+    return list(groups.values())

@@ -9,6 +9,16 @@ from etils import epath
 from kd_jax.spread import mean_std
 
 
+def name_of(trial: Any) -> str:
+    """Of its run."""
+    return f'trial{trial.number:04d}'
+
+
+def entry_of(trial: Any) -> dict[str, Any]:
+    """Of search.json."""
+    return {'run': name_of(trial), 'params': trial.params, 'val': values_of(trial)}
+
+
 def word(value: Any) -> str:
     return f'{value:.3g}' if isinstance(value, float) else str(value)
 

@@ -79,6 +79,8 @@ class Training:
         leader, timing, evaluated = self.active[0], self.executor.run.timing, False
         step = leader.step
         self._load(self.active, [log.state for log in self.active])
+        if self.prune and step in timing.eval_steps:  # a kill may have come before it was asked
+            self._keep(_unpruned(self.prune, self.active, step), self.executor.states())
         with Trace(leader.directory.path / 'profile', profile) as trace:
             while self._finish(step):
                 trace.at(step)
@@ -165,12 +167,7 @@ class Training:
         staying = self._sound()
         if due and len(self.active) > 1 and staying:
             _say_middle(step, staying)
-        if due and self.prune is not None and step < self.executor.run.timing.total_steps:
-            ending = self.prune(
-                step, {(log.job.name, log.job.seed): log.recorder.val for log in staying}
-            )
-            staying = [log for log in staying if (log.job.name, log.job.seed) not in ending]
-        self._keep(staying, states)
+        self._keep(_unpruned(self.prune, staying, step) if due else staying, states)
 
     def _keep(self, staying: Sequence[JobLog], states: Sequence[TrainState]) -> None:
         if len(staying) == len(self.active):
@@ -227,6 +224,15 @@ class Training:
                 for role, by_split in sums.items()
             }
             log.conclude(step, chosen[k][0], cost, measured)
+
+
+def _unpruned(prune: Prune | None, logs: Sequence[JobLog], step: int) -> list[JobLog]:
+    """Those that go on after their validation at `step`."""
+    if prune is None or not logs or step >= logs[0].job.run.timing.total_steps:
+        return list(logs)
+    of = {(log.job.name, log.job.seed): log for log in logs}
+    ending = prune(step, {key: log.recorder.val for key, log in of.items() if log.recorder.val})
+    return [log for key, log in of.items() if key not in ending]
 
 
 def _say_middle(step: int, logs: Sequence[JobLog]) -> None:

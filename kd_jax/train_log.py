@@ -63,6 +63,11 @@ class Progress:
         if self.lines is not None:
             self.lines.append(line)
 
+    def last_validation(self) -> dict[str, Any]:
+        """As it was logged; empty if there was none, or if an earlier version trained until now."""
+        logged = [line for line in self.lines or () if line['split'] == 'val']
+        return logged[-1] if logged else {}
+
     def validated(self, step: int, val: dict[str, float]) -> None:
         """Notes whether the validation at `step` is the best so far."""
         value = [val['top1'], -val['nll']]
@@ -97,7 +102,7 @@ class Recorder:
     ):
         self.job, self.progress = job, progress
         self.monitor, self.checkpoints = monitor, checkpoints
-        self.val: dict[str, Any] = {}  # the last validation
+        self.val = progress.last_validation()
         self._learning_rate, self._begin, self._before = learning_rate, begin, progress.seconds
         self._pending: list[Dispatch] = []
         self._due: Due | None = None

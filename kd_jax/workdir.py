@@ -131,6 +131,11 @@ class RunDirectory:
         another version recorded in today's names, with the defaults of what it did not know.
         """
         if not (self.path / 'config.json').exists():
+            if self.finished():
+                raise UserError(
+                    f'{self.path} holds a finished run without its config.json; delete that '
+                    'directory and run the same command again, which trains it again'
+                )
             return
         here, there = (
             {**upgrade(c), 'seeds': None} for c in (to_json(config), self.info()['config'])
@@ -185,6 +190,11 @@ class RunDirectory:
         if there != expected:
             write_text(self.metrics, expected)
         return len(there) < len(expected)
+
+
+def is_whole(run: RunDirectory) -> bool:
+    """Whether it is finished and has its config and its log."""
+    return run.finished() and (run.path / 'config.json').exists() and run.log_is_whole()
 
 
 def make_directory(path: PathLike) -> None:

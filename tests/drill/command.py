@@ -20,8 +20,8 @@ from pathlib import Path
 import commands
 
 from drill import faults
-from drill.outcome import differences, outcome
-from drill.processes import blocks, ended, files, start
+from drill.outcome import differences, outcome, within
+from drill.processes import blocks, ended, files, start, unshield
 from drill.resuming import resume
 from drill.subjects import subjects
 
@@ -107,10 +107,12 @@ def try_one(fault, subject, undisturbed, folder):
     try:
         shutil.copytree(undisturbed.begun, workdir)
         injected = faults.inject(fault, subject, workdir, undisturbed)
-        resumed = resume(subject, workdir)
+        resumed = resume(subject, workdir, injected.unread)
         wrong, mended = injected.wrong + resumed.wrong, resumed.mended
+        expected = undisturbed.outcome.items()
         if resumed.outcome is not None:
-            wrong += differences(undisturbed.outcome, resumed.outcome)
+            there = {name: of for name, of in expected if not within(name, injected.unread)}
+            wrong += differences(there, resumed.outcome)
     except Exception:
         wrong = [f'the drill itself: {traceback.format_exc()}']
     if os.path.ismount(workdir):
@@ -160,6 +162,7 @@ def options(arguments):
 
 def main(arguments=None):
     given = options(arguments)
+    unshield()
     workdir = Path(given.workdir or tempfile.mkdtemp(prefix='kd_jax_drill_')).resolve()
     workdir.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix='drill_', dir=workdir))

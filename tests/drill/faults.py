@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from drill.processes import BOUND, blocks, ended, files, start
+from drill.outcome import ended_trials
+from drill.processes import BOUND, blocks, ended, files, handles, start
 
 SIGNALS = ('SIGKILL', 'SIGTERM', 'SIGINT', 'SIGHUP')
 DAMAGES = ('truncated', 'emptied', 'a bit flipped', 'random bytes', 'deleted', 'half a last line')
@@ -66,6 +67,7 @@ class Injected:
     wrong: list[str]
     cut_off: bool = False  # the command was at work when it came
     told: str = ''  # what was done, for the reader
+    unread: str = ''  # a folder whose files no command reads any more, one of which was damaged
 
 
 def inject(fault, subject, workdir, undisturbed):
@@ -87,9 +89,9 @@ def _until(fault, process, workdir, undisturbed):
     begin = time.monotonic()
     end = begin + (BOUND if fault.by_files else fault.moment * undisturbed.seconds[fault.fresh])
     wanted = undisturbed.before + fault.moment * (undisturbed.files - undisturbed.before)
-    # An imported command gets its handlers before it makes its workdir, or says something.
     while process.poll() is None:
-        begun = fault.fresh or fault.kind == 'SIGKILL' or any(process.output())
+        # before that it is Python that ends
+        begun = fault.kind == 'SIGKILL' or handles(process, signal.SIGTERM)
         if begun and (time.monotonic() >= end or (fault.by_files and len(files(workdir)) > wanted)):
             return
         time.sleep(0.01)
@@ -120,8 +122,12 @@ def _damaged(fault, subject, workdir, undisturbed, rng):
     if not there:
         return Injected(wrong, code != 0, f'ended with {code}, nothing to damage')
     path = _one_of(there, rng)
+    name = path.relative_to(workdir)
+    # The winner of a search is tested; the other trials are not read again.
+    winner = undisturbed.outcome.get('search.json', {'best': {'run': ''}})['best']['run']
+    unread = name.parts[0] if name.parts[0] in ended_trials(workdir) - {winner} else ''
     damage(path, fault.kind, rng)
-    return Injected(wrong, code != 0, f'ended with {code}, {path.relative_to(workdir)} damaged')
+    return Injected(wrong, code != 0, f'ended with {code}, {name} damaged', unread)
 
 
 def _one_of(there, rng):

@@ -5,6 +5,8 @@ two of them differ.
 import contextlib
 import hashlib
 import json
+import shutil
+import tempfile
 import threading
 from pathlib import Path
 
@@ -23,20 +25,22 @@ MISSING = 'nothing'
 _one_at_a_time = threading.Lock()  # orbax's readers
 
 
-def outcome(workdir):
-    """Name -> what can be compared, of all runs, stored targets and searches in `workdir`.
+def outcome(workdir, unread=''):
+    """Name -> what can be compared, of all runs, stored targets and searches in `workdir`; of what
+    lies in the folder `unread`, if given, nothing.
 
     Raises:
       UserError: as the commands that read these files would, with the fix.
     """
     with _one_at_a_time:
-        return _outcome(Path(workdir))
+        return _outcome(Path(workdir), unread)
 
 
-def _outcome(workdir):
+def _outcome(workdir, unread):
     found = {}
     for config in sorted(workdir.rglob('config.json')):
-        found |= _run(workdir, config.parent)
+        if not within(config.relative_to(workdir), unread):
+            found |= _run(workdir, config.parent)
     for manifest in sorted(workdir.rglob('soft_targets/*/manifest.json')):
         found |= _targets(workdir, manifest.parent)
     again = 'run its study again'
@@ -48,6 +52,23 @@ def _outcome(workdir):
         found[path.name] = path.read_text().replace(str(workdir), 'WORKDIR')
     if (workdir / 'search.journal').exists():
         found['trials'] = _trials(workdir / 'search.journal')
+    return found
+
+
+def within(name, folder):
+    return Path(name).parts[:1] == (folder,)
+
+
+def ended_trials(workdir):
+    """The folders of the trials of a search that are not trained any more."""
+    found = {path.parts[-3] for path in workdir.glob('trial*/seed*/result.json')}
+    with (
+        contextlib.suppress(Exception),  # its journal may be missing, or cut off anywhere
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        copy = shutil.copy(workdir / 'search.journal', folder)  # Optuna writes one that it misses
+        states = [trial['state'] for trial in _trials(copy)]
+        found |= {f'trial{k:04d}' for k, state in enumerate(states) if state != 'RUNNING'}
     return found
 
 

@@ -25,6 +25,14 @@ def surroundings():
     )
 
 
+def unshield():
+    """What is started from now on does not ignore SIGHUP, which nohup has its commands do; this
+    process goes on as before.
+    """
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: None)  # a handler of its own is not inherited
+
+
 class Fresh:
     """`python -m MODULE FLAGS` as a user starts it, with the methods of commands.Command."""
 
@@ -50,6 +58,16 @@ class Fresh:
 def start(command, *, fresh=False):
     module, flags = command
     return (Fresh if fresh else commands.Command)(module, *flags, env=surroundings())
+
+
+def handles(process, number):
+    """Whether the process has a handler for this signal; True where that cannot be told."""
+    try:
+        status = Path(f'/proc/{process.pid}/status').read_text()
+    except OSError:
+        return True
+    caught = next(line for line in status.splitlines() if line.startswith('SigCgt:'))
+    return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
 
 
 def ended(process):

@@ -23,8 +23,8 @@ class Resumed:
     mended: list[str]
 
 
-def resume(subject, workdir):
-    """Runs the command until it is done, and reads what it left."""
+def resume(subject, workdir, unread=''):
+    """Runs the command until it is done, and reads what it left but for the folder `unread`."""
     mended, prepare = [], False
     for _ in range(MOST):
         commands = [subject.command(workdir)]
@@ -35,7 +35,7 @@ def resume(subject, workdir):
             return Resumed(None, wrong, mended)
         if not refusal:
             try:
-                return Resumed(outcome(workdir), [], mended)
+                return Resumed(outcome(workdir, unread), [], mended)
             except UserError as error:  # a file that this command need not read
                 refusal = str(error)
         done, prepare = follow(refusal, workdir), 'run its study again' in refusal

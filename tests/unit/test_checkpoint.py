@@ -143,6 +143,27 @@ def test_reasons_are_read_from_the_errors_text():
     assert system_reason(ValueError('shape mismatch')) is None
 
 
+def test_a_disk_that_is_full_when_checkpoints_are_closed_is_told_once(tmp_path, monkeypatch):
+    """A save that failed is raised by orbax again when its manager is closed."""
+
+    def use(first=None):
+        with Checkpoints(tmp_path) as checkpoints:
+            close = checkpoints._manager.close
+            monkeypatch.setattr(checkpoints._manager, 'close', lambda: (close(), fail()))
+            if first:
+                raise first
+
+    def fail():
+        raise ValueError('RESOURCE_EXHAUSTED: No space left on device')
+
+    with pytest.raises(UserError, match='cannot save a checkpoint in .*: no space left'):
+        use()
+    first = OSError(28, os.strerror(28))
+    with pytest.raises(OSError) as caught:
+        use(first)
+    assert caught.value is first
+
+
 def test_a_command_ends_with_one_sentence_where_the_disk_is_full(capsys):
     with pytest.raises(SystemExit) as stopped, told_to_the_user():
         raise OSError(28, os.strerror(28), 'there/manifest.json')

@@ -1,11 +1,16 @@
 """The fault drill finds what differs, and does what a sentence tells."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from drill import command, faults, outcome, resuming
+from drill import command, faults, outcome, processes, resuming
 from helpers import random_splits, save_npz
 from studies import search_of
 
@@ -129,6 +134,29 @@ def test_faults_follow_from_their_seed_and_all_kinds_hit_all_subjects():
     assert drawn == [faults.draw(k, command.SUBJECTS, 0) for k in range(52)]
     assert drawn != [faults.draw(k, command.SUBJECTS, 1) for k in range(52)]
     assert len({(fault.kind, fault.subject) for fault in drawn}) == 13 * 4
+
+
+def test_what_nohup_starts_gets_its_signals_all_the_same():
+    shown = [sys.executable, '-c', 'import signal; print(int(signal.getsignal(signal.SIGHUP)))']
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        ignored = subprocess.run(shown, capture_output=True, text=True, check=True)
+        processes.unshield()
+        reached = subprocess.run(shown, capture_output=True, text=True, check=True)
+        os.kill(os.getpid(), signal.SIGHUP)  # nohup keeps this process
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert int(ignored.stdout) == signal.SIG_IGN and int(reached.stdout) == signal.SIG_DFL
+
+
+@pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='needs /proc')
+def test_a_signal_waits_for_the_handler_of_a_command():
+    program = 'import signal, time; signal.signal(signal.SIGTERM, print); print(1); time.sleep(60)'
+    with subprocess.Popen([sys.executable, '-uc', program], stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        found = [processes.handles(process, n) for n in (signal.SIGTERM, signal.SIGHUP)]
+        process.kill()
+    assert found == [True, False]
 
 
 def test_a_difference_stands_in_the_table_and_ends_with_status_1(tmp_path, monkeypatch, capsys):
