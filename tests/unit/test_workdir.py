@@ -57,6 +57,15 @@ def test_another_config_is_refused_and_the_directory_untouched(tmp_path):
     assert (run.path / 'config.json').read_bytes() == before
 
 
+def test_a_finished_run_without_its_config_is_one_sentence(tmp_path):
+    run = RunDirectory(tmp_path / 'seed0')
+    run.path.mkdir()
+    run.check_same({'tau': 1})
+    run.finish({'run': 'a'})
+    with pytest.raises(UserError, match='seed0 holds a finished run without .* delete that direct'):
+        run.check_same({'tau': 1})
+
+
 def test_a_kill_while_writing_leaves_the_old_file(tmp_path):
     path = tmp_path / 'x.json'
     write_json(path, {'a': 1})
