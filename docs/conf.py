@@ -3,7 +3,6 @@
 import os
 import re
 import sys
-import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -12,8 +11,10 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # the reference imports kd_jax
 
 import docstrings  # noqa: E402
 
+import kd_jax  # noqa: E402
+
 project = 'kd_jax'
-release = version = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']['version']
+release = version = kd_jax.__version__
 author = 'the kd_jax authors'
 html_title = f'{project} {release}'
 html_show_sphinx = html_show_copyright = False
