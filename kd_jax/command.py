@@ -95,7 +95,7 @@ def _with_stock(argument: str, before: str) -> str:
     if not found or not (found[1] or before in ('--config', '-config', '--data', '-data')):
         return argument
     start, name, rest = found.groups()
-    if Path(name).exists():
+    if Path(name).is_file():
         return argument
     if name not in stock():
         fail(f'{unknown("config", name, stock())}; a file of your own is such as ./{name}.py')

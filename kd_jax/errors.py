@@ -20,13 +20,19 @@ _SYSTEM_REASONS = {
 }
 
 
+LONGEST = 1400  # characters of a sentence; what is in the middle of a longer one is left out
+
+
 class UserError(Exception):
     """A mistake in the user's input. `str(error)` is one sentence, on one line: the
     value, what is allowed, the fix.
     """
 
     def __init__(self, sentence: object = ''):
-        super().__init__(' '.join(str(sentence).split()))
+        told = ' '.join(str(sentence).split())
+        if len(told) > LONGEST:  # such as a list of a million numbers
+            told = f'{told[: LONGEST // 2]} ... {told[-LONGEST // 3 :]}'
+        super().__init__(told)
 
 
 class Diverged(UserError):

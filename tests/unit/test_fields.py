@@ -316,3 +316,11 @@ def test_what_the_program_sets_is_no_field_of_a_model():
     info = DatasetInfo('random', 3, (), (32, 32, 3), (0.5,) * 3, (0.5,) * 3)
     with pytest.raises(UserError, match='model.num_classes is 5; it is set by the program'):
         trained.build_network({'name': 'cnn', 'num_classes': 5}, info, 'float32')
+
+
+def test_a_sentence_about_a_huge_value_begins_and_ends_as_it_should():
+    with pytest.raises(UserError) as caught:
+        raise UserError(f'teachers is {list(range(10**5))}; it must be names')
+    told = str(caught.value)
+    assert len(told) < 1500 and told.startswith('teachers is [0, 1,')
+    assert ' ... ' in told and told.endswith('99999]; it must be names')
