@@ -32,10 +32,12 @@ SUBJECTS = ('run', 'population', 'extraction', 'search')
 class Undisturbed:
     """A subject without a fault: what came out, and how long it takes, by `Fault.fresh`.
 
-    begun: the workdir in which it began. before, files: how many lay there then, and in the end.
+    begun: the workdir in which it began. named: what of `outcome` was there.
+    before, files: how many lay there then, and in the end.
     """
 
     begun: Path
+    named: list[str]
     outcome: dict
     seconds: dict[bool, float]
     before: int
@@ -97,7 +99,7 @@ def measure(subject, folder, begun):
             raise SystemExit(f'{subject.name} undisturbed is not always the same: {unlike}')
         sizes = [path.stat().st_size for path in files(workdir)]
         counted = len(files(begun)), len(sizes), blocks(sizes), max(sizes)
-    return Undisturbed(begun, outcomes[0], seconds, *counted)
+    return Undisturbed(begun, list(outcome(begun)), outcomes[0], seconds, *counted)
 
 
 def try_one(fault, subject, undisturbed, folder):
@@ -107,7 +109,7 @@ def try_one(fault, subject, undisturbed, folder):
     try:
         shutil.copytree(undisturbed.begun, workdir)
         injected = faults.inject(fault, subject, workdir, undisturbed)
-        resumed = resume(subject, workdir, injected.unread)
+        resumed = resume(subject, workdir, injected.unread, undisturbed.named)
         wrong, mended = injected.wrong + resumed.wrong, resumed.mended
         expected = undisturbed.outcome.items()
         if resumed.outcome is not None:

@@ -23,8 +23,12 @@ class Resumed:
     mended: list[str]
 
 
-def resume(subject, workdir, unread=''):
-    """Runs the command until it is done, and reads what it left but for the folder `unread`."""
+def resume(subject, workdir, unread='', begun=()):
+    """Runs the command until it is done, and reads what it left but for the folder `unread`.
+
+    begun: names that were in the outcome before it began. The command that made them restores one
+    that is gone, since this one need not read them.
+    """
     mended, prepare = [], False
     for _ in range(MOST):
         commands = [subject.command(workdir)]
@@ -35,7 +39,13 @@ def resume(subject, workdir, unread=''):
             return Resumed(None, wrong, mended)
         if not refusal:
             try:
-                return Resumed(outcome(workdir, unread), [], mended)
+                found = outcome(workdir, unread)
+                gone = [name for name in begun if name not in found]
+                if prepare or not gone:
+                    return Resumed(found, [], mended)
+                refusal = (
+                    f'{gone[0]} is gone, which this command does not read; run its study again'
+                )
             except UserError as error:  # a file that this command need not read
                 refusal = str(error)
         done, prepare = follow(refusal, workdir), 'run its study again' in refusal

@@ -118,6 +118,16 @@ def test_what_a_sentence_tells_is_done(tmp_path, name):
     assert done is None or not done.exists()
 
 
+def test_what_was_there_before_is_restored_by_the_command_that_made_it(tmp_path, monkeypatch):
+    ran, found = [], iter([{'targets': 1}, {'targets': 1, 'study.json': 2}])
+    subject = SimpleNamespace(command=lambda _: 'it', preparation=lambda _: 'study', before='study')
+    monkeypatch.setattr(resuming, '_run', lambda commands: (ran.append(commands), ('', []))[1])
+    monkeypatch.setattr(resuming, 'outcome', lambda *_: next(found))
+    resumed = resuming.resume(subject, tmp_path, begun=['study.json'])
+    assert ran == [['it'], ['study', 'it']] and resumed.outcome['study.json'] == 2
+    assert len(resumed.mended) == 1 and resumed.mended[0].startswith('study.json is gone')
+
+
 @pytest.mark.parametrize('kind', faults.DAMAGES)
 def test_damage_changes_the_file(tmp_path, kind):
     path = tmp_path / 'log.jsonl'
@@ -163,7 +173,9 @@ def test_a_difference_stands_in_the_table_and_ends_with_status_1(tmp_path, monke
     """The whole command, whose faults and commands are made up."""
     monkeypatch.setattr(command, 'subjects', lambda _: {'run': None, 'search': None})
     monkeypatch.setattr(command, 'prepared', lambda *_: None)
-    usual = SimpleNamespace(outcome={'weights': 1}, seconds={True: 1.0, False: 1.0}, begun=tmp_path)
+    usual = SimpleNamespace(
+        named=[], outcome={'weights': 1}, seconds={True: 1.0, False: 1.0}, begun=tmp_path
+    )
     monkeypatch.setattr(command, 'measure', lambda *_: usual)
     monkeypatch.setattr(faults, 'inject', lambda *_: faults.Injected([], True, 'done'))
     came = iter([{'weights': 1}] * 3 + [{'weights': 2}])
