@@ -11,6 +11,11 @@ import pytest
 from helpers import REPOSITORY, TINY, assert_refused, environment, run_main
 
 STOPS = ('SIGTERM', 'SIGINT', 'SIGHUP')
+# Python with the arguments that follow, which hears SIGHUP also where the tests do not (nohup)
+HEARD = (
+    'import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_DFL); '
+    'os.execv(sys.executable, [sys.executable, *sys.argv[1:]])'
+)
 COMMANDS = ('main', 'search', 'soft_targets', 'evaluate', 'report', 'zoo', 'data.tfds')
 
 
@@ -19,12 +24,11 @@ def test_a_signal_during_imports_ends_with_its_number_and_one_line(command):
     name = STOPS[COMMANDS.index(command) % len(STOPS)]
     # `-v` of Python tells what is imported, when
     process = subprocess.Popen(
-        [sys.executable, '-v', '-m', f'kd_jax.{command}'],
+        [sys.executable, '-c', HEARD, '-v', '-m', f'kd_jax.{command}'],
         cwd=REPOSITORY,
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     )
     before = ''
     while "import 'kd_jax'" not in before:
