@@ -3,7 +3,7 @@ Tian et al. 2020, arXiv:1910.10699).
 
 SGD, momentum 0.9, batch 64, 240 epochs, learning rate 0.05 (MobileNetV2, ShuffleNets: 0.01) divided
 by ten after 150, 180 and 210, weight decay 5e-4 on every parameter, crop 4 + flip, the last epoch's
-weights. The methods and their weights are those of configs/methods.py (`kl` is 0.1 CE + 0.9 KL at
+weights. The methods and their weights are those of kd_jax/methods.py (`kl` is 0.1 CE + 0.9 KL at
 tau 4; DKD's beta and ReviewKD's weight depend on the pair, as they do in their authors' code);
 `all` trains every one of them in one study.
 
@@ -39,7 +39,7 @@ PAIRS = (
 )
 
 
-# What authors chose for a pair, in place of configs/methods.py; DKD:
+# What authors chose for a pair, in place of kd_jax/methods.py; DKD:
 # mdistiller; ReviewKD: its code.
 CHOSEN = {
     'resnet56-resnet20': {'dkd.beta': 2.0, 'reviewkd.weight': 0.6},

@@ -10,7 +10,7 @@ unlabelled images as transfer set.
     python -m kd_jax.main --config=configs/fashion_mnist.py
     # all labels for everybody
     python -m kd_jax.main --config=configs/fashion_mnist.py:all
-    # any method of configs/methods.py, and every one of them in one study
+    # any method of kd_jax/methods.py, and every one of them in one study
     python -m kd_jax.main --config=configs/fashion_mnist.py:method=at
     python -m kd_jax.main --config=configs/fashion_mnist.py:method=all
 

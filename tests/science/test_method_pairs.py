@@ -1,4 +1,4 @@
-"""Every method of configs/methods.py with its paper's weights, within a family and across,
+"""Every method of kd_jax/methods.py with its paper's weights, within a family and across,
 from one command on real digits.
 """
 
