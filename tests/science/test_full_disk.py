@@ -22,7 +22,10 @@ def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint(tmp_path):
         env=environment(JAX_ENABLE_COMPILATION_CACHE='false'),
     )
     assert_refused(
-        done, 'cannot save a checkpoint', 'it would be larger than files may be here', 'run the same command again'
+        done,
+        'cannot save a checkpoint',
+        'it would be larger than files may be here',
+        'run the same command again',
     )
     done = run_main(*flags)  # there is room again
     assert done.returncode == 0, done.stderr
