@@ -107,7 +107,7 @@ def run_spec(
     _check_memory(name, plans['student'].shapes)
     plans |= objective_plans(step, dataset, plans)
     shapes = {role: plan.shapes.get('params', {}) for role, plan in plans.items()}
-    optimizer, schedule = optim.build(
+    optimizer, _ = optim.build(
         shapes, settings, total_steps=timing.total_steps, steps_per_epoch=timing.steps_per_epoch
     )
     freeze = optim.frozen_patterns(shapes['student'], settings)
@@ -122,7 +122,6 @@ def run_spec(
         dataset=dataset,
         plans=plans,
         pool=_pool(dataset, step.objective),
-        schedule=schedule,
         peak=settings.learning_rate,
         init_optimizer=jax.jit(optimizer({}).init),
         targets=targets,

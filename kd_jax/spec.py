@@ -108,8 +108,7 @@ class RunSpec:
     dataset: Dataset
     plans: Mapping[str, Plan]  # how variables start: role -> plan, as in `TrainState.params`
     pool: np.ndarray  # the training examples that are drawn
-    schedule: Callable[[int], float]  # the learning rate of each step
-    peak: float  # and its highest value
+    peak: float  # the highest learning rate
     init_optimizer: Callable[[Any], Any]  # parameters -> the optimiser's state
     # `extraction.Kind`: what is kept of the teachers, instead of running them; None: they run
     targets: Any = None

@@ -14,7 +14,7 @@ import jax
 import msgspec
 import numpy as np
 
-from kd_jax import evaluation, parallel
+from kd_jax import evaluation, optim, parallel
 from kd_jax.checkpoint import Checkpoints, Damaged, restored
 from kd_jax.errors import Diverged, UserError
 from kd_jax.executors import Dispatch
@@ -265,8 +265,13 @@ class JobLog:
                     **self._options,
                 )
             )
-            factor = job.learning_rate / job.run.peak
-            rate = lambda step: factor * float(job.run.schedule(step))  # noqa: E731
+            # not of the spec's schedule, whose peak is that of the runs it trains with
+            relative = optim.relative_rate(
+                optim.read(job.config.optim),
+                total_steps=timing.total_steps,
+                steps_per_epoch=timing.steps_per_epoch,
+            )
+            rate = lambda step: job.learning_rate * float(relative(step))  # noqa: E731
             self.recorder = Recorder(
                 job, msgspec.convert(meta, Progress), monitor, self.checkpoints, rate, begin
             )
