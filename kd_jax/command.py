@@ -13,7 +13,7 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
-from kd_jax.errors import UserError, fail, unknown
+from kd_jax.errors import UserError, called, fail, unknown
 from kd_jax.fields import RENAMED
 
 
@@ -54,7 +54,8 @@ def parse(argv: list[str], about: str = '') -> list[str]:
                 fail(message)
         if isinstance(error, SystemExit):  # --help
             raise
-        fail(f'{error}; python -m kd_jax.{Path(argv[0]).stem} --help lists the flags')
+        program = called(f'python -m kd_jax.{Path(argv[0]).stem}')
+        fail(f'{error}; {program} --help lists the flags')
     finally:
         logging.disable(logging.NOTSET)
 

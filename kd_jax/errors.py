@@ -52,12 +52,16 @@ def fail(message: object) -> NoReturn:
     sys.exit(2)
 
 
+def called(program: str) -> str:
+    """How the user calls this command: `kd_jax COMMAND` if that runs it, else `program`."""
+    return sys.argv[0] if sys.argv[0].startswith('kd_jax ') else program
+
+
 class Parser(argparse.ArgumentParser):
-    """One whose mistakes are a sentence, not its usage. prog: unless `kd_jax COMMAND` runs it."""
+    """One whose mistakes are a sentence, not its usage. prog: see `called`."""
 
     def __init__(self, prog: str, description: str):
-        called = sys.argv[0] if sys.argv[0].startswith('kd_jax ') else prog
-        super().__init__(prog=called, description=description)
+        super().__init__(prog=called(prog), description=description)
 
     def error(self, message: str) -> NoReturn:
         fail(f'{message}; see {self.prog} --help')

@@ -265,7 +265,6 @@ class JobLog:
                     **self._options,
                 )
             )
-            # not of the spec's schedule, whose peak is that of the runs it trains with
             relative = optim.relative_rate(
                 optim.read(job.config.optim),
                 total_steps=timing.total_steps,
