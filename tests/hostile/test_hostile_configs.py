@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from helpers import assert_refused, run_main
+from refusals import refused
 
 STUDY = 'from configs import common\n\n\ndef get_config():\n    c = common.study()\n'
 RUN = "    c.runs.alone = common.run(c, 'cnn', common.labels())\n"
@@ -57,7 +57,8 @@ def test_a_config_that_is_no_study(tmp_path, name):
     content, words = CONFIGS[name]
     path = tmp_path / 'study.py'
     path.write_text(content)
-    assert_refused(run_main(f'--config={path}', f'--workdir={tmp_path / "w"}'), words)
+    flags = f'--config={path}', f'--workdir={tmp_path / "w"}'
+    refused('kd_jax.main', *flags, says=[words], keeps=[tmp_path])
     assert not (tmp_path / 'w').exists()
 
 
@@ -72,10 +73,11 @@ def test_a_config_that_is_no_file(tmp_path, kind):
         path.symlink_to('/dev/zero')
     elif kind == 'a loop':
         path.symlink_to(path)
-    assert_refused(run_main(f'--config={path}', f'--workdir={tmp_path / "w"}'), str(path))
+    flags = f'--config={path}', f'--workdir={tmp_path / "w"}'
+    refused('kd_jax.main', *flags, says=[path], keeps=[tmp_path])
     assert not (tmp_path / 'w').exists()
 
 
 @pytest.mark.parametrize('flags', [(), ('--config=',), ('--config', ''), ('--workdir=w',)], ids=str)
 def test_no_config(flags):
-    assert_refused(run_main(*flags), 'configs/digits.py')
+    refused('kd_jax.main', *flags, says=['configs/digits.py'])
