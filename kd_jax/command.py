@@ -115,9 +115,10 @@ def _flags_in_words(program: str) -> str:
         f'--{name}': f'{flag.help}{f" (default: {flag.default})" if flag.default else ""}'
         for name, flag in sorted(ours.items())
     }
-    words['--config.FIELD=VALUE'] = (
-        'Another value for a field of the config, such as --config.runs.student.epochs=5. or '
-        '--config.seeds="(0,1)"'
+    config = 'config' if 'config' in ours else 'data'
+    words[f'--{config}.FIELD=VALUE'] = (
+        f'Another value for a field of the config, such as --{config}.runs.student.epochs=5. or '
+        f'--{config}.seeds="(0,1)"'
     )
     return '\n'.join(
         textwrap.fill(help_, 98, initial_indent=f'  {name:<22}', subsequent_indent=' ' * 24)
