@@ -33,9 +33,10 @@ from kd_jax.locking import InUse, locked
 from kd_jax.main import default_workdir
 from kd_jax.monitor import say, warn
 from kd_jax.search_check import alike, check_space
-from kd_jax.search_journal import begun, check_trials, journal
+from kd_jax.search_journal import begun, check_trials, drop_half_line, journal
 from kd_jax.search_report import entry_of, name_of, plot, values_of, word, words
 from kd_jax.search_space import optuna, read_space
+from kd_jax.search_trials import ask, is_pruned, validation
 from kd_jax.spread import percent
 from kd_jax.study import Study
 from kd_jax.train import Stopped
@@ -68,13 +69,15 @@ _WORKER = flags.DEFINE_string(
 SHOWN = 12  # trials in the table
 
 
-def _report(study: Any, trial: Any, step: int, value: float) -> bool:
-    """Tells Optuna of a validation, once; whether the trial is to end there."""
-    known = study.get_trials(deepcopy=False)[trial.number].intermediate_values
-    if step not in known:
-        trial.report(value, step)
-    # a step before others is one that it went on from
-    return step >= max(known, default=step) and bool(trial.should_prune())
+@contextlib.contextmanager
+def _told(storage: str) -> Iterator[None]:
+    """What a database cannot do, as one sentence, without the password."""
+    try:
+        yield
+    except Exception as error:  # of any type: it is the database's
+        text = f'{storage} cannot be used ({error})'
+        told = re.sub(r'(://[^:/@\s]*):[^@\s]*@', r'\1:***@', text)
+        raise UserError(f'--storage={told}; leave it empty, or name a database') from error
 
 
 class Search:
@@ -115,48 +118,33 @@ class Search:
         self.worker = worker or socket.gethostname()
         make_directory(workdir)
         check_space(self.config, name, self.space, workdir)  # before it is recorded
-        module = self.optuna = optuna()
-        where = storage or journal(workdir / 'search.journal')
-        try:
-            title = f'{name} of {workdir.name}'
-            if title in module.get_all_study_names(where):  # making it would write a line
-                self.study = module.load_study(study_name=title, storage=where)
-            else:
-                self.study = module.create_study(
-                    study_name=title, storage=where, direction='maximize', load_if_exists=True
-                )
-        except Exception as error:
-            told = re.sub(
-                r'(://[^:/@\s]*):[^@\s]*@', r'\1:***@', f'{storage} cannot be used ({error})'
-            )
-            raise UserError(f'--storage={told}; leave it empty, or name a database') from error
-        self._check_same('--storage' if storage else workdir / 'search.journal')
+        self.optuna = optuna()
+        self.study = self._opened(storage, workdir / 'search.journal')
+        pruners = self.optuna.pruners
         self.study.pruner = (
-            module.pruners.MedianPruner(n_startup_trials=4) if prune else module.pruners.NopPruner()
+            pruners.MedianPruner(n_startup_trials=4) if prune else pruners.NopPruner()
         )
 
-    def _check_same(self, where: object) -> None:
-        """A search goes on with the space and the run that it began with."""
-        space = {
-            field: self.optuna.distributions.distribution_to_json(of)
-            for field, of in self.space.items()
-        }
-        run = to_json(config_lib.upgraded(self.run.to_dict()))
-        there = begun(self.study, where)
-        if there is None:
-            self.study.set_user_attr('space', space)
-            self.study.set_user_attr('config', run)
-            return
-        for key, same in (
-            ('space', there[0] == space),
-            ('run', to_json(config_lib.upgraded(there[1])) == run),
-        ):
-            if not same:
-                raise UserError(
-                    f'{self.workdir} holds a search with another {key}; choose '
-                    'another --workdir, or undo the change'
+    def _opened(self, storage: str, path: epath.Path) -> Any:
+        """Optuna's study, new or the one that is there; nothing is written before it is checked."""
+        where = storage or journal(path)
+        title = f'{self.name} of {self.workdir.name}'
+        with _told(storage):
+            there = title in self.optuna.get_all_study_names(where)
+            study: Any = self.optuna.load_study(study_name=title, storage=where) if there else None
+        new = not there or not _is_same(self, study, '--storage' if storage else path)
+        if not storage:
+            drop_half_line(path)
+        if not there:  # `create_study` would write a line
+            with _told(storage):
+                study = self.optuna.create_study(
+                    study_name=title, storage=where, direction='maximize', load_if_exists=True
                 )
-        check_trials(self.study, self.space, where)
+        if new:
+            space, run = _began_with(self)
+            study.set_user_attr('config', run)
+            study.set_user_attr('space', space)  # the last: `begun` looks for it
+        return study
 
     def others(self) -> list[str]:
         """The runs that the searched one names, with what those name."""
@@ -203,22 +191,7 @@ class Search:
                     raise Stopped from None
 
     def _ask(self, trials: int) -> list[Any]:
-        """The next trials: those this worker left unfinished, then new ones."""
-        module = self.optuna
-        there = self.study.get_trials(deepcopy=False)
-        running = [t for t in there if t.state == module.trial.TrialState.RUNNING]
-        mine = [t for t in running if t.user_attrs.get('worker', self.worker) == self.worker]
-        batch = [module.trial.Trial(self.study, t._trial_id) for t in mine[: self.together]]
-        while len(batch) < self.together and len(there) < trials:
-            # What a trial tries depends on those before it alone, wherever a search was cut off.
-            self.study.sampler = module.samplers.TPESampler(
-                seed=len(there), n_startup_trials=max(self.together, 10), constant_liar=True
-            )
-            trial = self.study.ask(self.space)
-            trial.set_user_attr('worker', self.worker)
-            batch.append(trial)
-            there = self.study.get_trials(deepcopy=False)
-        return batch
+        return ask(self.study, self.space, self.worker, self.together, trials)
 
     def config_of(self, params: Mapping[str, Any]) -> ConfigDict:
         run = self.run.copy_and_resolve_references()
@@ -244,8 +217,10 @@ class Search:
             step: int, validated: Mapping[tuple[str, int], Mapping[str, Any]]
         ) -> set[tuple[str, int]]:
             for name, trial in names.items():
-                values = [val['top1'] for (run, _), val in validated.items() if run == name]
-                if values and _report(self.study, trial, step, statistics.mean(values)):
+                runs = dict(zip(self.run.seeds, _runs(self, trial), strict=True))
+                top1 = {s: val['top1'] for (run, s), val in validated.items() if run == name}
+                mean = validation(top1, runs, step)
+                if mean is not None and is_pruned(self.study, trial, step, mean):
                     pruned.add(trial.number)
             return {(name, seed) for name, seed in validated if names[name].number in pruned}
 
@@ -335,6 +310,36 @@ def _study(search: Search, group: Sequence[Any]) -> Study:
     for name, trial in zip(names, group, strict=True):
         config.runs[name] = search.config_of(trial.params)
     return Study(config, search.workdir, names, {'trials': tuple(names)})
+
+
+def _began_with(search: Search) -> tuple[dict[str, Any], Any]:
+    """(space, config of the run) as they are recorded."""
+    as_json = optuna().distributions.distribution_to_json
+    space = {field: as_json(of) for field, of in search.space.items()}
+    return space, to_json(config_lib.upgraded(search.run.to_dict()))
+
+
+def _is_same(search: Search, study: Any, where: object) -> bool:
+    """False for a search that was cut off before it recorded what it began with.
+
+    Raises:
+      UserError: if it began with another space or run.
+    """
+    there = begun(study, where)
+    if there is None:
+        return False
+    space, run = _began_with(search)
+    for key, same in (
+        ('space', there[0] == space),
+        ('run', to_json(config_lib.upgraded(there[1])) == run),
+    ):
+        if not same:
+            raise UserError(
+                f'{search.workdir} holds a search with another {key}; choose '
+                'another --workdir, or undo the change'
+            )
+    check_trials(study, search.space, where)
+    return True
 
 
 def _runs(search: Search, trial: Any) -> list[RunDirectory]:

@@ -17,8 +17,8 @@ from kd_jax.search_space import optuna
 
 
 def journal(path: epath.Path) -> Any:
-    """Optuna's storage in the file `path`. The half of a line with which a power failure left it
-    is dropped.
+    """Optuna's storage in the file `path`. It leaves out the half of a line with which a power
+    failure left the file, but must not write before `drop_half_line`.
 
     Raises:
       UserError: for anything else than a journal; nothing of it is changed.
@@ -28,7 +28,19 @@ def journal(path: epath.Path) -> Any:
     if os.path.lexists(name):
         if not os.path.isfile(name):
             raise _no_journal(path, 'it is no regular file')
-        lock = storages.journal.JournalFileSymlinkLock(name)
+        _checked(path)
+    try:
+        return storages.JournalStorage(storages.journal.JournalFileBackend(name))
+    except Exception as error:  # of any type, where a line lacks what its operation needs
+        why = f'Optuna cannot go through it: {type(error).__name__}'
+        raise _no_journal(path, why) from error
+
+
+def drop_half_line(path: epath.Path) -> None:
+    """Ends the file `path`, a journal, if it is there, after its last whole line."""
+    name = os.fspath(path)
+    if os.path.exists(name):
+        lock = optuna().storages.journal.JournalFileSymlinkLock(name)
         lock.acquire()  # another worker may be writing a line
         try:
             whole = _checked(path)
@@ -36,11 +48,6 @@ def journal(path: epath.Path) -> Any:
                 os.truncate(name, whole)
         finally:
             lock.release()
-    try:
-        return storages.JournalStorage(storages.journal.JournalFileBackend(name))
-    except Exception as error:  # of any type, where a line lacks what its operation needs
-        why = f'Optuna cannot go through it: {type(error).__name__}'
-        raise _no_journal(path, why) from error
 
 
 def begun(study: Any, where: object) -> tuple[dict[str, Any], dict[str, Any]] | None:
@@ -65,6 +72,7 @@ def check_trials(study: Any, space: Mapping[str, Any], where: object) -> None:
     """Raises `UserError` for a trial of something else than `space`."""
     try:
         trials = study.get_trials(deepcopy=False)
+        optuna().create_study().add_trials(trials)  # which checks each
     except Exception as error:  # of any type, as above
         raise _no_journal(where, f'its trials: {type(error).__name__}') from error
     for trial in trials:

@@ -108,7 +108,13 @@ def _check_variables(
     """Raises `UserError` unless the variables are those of the model that the run records."""
     plain = network.model.clone(fast=False)  # traced in half the time
     image = jax.ShapeDtypeStruct((1, *info.image_shape), jnp.float32)
-    wanted = jax.eval_shape(partial(plain.init, train=False), jax.random.key(0), image)
+    try:
+        wanted = jax.eval_shape(partial(plain.init, train=False), jax.random.key(0), image)
+    except UserError as error:
+        raise UserError(
+            f'{run.path / "config.json"} has a model that cannot see its images ({error}); delete '
+            f'{run.path} and run its study again'
+        ) from error
     here, there = (
         {path: np.shape(x) for path, x in flax.traverse_util.flatten_dict(dict(tree)).items()}
         for tree in (wanted, variables)

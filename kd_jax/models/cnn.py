@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from kd_jax.models import layers
-from kd_jax.models.common import Classifier, ConvBN, Features, odd, run_stage, scaled
+from kd_jax.models.common import Classifier, ConvBN, Features, check_size, odd, run_stage, scaled
 from kd_jax.models.layers import Setting
 from kd_jax.models.pooling import max_pool
 
@@ -24,6 +24,7 @@ class CNN(Classifier, kw_only=True):
     kernel: int = odd(3)
 
     def backbone(self, x: jax.Array, setting: Setting, train: bool) -> Features:
+        check_size(x, 4, 'cnn')
         features: Features = {}
         for stage, channels in enumerate((32, 64), start=1):
             make = partial(ConvBN, act=None, norm=False, setting=setting, name=f'stage{stage}')

@@ -79,6 +79,7 @@ def subjects(folder):
         '--space=objective.kl.tau=1..16 log; optim.learning_rate=0.00001..0.1 log',
         '--trials=6',
         '--together=4',  # the second batch may be pruned
+        '--config.runs.student.seeds=(0,1)',
         '--config.runs.student.epochs=3.',
     )
     found = (

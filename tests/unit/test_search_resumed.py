@@ -1,5 +1,6 @@
 """A search that was cut off, or whose files were damaged, decides as it would have."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -7,9 +8,10 @@ from drill import outcome
 from helpers import random_splits, save_npz
 from studies import search_of
 
-from kd_jax import search, train
+from kd_jax import search, search_trials, train
 from kd_jax.errors import UserError
 from kd_jax.train_log import Progress
+from kd_jax.workdir import RunDirectory
 
 
 @pytest.fixture(scope='module')
@@ -28,12 +30,60 @@ def test_a_validation_is_told_once_and_decides_again_where_the_search_was_cut_of
         trial.report(0.75, 20)
         found.study.tell(trial, 0.5)
     (trial,) = found._ask(5)
-    assert not search._report(found.study, trial, 10, 0.5)
-    assert search._report(found.study, trial, 20, 0.25)
-    assert search._report(found.study, trial, 20, 0.25)  # after a kill, from the checkpoint
-    assert not search._report(found.study, trial, 10, 0.5)  # from the one before
+    assert not search_trials.is_pruned(found.study, trial, 10, 0.5)
+    assert search_trials.is_pruned(found.study, trial, 20, 0.25)
+    assert search_trials.is_pruned(
+        found.study, trial, 20, 0.25
+    )  # after a kill, from the checkpoint
+    assert not search_trials.is_pruned(found.study, trial, 10, 0.5)  # from the one before
     known = found.study.get_trials(deepcopy=False)[4].intermediate_values
     assert known == {10: 0.5, 20: 0.25}
+
+
+def test_a_trial_that_lost_its_values_gets_those_that_it_would_have_had(data, tmp_path):
+    """A kill comes after any line of the journal: what is asked then is what would have been."""
+    space = 'objective.kl.tau=1..16 log; optim.learning_rate=0.01..1; objective.kl.weight=0.5'
+    whole = search_of(data, tmp_path / 'whole', space, together=2)
+
+    def tried(found):
+        return [trial.params for trial in found.study.get_trials(deepcopy=False)]
+
+    while batch := whole._ask(14):
+        for trial in batch:
+            whole.study.tell(trial, trial.params['objective.kl.tau'] / 16)
+    lines = (tmp_path / 'whole/search.journal').read_bytes().splitlines(keepends=True)
+    created = [k for k, line in enumerate(lines) if json.loads(line)['op_code'] == 4]
+    assert len(created) == len(tried(whole)) == 14
+    for number in (1, 12):  # tried at random, and after those before it
+        for count in range(5):
+            place = tmp_path / f'{number}_{count}'
+            place.mkdir()
+            kept = b''.join(lines[: created[number] + count])
+            kept = kept.replace(b'student of whole', f'student of {place.name}'.encode())
+            (place / 'search.journal').write_bytes(kept)
+            found = search_of(data, place, space, together=2)
+            found._ask(14)
+            assert tried(found) == tried(whole)[: number // 2 * 2 + 2]
+
+
+def test_no_trial_joins_a_batch_that_has_begun(data, tmp_path):
+    """Trials of one batch know nothing of each other's ends."""
+    found = search_of(data, tmp_path, together=3)
+    found.study.tell(found._ask(9)[0], 0.5)
+    assert [trial.number for trial in found._ask(9)] == [1, 2]
+
+
+def test_the_validation_of_a_trial_is_that_of_all_its_seeds(tmp_path):
+    """Also where a kill came between their saves."""
+    runs = {seed: RunDirectory(tmp_path / f'seed{seed}') for seed in (0, 1)}
+    runs[0].path.mkdir()
+    assert search_trials.validation({}, runs, 5) is None
+    assert search_trials.validation({0: 0.25}, runs, 5) is None
+    assert search_trials.validation({0: 0.25, 1: 0.75}, runs, 5) == 0.5
+    lines = [{'step': step, 'split': 'val', 'top1': step / 10} for step in (5, 10)]
+    runs[0].metrics.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    assert search_trials.validation({1: 1.0}, runs, 5) == 0.75
+    assert search_trials.validation({1: 1.0}, runs, 15) is None
 
 
 @pytest.mark.parametrize(('begun', 'expected'), [(True, 'RUNNING'), (False, 'FAIL')])

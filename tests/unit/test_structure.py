@@ -45,7 +45,7 @@ LAYERS = (
     ('divergence', 'train_log', 'train', 'report'),
     ('study',),
     ('main', 'evaluate', 'search_space', 'search_report', 'soft_targets', 'zoo'),
-    ('search_check', 'search_journal'),
+    ('search_check', 'search_journal', 'search_trials'),
     ('search',),
     ('__main__',),
 )

@@ -299,6 +299,7 @@ REFUSED_WHEN_CALLED = [
             ('cifar_vgg8', 'this VGG, for images 64 pixels high,', 16, (64, 15)),
             ('inception_v3', 'Inception-v3', 75, (75, 74)),
             ('googlenet', 'GoogLeNet', 15, (15, 14)),
+            ('cnn', 'cnn', 4, (4, 3)),
         )
     ),
 ]
