@@ -18,7 +18,7 @@ from kd_jax.data import Dataset
 from kd_jax.data.views import Views
 from kd_jax.errors import UserError, unknown
 from kd_jax.fields import MOST_WHOLE
-from kd_jax.initialization import objective_plans, student_plans
+from kd_jax.initialization import check_foreign, objective_plans, student_plans
 from kd_jax.models import initial
 from kd_jax.models.common import param_count
 from kd_jax.monitor import warn
@@ -103,6 +103,7 @@ def run_spec(
     timing = _timing(run, len(dataset.train), parallel, steps_per_dispatch)
     step, targets = _step(name, run, dataset, teachers, settings, timing, parallel)
     plans = student_plans(step, dataset)
+    check_foreign(step, plans, settings.freeze, parallel.axis_name)
     _check_heads(name, run, step.objective, plans)
     _check_memory(name, plans['student'].shapes)
     plans |= objective_plans(step, dataset, plans)

@@ -188,7 +188,7 @@ class Checkpoints:
             raise Damaged('does not match its checksum')
         try:
             msgspec.convert(meta, self._record)
-        except msgspec.ValidationError as error:
+        except (msgspec.ValidationError, UnicodeError) as error:
             raise Damaged(f'has a record of another kind ({error})') from error
         return items.state, meta
 

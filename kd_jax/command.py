@@ -13,8 +13,13 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
+from kd_jax import own
 from kd_jax.errors import UserError, called, fail, unknown
 from kd_jax.fields import RENAMED
+
+_TRUST = flags.DEFINE_boolean(
+    'trust', False, 'Import the code (models, losses, data) that workdirs name'
+)
 
 
 def stock() -> dict[str, Path]:
@@ -38,8 +43,11 @@ def parse(argv: list[str], about: str = '') -> list[str]:
         print(f'{about.strip()}\n\n{_flags_in_words(argv[0])}')
         sys.exit(0)
     argv = [_with_stock(one, before) for one, before in zip(argv, ['', *argv], strict=False)]
+    own.search_in(Path.cwd())
     for name in ('config', 'data'):
         path, _ = _given(name, argv[1:])
+        if path:
+            own.search_in(Path(path).absolute().parent)
         if path and Path(path).exists() and not Path(path).is_file():
             fail(f'--{name}={path} is no file; name one such as configs/digits.py')
     logging.disable(logging.WARNING)  # what ml_collections says of a config that returns nothing
@@ -62,6 +70,8 @@ def parse(argv: list[str], about: str = '') -> list[str]:
 
 def load_config(name: str = 'config') -> ConfigDict:
     """The study that the flag `name` gives; a file that cannot be read is one sentence."""
+    if _TRUST.value:
+        own.trust_workdirs()
     if not flags.FLAGS[name].present:
         fail(f'--{name} is missing; give it, such as --{name}=configs/digits.py')
     path = config_flags.get_config_filename(flags.FLAGS[name])

@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from kd_jax import data, objectives, optim
+from kd_jax import data, objectives, optim, own
 from kd_jax.data import augment
 from kd_jax.errors import UserError
 from kd_jax.fields import (
@@ -24,10 +24,10 @@ from kd_jax.fields import (
     names,
     number,
     optional,
-    own,
     several,
     text,
 )
+from kd_jax.fields import own as fields_of
 from kd_jax.networks import PRECISIONS
 
 # What a family allows stands on its own field; see `kd_jax.models.build`.
@@ -183,12 +183,16 @@ def study() -> ConfigDict:
     return c
 
 
-def run(of: ConfigDict, model: str, objective: ConfigDict | None = None) -> ConfigDict:
-    """A run of the study `of` that trains `model`; without an objective, on the labels alone."""
+def run(
+    of: ConfigDict, model: str | Mapping[str, Any], objective: ConfigDict | None = None
+) -> ConfigDict:
+    """A run of the study `of` that trains `model`, a name or a mapping of `name` and other fields;
+    without an objective, on the labels alone.
+    """
     c = _group(Run)
     for group in ('model', 'optim'):
         c[group] = _group(GROUPS[group])
-    c.model.name = model
+    c.model.update({'name': model} if isinstance(model, str) else model)
     # one entry a loss, under a label of your own
     c.objective = labels() if objective is None else objective
     for group in ('data', 'augment'):
@@ -202,7 +206,7 @@ def _group(cls: type) -> ConfigDict:
     """The fields of a record as a config, those without a default of their own
     as placeholders of their type.
     """
-    fields = own(cls)
+    fields = fields_of(cls)
     usual = {
         name: placeholder(type(f.metadata['example'])) if f.default is None else f.default
         for name, f in fields.items()
@@ -259,8 +263,11 @@ def term(name: str, **fields: Any) -> ConfigDict:
     overridden on the command line.
 
     It stands in an objective under its own name, or under a label of yours:
-    `objective.kl_late = term('kl', tau=1.0)`.
+    `objective.kl_late = term('kl', tau=1.0)`. A name such as 'mylosses:jsd' means a loss of your
+    own, see `kd_jax.objectives.foreign`.
     """
+    if own.is_own(name):
+        own.trust([name])
     return ConfigDict({'loss': name} | objectives.defaults(name) | fields)
 
 

@@ -5,10 +5,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from kd_jax import objectives
+from kd_jax import objectives, own
 from kd_jax.config import GROUPS, VALUES, Model, Run, Shared, Study
 from kd_jax.errors import UserError, unknown
-from kd_jax.fields import RENAMED, check, own
+from kd_jax.fields import RENAMED, check
+from kd_jax.fields import own as fields_of
 
 # A field -> when it has an effect: in words, and asked of the run.
 _SWITCHES: dict[str, tuple[str, Callable[[ConfigDict], bool]]] = {
@@ -63,7 +64,7 @@ def without_effect(runs: Mapping[str, ConfigDict]) -> list[str]:
         for path, (words, has_effect) in _SWITCHES.items():
             group, _, field = path.rpartition('.')
             value = run[group][field] if group else run[field]
-            default = own(GROUPS[group] if group else Run)[field].default
+            default = fields_of(GROUPS[group] if group else Run)[field].default
             if value != default and not has_effect(run):
                 found.setdefault(f'{path} is {value!r}{_NO_EFFECT}{words}', []).append(name)
         for label, loss in run.objective.items():
@@ -78,37 +79,39 @@ def without_effect(runs: Mapping[str, ConfigDict]) -> list[str]:
 
 def check_study(config: ConfigDict) -> None:
     """Raises `UserError` for a field of the study, its runs apart, that is unknown
-    or whose value is not allowed.
+    or whose value is not allowed. What it names of the user's own may be imported then.
     """
     groups = ('data', 'augment', 'teachers', 'runs')
-    _check_names('the study', config, [*groups, *own(Shared), *own(Study)])
+    _check_names('the study', config, [*groups, *fields_of(Shared), *fields_of(Study)])
     for cls in (Shared, Study):
-        _check(cls, {name: config[name] for name in own(cls)}, '')
+        _check(cls, {name: config[name] for name in fields_of(cls)}, '')
     for group in ('teachers', 'runs'):
         _mapping(config[group], group)
     for group in ('data', 'augment'):
         _check(GROUPS[group], _mapping(config[group], group), group)
+    own.trust([config.data.source])
 
 
 def check_run(name: str, run: ConfigDict) -> None:
     """Raises `UserError` for a field of a run that is unknown or whose value is
-    not allowed, whatever the data.
+    not allowed, whatever the data. As `check_study`.
     """
     path = f'runs.{name}'
-    _check_names(path, _mapping(run, path), [*own(Run), *own(Shared), *GROUPS, 'objective'])
+    _check_names(
+        path, _mapping(run, path), [*fields_of(Run), *fields_of(Shared), *GROUPS, 'objective']
+    )
     for cls in (Shared, Run):
-        _check(cls, {key: run[key] for key in own(cls)}, path)
+        _check(cls, {key: run[key] for key in fields_of(cls)}, path)
     for group, record in GROUPS.items():
         given = _mapping(run[group], f'{path}.{group}')
         if record is Model:  # a family may have more fields, which `kd_jax.models.build` knows
-            given = {key: given[key] for key in own(Model) if key in given}
+            given = {key: given[key] for key in fields_of(Model) if key in given}
         _check(record, given, f'{path}.{group}')
+    own.trust([run.data.source, run.model.name, run.peer])
     for label, given in _mapping(run.objective, f'{path}.objective').items():
-        loss = objectives.loss_of(label, _mapping(given, f'{path}.objective.{label}'))
-        # otherwise `objectives.build` says how a label is written
-        if loss in objectives.OBJECTIVES:
-            fields = {key: value for key, value in given.items() if key != 'loss'}
-            check(objectives.OBJECTIVES[loss], fields, f'{path}.objective.{label}')
+        where = f'{path}.objective.{label}'
+        own.trust([objectives.loss_of(label, _mapping(given, where))])
+        objectives.check(label, given, where)
     for teacher in run.teachers:
         if teacher in VALUES:
             raise UserError(
@@ -122,8 +125,8 @@ def _check(cls: type, given: Mapping[str, Any], path: str) -> None:
     default is None a value may be.
     """
     check(cls, given, path)
-    _check_names(path, given, own(cls))
-    for name, of in own(cls).items():
+    _check_names(path, given, fields_of(cls))
+    for name, of in fields_of(cls).items():
         if given[name] is None and of.default is not None:
             raise UserError(
                 f'{path}{"." if path else ""}{name} is None; it must '

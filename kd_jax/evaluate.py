@@ -3,12 +3,13 @@
 import json
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from etils import epath
 
 from kd_jax import config as config_lib
-from kd_jax import data, runtime, trained
+from kd_jax import data, own, runtime, trained
 from kd_jax.errors import Parser, UserError, told_to_the_user
 from kd_jax.evaluation import evaluate
 from kd_jax.networks import Ensemble
@@ -87,9 +88,15 @@ def main() -> None:
         help='<workdir>/<run>/seed<k>, or <workdir>/<run> for its first seed; any number',
     )
     parser.add_argument('--split', default='test', choices=('train', 'val', 'test'))
+    parser.add_argument(
+        '--trust', action='store_true', help='import the code (models, data) that a workdir names'
+    )
     arguments = parser.parse_args()
     with told_to_the_user():
         runtime.prepare()
+        own.search_in(Path.cwd())
+        if arguments.trust:
+            own.trust_workdirs()
         print(json.dumps(evaluate_together(arguments.workdir, arguments.split), indent=1))
 
 

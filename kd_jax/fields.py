@@ -36,18 +36,21 @@ class Limit(NamedTuple):
 def field(
     default: Any,
     allowed: Callable[[Any], bool],
-    words: str,
+    words: str = '',
     *,
     sweep: bool = False,
     example: Any = None,
+    known: tuple[str, ...] = (),
 ) -> Any:
     """A field with a range of its own.
 
     sweep: its value may be a number that only a running step knows, so that
       another value compiles nothing.
+    known: names that it allows, among others; words follow from them.
     example: a value of its type, where the default (None, or an empty tuple) does not tell it.
     """
-    return _field(default, Limit(allowed, words), sweep, example)
+    words = words or ' or '.join(map(repr, known))
+    return _field(default, Limit(allowed, words, known), sweep, example)
 
 
 def _field(default: Any, limit: Limit, sweep: bool = False, example: Any = None) -> Any:

@@ -2,7 +2,7 @@
 before the first step.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ import numpy as np
 
 from kd_jax import trained
 from kd_jax.data import Dataset
-from kd_jax.models import Output, initial
+from kd_jax.models import Foreign, Output, initial
 from kd_jax.monitor import warn
 from kd_jax.networks import Network, variables_of
 from kd_jax.spec import OBJECTIVE_OF, Job, StepSpec, TeacherSpec, TrainState
@@ -40,6 +40,26 @@ def student_plans(step: StepSpec, dataset: Dataset) -> dict[str, initial.Plan]:
         return initial.Plan(lambda key: network.model.init_with_output(key, image, train=False))
 
     return {role: plan(network) for role, network in step.students.items()}
+
+
+def check_foreign(
+    step: StepSpec, plans: Mapping[str, initial.Plan], freeze: Sequence[str], axis_name: str | None
+) -> None:
+    """Tells what models of the user's own lack that those of the zoo have."""
+    for role, network in step.students.items():
+        model = network.model
+        if not isinstance(model, Foreign) or 'batch_stats' not in plans[role].shapes:
+            continue
+        if axis_name and 'axis_name' not in model.takes:
+            warn(
+                f'{model.title} has BatchNorm but no field axis_name: each device normalises with '
+                "its share of the batch; give it one, or set config.parallel='jit'"
+            )
+        if freeze:
+            warn(
+                f'{model.title} has BatchNorm that optim.freeze cannot stop: its running '
+                'statistics go on changing'
+            )
 
 
 def objective_plans(

@@ -20,7 +20,8 @@ from kd_jax.config import Run
 from kd_jax.config_check import check_study
 from kd_jax.data.views import Views
 from kd_jax.errors import UserError, fail, told_to_the_user
-from kd_jax.fields import checked, own
+from kd_jax.fields import checked
+from kd_jax.fields import own as fields_of
 from kd_jax.monitor import say
 from kd_jax.parallel import Parallel
 from kd_jax.workdir import RunDirectory, find_run, matches
@@ -46,7 +47,7 @@ def _runs(path: epath.Path) -> list[RunDirectory]:
 
 def _kind(config: ConfigDict, dataset: data_lib.Dataset) -> extraction.Kind:
     """What the flags ask to keep."""
-    limits, augment, wanted = own(Run), dict(config.augment), _VIEWS.value
+    limits, augment, wanted = fields_of(Run), dict(config.augment), _VIEWS.value
     if wanted == 'live' or not limits['soft_targets'].metadata['limit'].allowed(wanted):
         raise UserError(
             f"--views is {wanted!r}; it must be 'exact' or a number of views, such as '8'"

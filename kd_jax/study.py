@@ -7,7 +7,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from kd_jax import build, executors, extraction, jobs, parallel, report, runtime, trained
+from kd_jax import build, executors, extraction, jobs, own, parallel, report, runtime, trained
 from kd_jax import config as config_lib
 from kd_jax.config_check import check_run, check_study
 from kd_jax.errors import UserError
@@ -60,6 +60,7 @@ class Study:
                     mend_log(directory)
                 for seed in reversed(self.library.unfinished(name)):
                     self._check(group, name, seed)
+        own.tell(say if parallel.is_main() else str)
 
     def _check(self, group: str, name: str, seed: int) -> None:
         run = self.plan.runs[name]

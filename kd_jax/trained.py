@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from kd_jax import checkpoint, config, models, pretrained
+from kd_jax import checkpoint, config, models, own, pretrained
 from kd_jax.data import DatasetInfo
 from kd_jax.errors import UserError
 from kd_jax.networks import Network
@@ -91,6 +91,8 @@ def load(run: RunDirectory) -> Trained:
     try:
         network = build_network(fields['model'], info, fields['precision'], resize=True)
     except UserError as error:
+        if own.is_own(fields['model'].get('name')):
+            raise UserError(f'{run.path}: {error}') from error
         raise UserError(
             f'{run.path / "config.json"} names no model of this version ({error}); delete '
             f'{run.path} and run its study again'

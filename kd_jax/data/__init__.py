@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from kd_jax.data import arrays
+from kd_jax import own
+from kd_jax.data import arrays, foreign
 from kd_jax.data.arrays import Raw
 from kd_jax.data.dataset import ArraySource, Dataset, DatasetInfo
 from kd_jax.errors import UserError, renamed
-from kd_jax.fields import check, choice, is_number, number, several, text
+from kd_jax.fields import check, field, is_number, number, several, text
 
 _CHUNK = 4096  # images counted at once when the mean is taken; bounds the temporary memory
 
@@ -38,11 +39,16 @@ def _in_0_to_1(value: Any) -> bool:
     return is_number(value) and 0 <= value <= 1
 
 
+def _is_source(value: Any) -> bool:
+    return value in SOURCES or own.is_own(value)
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """The fields `data` of a study and of a run."""
 
-    source: str = choice('digits', *SOURCES)  # 'idx': MNIST's format
+    # 'idx': MNIST's format; or a function of your own, such as 'mydata:load'
+    source: str = field('digits', _is_source, known=tuple(SOURCES))
     name: str = text()  # TFDS name, such as 'cifar10'
     path: str = text()  # directory or file; '' = the source's default
     # share of train that becomes validation where the source has none
@@ -71,7 +77,7 @@ def load(config: Any) -> Dataset:
     config = Settings(
         **check(Settings, config if hasattr(config, 'keys') else vars(config), 'data')
     )
-    raw = SOURCES[config.source](config)
+    raw = foreign.load(config) if own.is_own(config.source) else SOURCES[config.source](config)
     num_classes = _num_classes(raw)
     names = raw.class_names or tuple(str(k) for k in range(num_classes))
     shape = raw.train[0].shape[1:]

@@ -79,6 +79,19 @@ def _read_digits() -> tuple[np.ndarray, np.ndarray]:
     return load_digits().images, load_digits().target
 
 
+def place_of(path: str) -> Path:
+    """Where data is; `UserError` for what the system takes for no path."""
+    try:
+        found = Path(path).expanduser()
+        found.exists()
+    except (OSError, ValueError, RuntimeError) as error:
+        why = getattr(error, 'strerror', None) or error
+        raise UserError(
+            f'data.path {path[:80]!r} cannot be looked at ({why}); correct it'
+        ) from None
+    return found
+
+
 def idx(config: Any) -> Raw:
     """A directory in MNIST's format (yann.lecun.com/exdb/mnist): four files, each plain or `.gz`.
 
@@ -87,7 +100,7 @@ def idx(config: Any) -> Raw:
     Raises:
       UserError: for a missing or damaged file.
     """
-    folder = Path(config.path or FASHION_MNIST).expanduser()
+    folder = place_of(config.path or FASHION_MNIST)
     train, test = (
         (
             _read_idx(_find_idx(folder, part, 'images-idx3')),
@@ -113,7 +126,7 @@ def npz(config: Any) -> Raw:
         raise UserError(
             "data source 'npz' needs a file; give its path with --config.data.path=FILE.npz"
         )
-    path = Path(config.path).expanduser()
+    path = place_of(config.path)
     if path.exists() and not path.is_file():
         raise UserError(f'{path} is no regular file; correct --config.data.path')
     try:

@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from kd_jax import fields
+from kd_jax import fields, own
 from kd_jax.errors import UserError, unknown
+from kd_jax.models import foreign
 from kd_jax.models.cnn import CNN
 from kd_jax.models.common import Classifier, Output
 from kd_jax.models.efficientnet import EfficientNet
+from kd_jax.models.foreign import Foreign
 from kd_jax.models.googlenet import GoogLeNet
 from kd_jax.models.inception import InceptionV3
 from kd_jax.models.mobilenet import CifarMobileNetV2, MobileNetV1, MobileNetV2
@@ -127,9 +129,10 @@ def family(name: str) -> type[Classifier]:
     return cls
 
 
-def build(name: str, num_classes: int, **overrides: Any) -> Classifier:
+def build(name: str, num_classes: int, **overrides: Any) -> Classifier | Foreign:
     """The model called `name` with `num_classes` outputs; an override of None
-    keeps the variant's own value.
+    keeps the variant's own value. A name such as 'mynets:TinyNet' means a module of the user's, see
+    `kd_jax.models.foreign`.
 
     Raises:
       UserError: for a name that is not in `MODELS` (one that the literature uses for several
@@ -137,6 +140,9 @@ def build(name: str, num_classes: int, **overrides: Any) -> Classifier:
         `width` that leaves a layer without channels, or a head at a stage that does not exist,
         raises it when the model is first called.
     """
+    if own.is_own(name):
+        chosen = {key: value for key, value in overrides.items() if value is not None}
+        return foreign.build(name, num_classes, **chosen)
     if len(FORMS.get(name, ())) == 1:
         raise UserError(f'{name!r} is called {FORMS[name][0]!r} here')
     if name in FORMS:
@@ -157,4 +163,4 @@ def build(name: str, num_classes: int, **overrides: Any) -> Classifier:
     return MODELS[name](num_classes=num_classes, **chosen)
 
 
-__all__ = ['FORMS', 'MODELS', 'Classifier', 'Output', 'build', 'family']
+__all__ = ['FORMS', 'MODELS', 'Classifier', 'Foreign', 'Output', 'build', 'family']

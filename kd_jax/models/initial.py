@@ -69,6 +69,13 @@ def param(module: nn.Module, name: str, start: Start, shape: Sequence[int]) -> j
     return module.param(name, start, tuple(shape))
 
 
+def starts_by_itself() -> None:
+    """Called in a module whose parameters are not made by `param`, whatever they are called."""
+    record = _recorded.get()
+    if record is not None:
+        record[()] = Constant(0.0)
+
+
 @contextlib.contextmanager
 def _recording() -> Iterator[dict[tuple[str, ...], Start]]:
     record: dict[tuple[str, ...], Start] = {}
@@ -94,7 +101,8 @@ class Plan:
         self.shapes = flax.core.unfreeze(shapes)
         self._init = init
         flat = flax.traverse_util.flatten_dict(self.shapes)
-        self._starts = {path: record.get(path[1:], KNOWN.get(path[-1])) for path in flat}
+        known = {} if () in record else KNOWN
+        self._starts = {path: record.get(path[1:], known.get(path[-1])) for path in flat}
 
     def draw(self, seed: Sequence[int]) -> dict[str, Any]:
         """The variables as NumPy arrays; a parameter's values depend on

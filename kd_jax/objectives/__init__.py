@@ -4,8 +4,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from kd_jax import fields
+from kd_jax import fields, own
 from kd_jax.errors import UserError, renamed, unknown
+from kd_jax.objectives import foreign
 from kd_jax.objectives.common import Loss, Objective, ensemble_logits
 from kd_jax.objectives.contrast import CRD
 from kd_jax.objectives.features import AB, AT, FSP, FT, NST, OFD, VID, FitNet, ReviewKD
@@ -61,7 +62,7 @@ def defaults(name: str) -> dict[str, Any]:
     included, and their defaults.
 
     Raises:
-      UserError: for a name that is not in `OBJECTIVES`.
+      UserError: for a name that is neither in `OBJECTIVES` nor one of the user's own.
     """
     return fields.defaults(_known(name))
 
@@ -74,6 +75,8 @@ def swept(name: str) -> tuple[str, ...]:
 
 
 def _known(name: str) -> type[Loss]:
+    if own.is_own(name):
+        return foreign.class_of(name)
     if name not in OBJECTIVES:
         raise unknown('objective', name, OBJECTIVES)
     return OBJECTIVES[name]
@@ -89,6 +92,15 @@ def loss_of(label: str, given: Mapping[str, Any]) -> str:
             f'the loss of {label} is {name!r}; it must be one of {", ".join(OBJECTIVES)}'
         )
     return name
+
+
+def check(label: str, given: Mapping[str, Any], path: str) -> None:
+    """Raises `UserError` for a field of the loss under `label`, which stands at `path` in a config,
+    that is unknown or whose value is not allowed. How a label must be written `build` says.
+    """
+    name = loss_of(label, given)
+    if own.is_own(name) or name in OBJECTIVES:
+        fields.check(_known(name), {k: v for k, v in given.items() if k != 'loss'}, path)
 
 
 def build(
@@ -155,7 +167,7 @@ def _loss(label: str, given: Mapping[str, Any], **setting: Any) -> Loss:
             'uses itself: call it kl_late, say'
         )
     name: Any = loss_of(label, given)
-    if not isinstance(name, str) or name not in OBJECTIVES:
+    if not own.is_own(name) and name not in OBJECTIVES:
         error = unknown(
             'objective' if name == label else f'loss of objective.{label}', name, OBJECTIVES
         )
@@ -167,9 +179,8 @@ def _loss(label: str, given: Mapping[str, Any], **setting: Any) -> Loss:
         if hasattr(given, 'keys')
         else given
     )
-    return OBJECTIVES[name](
-        **fields.check(OBJECTIVES[name], values, f'objective.{label}'), **setting
-    )
+    cls = _known(name)
+    return cls(**fields.check(cls, values, f'objective.{label}'), **setting)
 
 
 def _check_teachers(losses: Iterable[tuple[str, Loss]], count: int) -> None:

@@ -12,6 +12,7 @@ from kd_jax.fields import number
 from kd_jax.models.common import Output
 from kd_jax.models.layers import Dense
 from kd_jax.objectives.common import Batch, Loss, gather, temperature, total, unit
+from kd_jax.objectives.matching import pooled
 
 EPSILON = 1e-7
 
@@ -95,8 +96,8 @@ class CRD(Loss):
     @nn.compact
     def __call__(self, student: Output, teacher: Output, batch: Batch) -> jax.Array:
         mine, theirs = (
-            unit(Dense(self.dim, name=f'embed_{name}')(output.features['pooled']))
-            for name, output in (('student', student), ('teacher', teacher))
+            unit(Dense(self.dim, name=f'embed_{name}')(seen))
+            for name, seen in zip(('student', 'teacher'), pooled(student, teacher), strict=True)
         )
         groups = self._groups(batch)
         count = len(groups['order'])

@@ -20,7 +20,7 @@ from kd_jax.models.initial import Constant, param
 from kd_jax.models.layers import Conv
 from kd_jax.models.pooling import adaptive_avg_pool
 from kd_jax.objectives.common import Batch, total, unit
-from kd_jax.objectives.matching import FeatureLoss, as_map, before_activation, same_size
+from kd_jax.objectives.matching import FeatureLoss, as_map, before_activation, pooled, same_size
 
 Layer = Callable[[jax.Array], jax.Array]
 
@@ -328,7 +328,8 @@ class ReviewKD(FeatureLoss):
             for name, other in self.pairs(student, teacher)
         ]
         if not self.student_features and not self.teacher_features:
-            maps.append((as_map(student.features['pooled']), as_map(teacher.features['pooled'])))
+            mine, theirs = pooled(student, teacher)
+            maps.append((as_map(mine), as_map(theirs)))
         width = min(self.mid, maps[-1][0].shape[-1])
         unit_ = partial(ConvBN, act=None, setting=self.setting())
         values, fused = [], None

@@ -57,6 +57,11 @@ def pairs(
             if name not in output.features:
                 raise unknown(f'feature of the {who}', name, output.features)
         sides.append(list(given) or ladder(output.features))
+        if not sides[-1]:
+            raise UserError(
+                f'the {who} returns no feature stage1, stage2, ...; it has '
+                f'{", ".join(output.features) or "none"}: let it return (logits, features)'
+            )
     count = min(map(len, sides))
     named = len(student_names), len(teacher_names)
     for number, side, other in zip(named, sides, reversed(sides), strict=True):
@@ -66,6 +71,17 @@ def pairs(
                 f'{tuple(other)}; name as many in student_features as in teacher_features'
             )
     return list(zip(sides[0][-count:], sides[1][-count:], strict=True))
+
+
+def pooled(student: Output, teacher: Output) -> tuple[jax.Array, jax.Array]:
+    """What the classifiers of both see, `[B, D]`; `UserError` where one does not return it."""
+    for who, output in (('student', student), ('teacher', teacher)):
+        if 'pooled' not in output.features:
+            raise UserError(
+                f"the {who} returns no feature 'pooled', what its classifier sees, [B, D]; let it "
+                "return (logits, {'pooled': ...})"
+            )
+    return student.features['pooled'], teacher.features['pooled']
 
 
 def as_map(x: jax.Array) -> jax.Array:

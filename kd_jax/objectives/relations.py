@@ -15,7 +15,7 @@ from kd_jax.fields import number
 from kd_jax.models.common import Output
 from kd_jax.models.layers import Dense
 from kd_jax.objectives.common import Batch, Loss, first_of_mine, gather, norm, unit
-from kd_jax.objectives.matching import FeatureLoss
+from kd_jax.objectives.matching import FeatureLoss, pooled
 
 
 def _flat(x: jax.Array) -> jax.Array:
@@ -76,8 +76,9 @@ class CC(Loss):
 
     @nn.compact
     def __call__(self, student: Output, teacher: Output, batch: Batch) -> jax.Array:
-        mine = Dense(self.dim, name='student')(student.features['pooled'])
-        return cc(mine, Dense(self.dim, name='teacher')(teacher.features['pooled']), self.axis_name)
+        mine, theirs = pooled(student, teacher)
+        mine = Dense(self.dim, name='student')(mine)
+        return cc(mine, Dense(self.dim, name='teacher')(theirs), self.axis_name)
 
 
 def _products(x: jax.Array, axis_name: str | None) -> jax.Array:
@@ -156,7 +157,7 @@ class RKD(Loss):
     needs_features: ClassVar[bool] = True
 
     def __call__(self, student: Output, teacher: Output, batch: Batch) -> jax.Array:
-        given = student.features['pooled'], teacher.features['pooled'], self.axis_name
+        given = *pooled(student, teacher), self.axis_name
         return self.distance * rkd_distance(*given) + self.angle * rkd_angle(*given)
 
 
@@ -185,4 +186,4 @@ class PKT(Loss):
     needs_features: ClassVar[bool] = True
 
     def __call__(self, student: Output, teacher: Output, batch: Batch) -> jax.Array:
-        return pkt(student.features['pooled'], teacher.features['pooled'], self.axis_name)
+        return pkt(*pooled(student, teacher), self.axis_name)

@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from kd_jax import models
-from kd_jax.errors import unknown
+from kd_jax import models, own
+from kd_jax.errors import UserError, unknown
 from kd_jax.models.efficientnet import EfficientNet
 from kd_jax.models.googlenet import GoogLeNet
 from kd_jax.models.inception import InceptionV3
@@ -97,6 +97,11 @@ def input_of(name: str) -> dict[str, Any] | None:
 
 def family_of(name: str) -> type[models.Classifier]:
     """The class of the model called `name`; `UserError` if there is no such model."""
+    if own.is_own(name):
+        raise UserError(
+            f'PyTorch weights are not known for {name!r}, a model of your own; start from a run or '
+            'a workdir'
+        )
     if name in models.FORMS or name not in models.MODELS:
         models.build(name, 1)  # says what is wrong with it
         raise unknown('model', name, models.MODELS)

@@ -25,7 +25,7 @@ ALL = [
 # A module imports what stands above it here or on its own line, in no circle.
 LAYERS = (
     ('errors', 'markdown', 'signals', 'spread'),
-    ('fields', 'records'),
+    ('fields', 'own', 'records'),
     ('models', 'objectives', 'data', 'metrics', 'optim'),
     (
         'networks',
@@ -51,7 +51,7 @@ LAYERS = (
 )
 LAYER = {module: number for number, modules in enumerate(LAYERS) for module in modules}
 # need these packages alone
-LIGHT = ('errors', 'fields', 'models', 'objectives', 'metrics', 'optim')
+LIGHT = ('errors', 'fields', 'own', 'models', 'objectives', 'metrics', 'optim')
 LIGHT_MAY_IMPORT = {'kd_jax', 'jax', 'flax', 'optax', 'numpy'}
 HEAVY = {
     'tensorflow',

@@ -1,0 +1,222 @@
+"""Modules of the user's own as models: any `flax.linen` module, and `flax.nnx` modules through
+Flax's bridge.
+"""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from kd_jax import own
+from kd_jax.errors import UserError, unknown
+from kd_jax.models import initial
+from kd_jax.models.common import Output
+
+# What says to a module that it trains, and what it is told then.
+_TRAINS = {'train': True, 'training': True, 'is_training': True}
+_RESTS = {'deterministic': False, 'use_running_average': False}
+# By what a constructor calls the number of classes.
+_CLASSES = ('num_classes', 'n_classes', 'num_outputs', 'num_labels')
+_RETURNS = "return the logits, (logits, {'stage1': ..., 'pooled': ...}) or kd_jax.models.Output"
+
+
+class Foreign(nn.Module, kw_only=True):
+    """A module of the user's, called and answering as those of the zoo are: `(image [B, H, W, C],
+    train) -> Output`. Its variables have the paths that it gives them.
+
+    make: makes the module, of the keyword arguments `dtype` and `axis_name` where it `takes` them.
+    title: for sentences. The other fields are those of `Classifier`.
+    """
+
+    make: Callable[..., nn.Module]
+    title: str
+    num_classes: int
+    takes: tuple[str, ...] = ()
+    frozen: tuple[str, ...] = ()
+    fast: bool = True
+    axis_name: str | None = None
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        given = {'dtype': self.dtype, 'axis_name': self.axis_name}
+        self.module = self.make(**{key: given[key] for key in self.takes})
+        nn.share_scope(self, self.module)
+
+    def __call__(self, image: jax.Array, *, train: bool) -> Output:
+        initial.starts_by_itself()
+        if self.dtype != jnp.float32 and 'dtype' not in self.takes:
+            raise UserError(
+                f'{self.title} has no field dtype, so that it computes in float32; take '
+                "precision='float32', or give it one"
+            )
+        answer = self.module(image.astype(self.dtype), **_flags(self.module, self.title, train))
+        output = _output(answer, self.title)
+        logits = output.logits
+        wanted = (image.shape[0], self.num_classes)
+        if jnp.shape(logits) != wanted:
+            raise UserError(
+                f'{self.title} returned logits of shape {jnp.shape(logits)} for '
+                f'{image.shape[0]} images of {self.num_classes} classes; it must be {wanted}'
+            )
+        if not jnp.issubdtype(logits.dtype, jnp.floating):
+            raise UserError(f'{self.title} returned {logits.dtype} logits; they must be float')
+        return output.replace(logits=logits.astype(jnp.float32))  # type: ignore[attr-defined]
+
+
+def build(name: str, num_classes: int, **given: Any) -> Foreign:
+    """The module of the user's called `name`, made with the fields `given`.
+
+    `name` means a class of modules, a function that makes one, or a module.
+
+    Raises:
+      UserError: if there is none, or it has no such field.
+    """
+    title, found = f'model {name!r}', own.load(name, 'model')
+    if isinstance(found, nn.Module):
+        found = functools.partial(_changed, found)
+    if isinstance(found, nnx.Module):
+        raise UserError(f'{title} is an object of flax.nnx; name its class')
+    if not callable(found):
+        raise UserError(f'{title} is {type(found).__name__}; it must be a class of Flax modules')
+    is_nnx = isinstance(found, type) and issubclass(found, nnx.Module)
+    if isinstance(found, type) and not is_nnx and not issubclass(found, nn.Module):
+        raise UserError(f'{title} is a class, but not of flax.linen or flax.nnx modules')
+    fields = _fields(found)
+    fields.pop('rngs', None)
+    for key in given:
+        if key not in fields:
+            raise unknown(f'field of {title}', key, [*fields])
+    classes = [key for key in _CLASSES if key in fields and key not in given]
+    given |= dict.fromkeys(classes, num_classes)
+    missing = [
+        key
+        for key, one in fields.items()
+        if one.default is inspect.Parameter.empty and key not in given
+    ]
+    if missing:
+        raise UserError(f'{title} needs {", ".join(missing)}; give model.{missing[0]}')
+    takes = tuple(key for key in ('dtype', 'axis_name') if key in fields and key not in given)
+    make = functools.partial(_made, found, title, tuple(given.items()))
+    return Foreign(make=make, title=title, num_classes=num_classes, takes=takes)
+
+
+def _fields(of: Any) -> dict[str, inspect.Parameter]:
+    if isinstance(of, functools.partial) and of.func is _changed:
+        found = {f.name: f for f in dataclasses.fields(of.args[0]) if f.init}
+        kind = inspect.Parameter.KEYWORD_ONLY
+        return {
+            key: inspect.Parameter(key, kind, default=None)
+            for key in found
+            if key not in ('parent', 'name')
+        }
+    skipped = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return {
+        key: one
+        for key, one in own.parameters(of).items()
+        if key not in ('parent', 'name') and one.kind not in skipped
+    }
+
+
+def _changed(module: nn.Module, **given: Any) -> nn.Module:
+    return module.clone(**given)
+
+
+def _made(found: Any, title: str, given: tuple[tuple[str, Any], ...], **more: Any) -> nn.Module:
+    """The module, inside the one that calls it."""
+    fields = dict(given) | more
+    if isinstance(found, type) and issubclass(found, nnx.Module):
+        make = functools.partial(_with_rngs, found)
+        return _Nnx(nnx_class=make, kwargs=fields, skip_rng='rngs' not in own.parameters(found))
+    module = found(**fields)
+    if not isinstance(module, nn.Module):
+        raise UserError(f'{title} made {type(module).__name__}, which is no Flax module')
+    return module
+
+
+def _with_rngs(cls: Any, rngs: nnx.Rngs | None = None, **fields: Any) -> Any:
+    """A module of `flax.nnx`; streams of random numbers that it lacks are those of `params`."""
+    if rngs is None:
+        return cls(**fields)
+    streams = {name: rngs[name]() for name in ('default', 'params', 'dropout') if name in rngs}
+    return cls(**fields, rngs=nnx.Rngs(**{'default': streams.get('params', 0), **streams}))
+
+
+class _Nnx(nnx.bridge.ToLinen):
+    """A module of `flax.nnx` as one of `flax.linen`: `train` sets what `nnx.Module.train` and
+    `eval` set.
+    """
+
+    def __call__(self, image: jax.Array, train: bool) -> Any:  # type: ignore[override]
+        def call(module: nnx.Module, x: jax.Array) -> Any:
+            (module.train if train else module.eval)()
+            state = nnx.state(module, nnx.Not(nnx.RngState))
+            nnx.update(module, jax.tree.map(jnp.asarray, state))  # of NumPy's it would write into
+            return module(x, **_flags(module, type(module).__name__, train))
+
+        return super().__call__(image, nnx_method=call)
+
+
+def _flags(module: Any, title: str, train: bool) -> dict[str, bool]:
+    """The keyword argument that tells a module whether it trains."""
+    if isinstance(module, _Nnx):
+        return {'train': train}
+    parameters = [*own.parameters(type(module).__call__).values()]
+    for one in parameters[1:]:
+        if one.name in _TRAINS:
+            return {one.name: train}
+        if one.name in _RESTS:
+            return {one.name: not train}
+    needed = [one.name for one in parameters[1:] if one.default is inspect.Parameter.empty]
+    needed = [
+        one.name
+        for one in parameters[1:]
+        if one.name in needed
+        and one.kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    ]
+    if needed:
+        raise UserError(
+            f'{title} is called with (image, {", ".join(needed)}); it must be (image), or '
+            '(image, train)'
+        )
+    return {}
+
+
+def _output(answer: Any, title: str) -> Output:
+    if isinstance(answer, Output):
+        return answer
+    if isinstance(answer, jax.Array):
+        return Output(answer, {})
+    if isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[0], jax.Array):
+        logits, features = answer
+        if isinstance(features, jax.Array):
+            features = {'pooled': features}
+        if isinstance(features, Mapping) and all(
+            isinstance(key, str) and isinstance(x, jax.Array) for key, x in features.items()
+        ):
+            return Output(logits, _features(dict(features), title))
+    raise UserError(f'{title} returned {_words(answer)}; {_RETURNS}')
+
+
+def _features(features: dict[str, jax.Array], title: str) -> dict[str, jax.Array]:
+    for key, x in features.items():
+        wanted = 2 if key == 'pooled' else 4
+        if x.ndim != wanted and (key == 'pooled' or key.startswith('stage')):
+            raise UserError(
+                f'{title} returned the feature {key} of shape {x.shape}; it must be '
+                f'{"[B, D]" if wanted == 2 else "[B, H, W, C]"}'
+            )
+    if 'pooled' in features:
+        features['pooled'] = features['pooled'].astype(jnp.float32)
+    return features
+
+
+def _words(answer: Any) -> str:
+    if isinstance(answer, (tuple, list)):
+        return f'{type(answer).__name__} of {", ".join(type(one).__name__ for one in answer)}'
+    return type(answer).__name__
