@@ -150,13 +150,18 @@ class Study:
 
 @dataclasses.dataclass(frozen=True)
 class Imported:
-    """A teacher whose weights are a file of PyTorch's, in `study().teachers`."""
+    """A teacher in `study().teachers` that is no run: weights in a file of PyTorch's, or something
+    of the user's own.
+    """
 
+    # such as 'mine:teacher': a function of images [B, H, W, C] in 0..255 that returns logits, or
+    # (Flax module, variables)
+    function: str = text()
     torch: str = text()  # .pth, .pt, .bin, .safetensors: a state dict, or a checkpoint with one
     model: str = text()  # a name in kd_jax.models.MODELS, or a mapping of `name` and overrides
     # 0 = its usual one, or the data's
     size: int = number(0, at_least=0, words='0 (the default) or a side in pixels')
-    # for images in 0..1, as it was trained; () = ImageNet's
+    # for images in 0..1, as it was trained; () = ImageNet's, or of a function none at all
     mean: tuple[float, ...] = several((), is_number, 'numbers, one a channel')
     std: tuple[float, ...] = several((), is_number, 'numbers, one a channel')  # likewise
 
@@ -256,6 +261,11 @@ def _different(fields: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str,
 def imported(torch: str, model: str) -> ConfigDict:
     """A teacher whose weights are a file of PyTorch's; name it in `study().teachers`."""
     return ConfigDict(defaults(Imported) | {'torch': torch, 'model': model})
+
+
+def own_teacher(function: str, **fields: Any) -> ConfigDict:
+    """A teacher of the user's own, see `Imported.function`; name it in `study().teachers`."""
+    return ConfigDict(defaults(Imported) | {'function': function} | fields)
 
 
 def term(name: str, **fields: Any) -> ConfigDict:

@@ -1,14 +1,16 @@
-"""PyTorch weights as teachers of a study:
-`config.teachers.<name> = {'torch': file, 'model': name, ...}`.
+"""Teachers of a study that are no runs, `config.teachers.<name>`: PyTorch weights, `{'torch': file,
+'model': name, ...}`, and what the user brings, `{'function': 'mine:teacher', ...}`.
 """
 
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax
 from etils import epath
 
-from kd_jax import config, evaluation, fields, parallel, pretrained, trained
+from kd_jax import config, evaluation, fields, own, parallel, pretrained, trained
+from kd_jax.checkpoint import checksum as weights_checksum
 from kd_jax.data import Dataset, DatasetInfo
 from kd_jax.errors import UserError
 from kd_jax.monitor import say, warn
@@ -35,6 +37,13 @@ def check(name: str, given: Mapping[str, Any], runs: Iterable[str]) -> dict[str,
     model: Any = given.get('model') or ''
     model_name = model.get('name', '') if hasattr(model, 'keys') else model
     spec = fields.check(config.Imported, {**given, 'model': model_name}, f'teachers.{name}')
+    if spec['function']:
+        if spec['torch'] or spec['model']:
+            raise UserError(
+                f'teachers.{name} has a function and torch or model; it is the one or the other'
+            )
+        own.trust([spec['function']])
+        return spec
     for field in ('torch', 'model'):
         if not spec[field]:
             raise UserError(
@@ -54,6 +63,8 @@ def load(
       UserError: for a file that is not the weights of the model, other weights than those in the
         directory, or an input that must be named.
     """
+    if spec['function']:
+        return _load_own(name, spec, data)
     path = epath.Path(spec['torch']).expanduser()
     if directory.finished() and not path.exists():  # the weights are in the directory
         return trained.load(directory)
@@ -69,6 +80,43 @@ def load(
     return trained.Trained(
         spec['torch'], network, info, PRECISION, None, weights.variables, weights
     )
+
+
+def _load_own(name: str, spec: Mapping[str, Any], data: DatasetInfo) -> trained.Trained:
+    """A function, or a module and its variables, that the user brings."""
+    found, field = own.load(spec['function'], 'teacher'), f'teachers.{name}'
+    height, width, channels = data.image_shape
+    shape = (spec['size'] or height, spec['size'] or width, len(spec['mean']) or channels)
+    model: dict[str, Any] = {'name': spec['function']}
+    if isinstance(found, tuple):
+        if len(found) != 2:
+            raise UserError(
+                f'{field}.function is a tuple of {len(found)}; give (module, variables)'
+            )
+        variables = jax.device_get(dict(found[1]))
+        if not spec['mean'] or not spec['std']:
+            raise UserError(
+                f'{field}.mean and .std are missing: give those with which its images were '
+                'normalised, for images in 0..1; (0.,) and (1.,) if they were not'
+            )
+        mean, std = spec['mean'], spec['std']
+    else:
+        variables, model['function'] = {'params': {}}, True
+        mean = spec['mean'] or (0.0,) * shape[-1]
+        std = spec['std'] or (1 / 255,) * shape[-1]
+    for key, values in (('mean', mean), ('std', std)):
+        if len(values) != shape[-1]:
+            raise UserError(
+                f'{field}.{key} has {len(values)} numbers for images of {shape[-1]} channel(s); '
+                'give one each'
+            )
+    info = DatasetInfo(data.name, data.num_classes, tuple(data.class_names), shape, mean, std)
+    network = trained.build_network(model, info, PRECISION, resize=True)
+    checksum = weights_checksum(variables)
+    imported = pretrained.Imported(
+        model, data.num_classes, shape[-1], variables, checksum, spec['function']
+    )
+    return trained.Trained(spec['function'], network, info, PRECISION, None, variables, imported)
 
 
 def _input(

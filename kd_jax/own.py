@@ -20,9 +20,8 @@ EXAMPLE = "'package.module:name', such as 'mynets:TinyNet'"
 _trusted: set[str] = set()
 _everything = [False]  # is trusted
 _here: dict[str, Any] = {}  # objects of this process, under names that cannot be imported
-# What was imported, a sentence each: all of it, and what nobody was told yet.
-_told: list[str] = []
-_imported: list[str] = []
+_told: set[str] = set()  # names of what was imported
+_imported: list[str] = []  # sentences about it that nobody was told yet
 
 
 def is_own(name: object) -> bool:
@@ -91,10 +90,9 @@ def load(name: str, kind: str) -> Any:
         raise UserError(
             f'{kind} {name!r} cannot be imported: {type(error).__name__}: {error}; mend {module}'
         ) from error
-    told = f'{kind} {name} is imported from {getattr(found, "__file__", None) or module}'
-    if told not in _told:
-        _told.append(told)
-        _imported.append(told)
+    if name not in _told:
+        _told.add(name)
+        _imported.append(f'{kind} {name} is imported from {getattr(found, "__file__", module)}')
     for part in path.split('.'):
         if not hasattr(found, part):
             raise unknown(f'{kind} of module {module}', path, _named(found))
@@ -111,7 +109,7 @@ def _named(module: Any) -> list[str]:
     return [name for name, value in vars(module).items() if callable(value) and name[0] != '_']
 
 
-def tell(say: Callable[[str], None]) -> None:
+def tell(say: Callable[[str], object]) -> None:
     """Says what was imported and not told yet, a sentence each."""
     while _imported:
         say(_imported.pop(0))

@@ -129,6 +129,24 @@ class Margin(Loss):
         return jnp.maximum(self.margin + student.logits.max(-1) - chosen, 0)
 
 
+def bright(image):
+    """Logits of the data of `load`, whose classes differ in brightness."""
+    return -jnp.square(image.mean((1, 2, 3))[:, None] - jnp.array([[27.0, 87.0, 147.0]])) / 200
+
+
+def on_host(image):
+    """The same with NumPy, which cannot be traced."""
+    mean = np.asarray(image).mean((1, 2, 3), dtype=np.float32)[:, None]
+    return -np.square(mean - np.float32([[27, 87, 147]])) / np.float32(200)
+
+
+def of_one(image):
+    return image.mean((1, 2))
+
+
+with_variables = (Linear(3), Linear(3).init(jax.random.key(0), jnp.zeros((1, 8, 8, 1))))
+
+
 def load():
     rng = np.random.default_rng(0)
     label = rng.integers(0, 3, 90)

@@ -11,6 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from kd_jax import own
@@ -56,28 +57,63 @@ class Foreign(nn.Module, kw_only=True):
                 "precision='float32', or give it one"
             )
         answer = self.module(image.astype(self.dtype), **_flags(self.module, self.title, train))
-        output = _output(answer, self.title)
-        logits = output.logits
-        wanted = (image.shape[0], self.num_classes)
-        if jnp.shape(logits) != wanted:
+        return _output(answer, self.title, (image.shape[0], self.num_classes))
+
+
+class Function(Foreign):
+    """A function of images `[B, H, W, C]` float32 that returns logits, as a model that cannot
+    learn. What cannot be traced, such as one of NumPy or PyTorch, runs on the host.
+    """
+
+    def setup(self) -> None:
+        pass
+
+    def __call__(self, image: jax.Array, *, train: bool) -> Output:
+        image, shape = image.astype(jnp.float32), (image.shape[0], self.num_classes)
+        if _can_be_traced(self.make, image, self.title):
+            return _output(self.make(image), self.title, shape)
+
+        def on_host(x: Any) -> np.ndarray:
+            logits = np.asarray(self.make(np.asarray(x)))
+            _check_logits(logits, self.title, shape)
+            return logits.astype(np.float32)
+
+        wanted = jax.ShapeDtypeStruct(shape, jnp.float32)
+        return Output(jax.pure_callback(on_host, wanted, image, vmap_method='sequential'), {})
+
+
+def _can_be_traced(function: Callable[..., Any], image: jax.Array, title: str) -> bool:
+    """`UserError` if it cannot be called with plain arrays either."""
+    try:
+        jax.eval_shape(function, jax.ShapeDtypeStruct(image.shape, image.dtype))
+    except Exception:  # of any type: it is the user's
+        try:
+            with jax.ensure_compile_time_eval():
+                function(np.zeros(image.shape, np.float32))
+        except Exception as error:
             raise UserError(
-                f'{self.title} returned logits of shape {jnp.shape(logits)} for '
-                f'{image.shape[0]} images of {self.num_classes} classes; it must be {wanted}'
-            )
-        if not jnp.issubdtype(logits.dtype, jnp.floating):
-            raise UserError(f'{self.title} returned {logits.dtype} logits; they must be float')
-        return output.replace(logits=logits.astype(jnp.float32))  # type: ignore[attr-defined]
+                f'{title} failed for images of shape {image.shape}: {type(error).__name__}: {error}'
+            ) from error
+        return False
+    return True
 
 
 def build(name: str, num_classes: int, **given: Any) -> Foreign:
     """The module of the user's called `name`, made with the fields `given`.
 
-    `name` means a class of modules, a function that makes one, or a module.
+    `name` means a class of modules, a function that makes one, or a module, alone or in a tuple
+    with its variables; with `function=True` a function of images that returns logits.
 
     Raises:
       UserError: if there is none, or it has no such field.
     """
     title, found = f'model {name!r}', own.load(name, 'model')
+    if given.pop('function', False):
+        if not callable(found):
+            raise UserError(f'{name!r} is {type(found).__name__}; it must be a function')
+        return Function(make=found, title=f'teacher {name!r}', num_classes=num_classes)
+    if isinstance(found, tuple) and found:
+        found = found[0]  # (module, variables)
     if isinstance(found, nn.Module):
         found = functools.partial(_changed, found)
     if isinstance(found, nnx.Module):
@@ -187,7 +223,24 @@ def _flags(module: Any, title: str, train: bool) -> dict[str, bool]:
     return {}
 
 
-def _output(answer: Any, title: str) -> Output:
+def _output(answer: Any, title: str, shape: tuple[int, int]) -> Output:
+    """What a module or a function returned as `Output`, checked. shape: of its logits."""
+    output = _as_output(answer, title)
+    _check_logits(output.logits, title, shape)
+    return output.replace(logits=output.logits.astype(jnp.float32))  # type: ignore[attr-defined]
+
+
+def _check_logits(logits: Any, title: str, shape: tuple[int, int]) -> None:
+    if jnp.shape(logits) != shape:
+        raise UserError(
+            f'{title} returned logits of shape {jnp.shape(logits)} for {shape[0]} images of '
+            f'{shape[1]} classes; it must be {shape}'
+        )
+    if not jnp.issubdtype(logits.dtype, jnp.floating):
+        raise UserError(f'{title} returned {logits.dtype} logits; they must be float')
+
+
+def _as_output(answer: Any, title: str) -> Output:
     if isinstance(answer, Output):
         return answer
     if isinstance(answer, jax.Array):

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import flax
 import jax
 import jax.numpy as jnp
 
@@ -134,7 +135,8 @@ def _check_data(
         partial(model.init, train=False), jax.random.key(0), jnp.zeros((1, *image_shape))
     )
     here, there = (
-        jax.tree.map(lambda x: tuple(x.shape), tree) for tree in (shapes, imported.variables)
+        {path: tuple(x.shape) for path, x in flax.traverse_util.flatten_dict(dict(tree)).items()}
+        for tree in (shapes, imported.variables)
     )
     if here != there:
         raise UserError(

@@ -5,9 +5,14 @@ import shutil
 from pathlib import Path
 
 import commands
+import numpy as np
 import own_things
 import pytest
 from helpers import environment
+from studies import config_of, train
+
+from kd_jax import config as common
+from kd_jax.errors import UserError
 
 CONFIG = """
 from kd_jax import config as common
@@ -100,6 +105,60 @@ def test_another_study_learns_from_it_if_the_workdir_is_trusted(folder, first):
     assert not Path(folder, 'w2/student').exists()
     done = run(*asked, '--trust', cwd=folder)
     assert done.returncode == 0, done.stderr
+
+
+def own_teachers(study, *names, **fields):
+    """The student of a study, taught by these functions of `own_things`."""
+    with study.unlocked():
+        for name in names:
+            study.teachers[name] = common.own_teacher(f'own_things:{name}', **fields)
+        study.runs.student.teachers = names
+    return study
+
+
+@pytest.fixture
+def data(tmp_path):
+    found = own_things.load()
+    pairs = {
+        f'{k}_{w}': found[k][i] for k in ('train', 'test') for i, w in enumerate(('image', 'label'))
+    }
+    np.savez(tmp_path / 'data.npz', **pairs)
+    return tmp_path / 'data.npz'
+
+
+def test_functions_and_modules_teach(data, tmp_path):
+    """One that is traced, one on the host, a module with its variables; all as rows of the table,
+    and again from what they left.
+    """
+    student = (common.distillation(), {'epochs': 2.0})
+    names = 'bright', 'on_host', 'with_variables'
+    fields = {'mean': (0.0,), 'std': (1 / 255,)}
+    study = own_teachers(config_of(data, student=student), *names, **fields)
+    first = train(study, tmp_path / 'w')
+    assert first['bright', 0]['test'] == first['on_host', 0]['test']
+    assert first['bright', 0]['test']['top1'] > 0.9
+    module, variables = own_things.with_variables
+    logits = module.apply(variables, np.float32(own_things.load()['test'][0])[..., None])
+    right = logits.argmax(-1) == own_things.load()['test'][1]
+    assert first['with_variables', 0]['test']['top1'] == pytest.approx(right.mean())
+    shutil.rmtree(tmp_path / 'w/student')
+    again = train(study, tmp_path / 'w')
+    assert again['student', 0]['test'] == first['student', 0]['test']
+
+
+def test_a_teacher_that_is_none_is_refused_in_one_sentence(data, tmp_path):
+    for name, fields, sentence in (
+        ('with_variables', {}, 'teachers.with_variables.mean and .std are missing: give those wi'),
+        ('bright', {'mean': (1.0,), 'std': (1.0, 2.0)}, 'std has 2 numbers for images of 1 chan'),
+        ('jsd', {}, 'failed for images of shape .2, 8, 8, 1.: TypeError: jsd..'),
+        ('load', {}, 'load.. takes 0 positional arguments but 1 was given'),
+        ('of_one', {}, r'returned logits of shape \(2, 1\) for 2 images of 3 classes'),
+        ('not_callable', {}, "'own_things:not_callable' is int; it must be a function"),
+        ('bright', {'torch': 'x.pth'}, 'has a function and torch or model; it is the one or the'),
+    ):
+        study = config_of(data, student=(common.distillation(), {'epochs': 1.0}))
+        with pytest.raises(UserError, match=sentence):
+            train(own_teachers(study, name, **fields), tmp_path / 'refused')
 
 
 @pytest.mark.parametrize('field', ['model', 'data', 'objective'])
