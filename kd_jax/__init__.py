@@ -1,5 +1,6 @@
 """Knowledge distillation of image classifiers in JAX and Flax."""
 
+import importlib
 import sys
 
 from kd_jax import signals
@@ -18,8 +19,24 @@ RENAMED = {
     'teachers': 'kd_jax.trained',
 }
 
+# What stands in other modules, which are imported when it is asked for: JAX takes seconds.
+_LAZY = {
+    **dict.fromkeys(('Predictor', 'Result', 'Teacher', 'distill', 'run_study'), 'kd_jax.api'),
+    **dict.fromkeys(('TrainStep', 'make_train_step'), 'kd_jax.loop'),
+}
+_MODULES = ('config', 'data', 'methods', 'models', 'objectives')
+__all__ = ['__version__', *_LAZY, *_MODULES]
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 def __getattr__(name: str) -> object:
+    if name in _MODULES:
+        return importlib.import_module(f'kd_jax.{name}')
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
     if name in RENAMED:
         raise ImportError(f'kd_jax.{name} is called {RENAMED[name]} now; import that')
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

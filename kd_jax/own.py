@@ -40,15 +40,9 @@ def trust_workdirs() -> None:
 
 
 def keep(name: str, thing: Any) -> None:
-    """`thing` is what `name` means in this process, such as a class of a notebook.
-
-    Raises:
-      UserError: if it is something else already.
-    """
-    if _here.setdefault(name, thing) is not thing:
-        raise UserError(
-            f'{name!r} is two different things in this process; give one of them another name'
-        )
+    """`thing` is what `name` means in this process from now on, such as a class of a notebook."""
+    _here[name] = thing
+    _trusted.add(name)
 
 
 def search_in(folder: Path) -> None:

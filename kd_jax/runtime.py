@@ -2,6 +2,7 @@
 devices, compilation cache, profile.
 """
 
+import contextlib
 import ctypes
 import functools
 import gc
@@ -65,7 +66,8 @@ def prepare(*, fast: bool = True, single_process: bool = True) -> None:
         or cpu_devices() > 0
     )
     if single_process and not chosen:
-        jax.config.update('jax_num_cpu_devices', min(cores(), MOST_CPU_DEVICES))
+        with contextlib.suppress(RuntimeError):  # a notebook may have started them
+            jax.config.update('jax_num_cpu_devices', min(cores(), MOST_CPU_DEVICES))
 
 
 def cpu_devices() -> int:

@@ -113,8 +113,8 @@ def idx(config: Any) -> Raw:
 
 
 def npz(config: Any) -> Raw:
-    """A file written by `np.savez`, keys `{train,test}_{image,label}` and
-    optionally `val_{image,label}`.
+    """A file written by `np.savez`, keys `{train,test}_{image,label}` and optionally
+    `val_{image,label}` and `class_names`, texts in label order.
 
     Images are uint8 `[N, H, W, C]` or `[N, H, W]`, labels integers `[N]`.
     Nothing in the file is executed.
@@ -148,7 +148,14 @@ def npz(config: Any) -> Raw:
         for part in ('train', 'val', 'test')
         if f'{part}_image' in arrays
     }
-    return Raw(path.stem, pairs['train'], pairs.get('val'), pairs['test'])
+    names = arrays.get('class_names', np.array([], str))
+    if names.ndim != 1 or names.dtype.kind != 'U':
+        raise UserError(
+            f'class_names in {path} is {names.dtype} of shape {names.shape}; it must be one text '
+            "for each class, such as np.array(['cat', 'dog'])"
+        )
+    classes = tuple(map(str, names))
+    return Raw(path.stem, pairs['train'], pairs.get('val'), pairs['test'], classes)
 
 
 def _read_npz(path: Path, opened: BinaryIO) -> dict[str, np.ndarray]:
@@ -170,6 +177,7 @@ def _read_npz(path: Path, opened: BinaryIO) -> dict[str, np.ndarray]:
             f'{", ".join(sorted(file.files)) or "nothing"}); np.savez with {", ".join(needed)} '
             f'and, if you like, {" and ".join(optional)}'
         )
+    present += [key for key in ('class_names',) if key in file.files]
     sizes = {key: _claimed(path, file, key) for key in (*needed, *present)}
     if sum(sizes.values()) > MAX_BYTES:
         raise UserError(

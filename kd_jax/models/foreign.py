@@ -138,8 +138,33 @@ def build(name: str, num_classes: int, **given: Any) -> Foreign:
     if missing:
         raise UserError(f'{title} needs {", ".join(missing)}; give model.{missing[0]}')
     takes = tuple(key for key in ('dtype', 'axis_name') if key in fields and key not in given)
-    make = functools.partial(_made, found, title, tuple(given.items()))
+    plain = tuple((key, _hashable(value)) for key, value in given.items())
+    make = functools.partial(_made, found, title, plain)
     return Foreign(make=make, title=title, num_classes=num_classes, takes=takes)
+
+
+def of_module(module: nn.Module, num_classes: int | None = None) -> Foreign:
+    """A module of the user's as a model. num_classes: where it has no field that tells it.
+
+    Raises:
+      UserError: for something else, or if nothing tells how many classes there are.
+    """
+    if not isinstance(module, nn.Module):
+        raise UserError(f'{module!r} is no module of flax.linen; give one')
+    title = f'the model {type(module).__name__}'
+    told = next((getattr(module, key) for key in _CLASSES if hasattr(module, key)), num_classes)
+    if not isinstance(told, int):
+        raise UserError(f'{title} does not tell its number of classes; give num_classes')
+    fields = {f.name for f in dataclasses.fields(module)}
+    takes = tuple(key for key in ('dtype', 'axis_name') if key in fields)
+    kept = {key: getattr(module, key) for key in takes}
+    make = functools.partial(_changed, module)
+    return Foreign(make=make, title=title, num_classes=told, takes=takes).clone(**kept)
+
+
+def _hashable(value: Any) -> Any:
+    """What a record has as a list, as the tuple that it was."""
+    return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value
 
 
 def _fields(of: Any) -> dict[str, inspect.Parameter]:

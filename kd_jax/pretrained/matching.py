@@ -167,11 +167,7 @@ def misfit(
             parts.append(f'{len(names)} {word}: {", ".join(shown)}{more}')
             room -= len(shown)
     given = f' with {in_words(overrides)}' if overrides else ''
-    others = [
-        other
-        for other in models.MODELS
-        if family_of(other) in RULES and (other != name or overrides) and fits(tensors, other)
-    ]
+    others = [other for other in fitting(tensors) if other != name or overrides]
     alternatives = ' or '.join(f'{o!r}{" without overrides" if o == name else ""}' for o in others)
     hint = (
         f'these are the weights of {alternatives}'
@@ -179,6 +175,12 @@ def misfit(
         else 'no model of the zoo has exactly these tensors'
     )
     return f'{path} does not hold the weights of {name!r}{given}: {"; ".join(parts)}; {hint}'
+
+
+def fitting(tensors: Mapping[str, np.ndarray]) -> list[str]:
+    """The models of the zoo whose tensors these are exactly."""
+    known = (name for name in models.MODELS if family_of(name) in RULES)
+    return [name for name in known if fits(tensors, name)]
 
 
 def fits(tensors: Mapping[str, np.ndarray], name: str) -> bool:
