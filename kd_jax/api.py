@@ -10,7 +10,7 @@ import dataclasses
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -146,14 +146,27 @@ def distill(
         _set(run, fields)
         return run
 
-    taught_by = given.teacher(teacher, names)
     model = given.model(student, 'student', names)
+    _add_runs(c, make, given.teacher(teacher, names), model, objective, names)
+    if not alone:
+        del c.runs.alone
+    return run_study(c, place)
+
+
+def _add_runs(
+    c: ConfigDict,
+    make: Callable[..., ConfigDict],
+    taught_by: given.Taught,
+    model: Mapping[str, Any],
+    objective: Any,
+    names: given.Names,
+) -> None:
+    """The runs `teacher`, if it is trained here, `alone` and `student`."""
     if taught_by.trains is not None:
         c.runs.teacher = make(taught_by.trains)
     if taught_by.imported is not None:
         c.teachers.teacher = taught_by.imported
-    if alone:
-        c.runs.alone = make(model)
+    c.runs.alone = make(model)
     if isinstance(objective, str):
 
         def run_of(of: ConfigDict | None = None, *, teacher: bool = False) -> ConfigDict:
@@ -173,7 +186,34 @@ def distill(
     if taught_by.workdir:
         for run in c.runs.values():
             run.teachers = tuple(taught_by.workdir if t == 'teacher' else t for t in run.teachers)
-    return run_study(c, place)
+
+
+def run_study(config: ConfigDict, workdir: str | Path, only: Sequence[str] = ()) -> Result:
+    """Trains what is not finished of a study, as `python -m kd_jax.main` does.
+
+    config: as a config's `get_config()` returns it. only: these runs. Ctrl-C (in the main thread)
+    saves first; the same call goes on.
+
+    Raises:
+      UserError: for what makes no sense; nothing is lost.
+      KeyboardInterrupt: after Ctrl-C.
+    """
+    runtime.prepare(fast=config.fast)
+    study = Study(config, Path(workdir).expanduser(), only)
+    with _interrupts() as stop:
+        try:
+            results = study.run(lambda: bool(stop))
+        except Stopped:
+            raise KeyboardInterrupt from None
+    rows = report.aggregate(results)
+    gained = report.gains(results, study.plan.runs)
+    return Result(
+        [_flat(row) for row in rows],
+        [_flat_run(result) for result in results],
+        [{**_flat(gain), 'n': gain['top-1 points']['n']} for gain in gained],
+        Path(workdir).expanduser(),
+        report.markdown(rows, gained),
+    )
 
 
 def _set(run: ConfigDict, fields: Mapping[str, Any]) -> None:
@@ -228,31 +268,3 @@ def _flat_run(result: Mapping[str, Any]) -> dict[str, Any]:
         for inner, number in value.items() if isinstance(value, Mapping) else [('', value)]:
             found[f'{key} {inner}'.strip()] = number
     return found
-
-
-def run_study(config: ConfigDict, workdir: str | Path, only: Sequence[str] = ()) -> Result:
-    """Trains what is not finished of a study, as `python -m kd_jax.main` does.
-
-    config: as a config's `get_config()` returns it. only: these runs. Ctrl-C (in the main thread)
-    saves first; the same call goes on.
-
-    Raises:
-      UserError: for what makes no sense; nothing is lost.
-      KeyboardInterrupt: after Ctrl-C.
-    """
-    runtime.prepare(fast=config.fast)
-    study = Study(config, Path(workdir).expanduser(), only)
-    with _interrupts() as stop:
-        try:
-            results = study.run(lambda: bool(stop))
-        except Stopped:
-            raise KeyboardInterrupt from None
-    rows = report.aggregate(results)
-    gained = report.gains(results, study.plan.runs)
-    return Result(
-        [_flat(row) for row in rows],
-        [_flat_run(result) for result in results],
-        [{**_flat(gain), 'n': gain['top-1 points']['n']} for gain in gained],
-        Path(workdir).expanduser(),
-        report.markdown(rows, gained),
-    )

@@ -90,7 +90,9 @@ def model(student: Any, role: str, names: Names) -> dict[str, Any]:
         fields = {
             field.name: getattr(student, field.name)
             for field in dataclasses.fields(student)
-            if field.init and field.name not in ('parent', 'name', 'num_classes')
+            if field.init
+            and field.name not in ('parent', 'name', 'num_classes')
+            and getattr(student, field.name) is not field.default
         }
         if all(map(_is_plain, fields.values())):
             return {'name': names.of(type(student)), **fields}

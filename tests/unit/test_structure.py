@@ -115,7 +115,7 @@ def test_every_module_has_a_layer():
 @files(SOURCES)
 def test_imports_go_downward(path):
     if path == PACKAGE / '__init__.py':
-        assert set(imports(path)) == {'sys', 'kd_jax', 'kd_jax.signals'}
+        assert set(imports(path)) == {'importlib', 'sys', 'kd_jax', 'kd_jax.signals'}
         return
     here = module_of(path)
     for other in imported_by(path):
