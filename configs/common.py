@@ -2,6 +2,28 @@
 and of a run with its comment.
 """
 
-from kd_jax.config import arguments, distillation, follow, imported, labels, run, study, term
+from kd_jax.config import (
+    arguments,
+    distillation,
+    follow,
+    imported,
+    labels,
+    own_teacher,
+    run,
+    share,
+    study,
+    term,
+)
 
-__all__ = ['arguments', 'distillation', 'follow', 'imported', 'labels', 'run', 'study', 'term']
+__all__ = [
+    'arguments',
+    'distillation',
+    'follow',
+    'imported',
+    'labels',
+    'own_teacher',
+    'run',
+    'share',
+    'study',
+    'term',
+]

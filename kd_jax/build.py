@@ -4,9 +4,7 @@ check that needs no training.
 
 import dataclasses
 import math
-import os
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import numpy as np
@@ -14,13 +12,12 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from kd_jax import extraction, objectives, optim, teacher_outputs, trained
-from kd_jax.data import Dataset
+from kd_jax.data import Dataset, DatasetInfo
 from kd_jax.data.views import Views
 from kd_jax.errors import UserError, unknown
 from kd_jax.fields import MOST_WHOLE
-from kd_jax.initialization import check_foreign, objective_plans, student_plans
+from kd_jax.initialization import check_foreign, check_memory, objective_plans, student_plans
 from kd_jax.models import initial
-from kd_jax.models.common import param_count
 from kd_jax.monitor import warn
 from kd_jax.networks import Network
 from kd_jax.parallel import Parallel
@@ -84,11 +81,13 @@ def run_spec(
     teachers: Mapping[str, Trained],
     parallel: Parallel,
     steps_per_dispatch: int = 0,
+    start: Trained | None = None,
 ) -> RunSpec:
     """What the seeds of a run share.
 
     teachers: name -> the teachers that are other runs, trained or still to be trained.
-    steps_per_dispatch: the most steps of one call; 0: the usual number.
+    steps_per_dispatch: the most steps of one call; 0: the usual number. start: what the run starts
+    from.
 
     Raises:
       UserError: for anything in the config that makes no sense with this data,
@@ -101,11 +100,13 @@ def run_spec(
     settings = _settings(run, teachers)
     parallel.check_batch_size(run.batch_size, f'runs.{name}.batch_size', settings.accumulate)
     timing = _timing(run, len(dataset.train), parallel, steps_per_dispatch)
-    step, targets = _step(name, run, dataset, teachers, settings, timing, parallel)
+    sees = trained.sees(name, run, start, info)
+    students = _students(run, sees, info, parallel.fast)
+    step, targets = _step(name, run, dataset, teachers, settings, timing, parallel, students)
     plans = student_plans(step, dataset)
     check_foreign(step, plans, settings.freeze, parallel.axis_name)
     _check_heads(name, run, step.objective, plans)
-    _check_memory(name, plans['student'].shapes)
+    check_memory(name, plans['student'].shapes)
     plans |= objective_plans(step, dataset, plans)
     shapes = {role: plan.shapes.get('params', {}) for role, plan in plans.items()}
     optimizer, _ = optim.build(
@@ -121,6 +122,7 @@ def run_spec(
         step=dataclasses.replace(step, optimizer=optimizer, freeze=freeze),
         timing=timing,
         dataset=dataset,
+        sees=sees,
         plans=plans,
         pool=_pool(dataset, step.objective),
         peak=settings.learning_rate,
@@ -138,11 +140,12 @@ def _step(
     settings: optim.Settings,
     timing: Timing,
     parallel: Parallel,
+    students: Mapping[str, Network],
 ) -> tuple[StepSpec, extraction.Kind | None]:
     """The step, but for its optimiser, for which the shapes must be known; and
     what is kept of the teachers.
     """
-    info, students = dataset.info, _students(run, dataset, parallel.fast)
+    info = dataset.info
     augment = dict(run.augment)
     mixup = augment.pop('mixup')
     views = Views(**augment, fill=info.mean_pixel)
@@ -170,19 +173,6 @@ def _step(
         ema_decay=settings.ema_decay,
         snapshot_steps=_snapshot_steps(run, timing),
     ), targets
-
-
-def _check_memory(name: str, shapes: Mapping[str, Any]) -> None:
-    """Raises `UserError` for a student that this machine cannot hold, before it is made."""
-    count = param_count(shapes)
-    need = 3 * 4 * count  # float32: parameters, gradients, momentum
-    there = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
-    if need > there:
-        raise UserError(
-            f'runs.{name}.model has {count:,} parameters, which take {need / 2**30:,.0f} GiB with '
-            f'gradients and momentum; this machine has {there / 2**30:,.0f}: take a smaller width '
-            'or depth'
-        )
 
 
 def _settings(run: ConfigDict, teachers: Mapping[str, Trained]) -> optim.Settings:
@@ -228,12 +218,17 @@ def _timing(run: ConfigDict, count: int, parallel: Parallel, steps_per_dispatch:
     return Timing(total, steps_per_epoch, eval_steps, min(steps_per_dispatch or usual, total))
 
 
-def _students(run: ConfigDict, dataset: Dataset, fast: bool) -> dict[str, Network]:
-    students = {'student': trained.build_network(run.model, dataset.info, run.precision, fast=fast)}
+def _students(
+    run: ConfigDict, sees: DatasetInfo, data: DatasetInfo, fast: bool
+) -> dict[str, Network]:
+    models = {'student': run.model}
     if PEER in run.teachers:
-        model = dict(run.model, name=run.peer) if run.peer else run.model
-        students['peer'] = trained.build_network(model, dataset.info, run.precision, fast=fast)
-    return students
+        models['peer'] = dict(run.model, name=run.peer) if run.peer else run.model
+    resize = sees.image_shape != data.image_shape
+    return {
+        role: trained.build_network(model, sees, run.precision, fast=fast, resize=resize)
+        for role, model in models.items()
+    }
 
 
 def _targets(
@@ -379,7 +374,7 @@ def check_member(spec: RunSpec, run: ConfigDict) -> None:
 
 def planned(spec: RunSpec, run: ConfigDict) -> Trained:
     """A run as a teacher, before it is trained; it differs from the spec's in numbers only."""
-    info = spec.dataset.info
+    info = spec.sees
     network = spec.step.students['student']._replace(image_shape=info.image_shape)
     return Trained(
         spec.name, network, info, spec.config.precision, learning_rate_of(spec, run), None

@@ -94,6 +94,9 @@ class Run:
     soft_targets_top_k: int = number(0, at_least=0, at_most=65536)
     # start from this run, workdir or file of PyTorch weights instead of at random
     init: str = text()
+    # side in pixels of the images that the network sees; 0 = the data's, or that of what it starts
+    # from
+    size: int = number(0, at_least=0, at_most=2**14)
     # 'objective.kl.tau=1,4; seed=0,1': a run for each combination, trained together; '' = one run
     sweep: str = text()
     # of the order and the views of the images; None = the seed
@@ -256,6 +259,13 @@ def _different(fields: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str,
         for name, value in fields.items()
         if name not in usual or value != usual[name]
     }
+
+
+def share(run: ConfigDict, of_epochs: float) -> Any:
+    """A share of the run's epochs, for a field that is counted in them; it follows `run.epochs`,
+    also where that is overridden: `objective.kl.ramp_epochs = share(run, 0.1)`.
+    """
+    return run.get_oneway_ref('epochs') * of_epochs
 
 
 def imported(torch: str, model: str) -> ConfigDict:

@@ -45,8 +45,6 @@ _SWITCHES: dict[str, tuple[str, Callable[[ConfigDict], bool]]] = {
         name: ("soft_targets is not 'live'", lambda run: run.soft_targets != 'live')
         for name in ('soft_targets_dtype', 'soft_targets_top_k')
     },
-    'data.name': ("data.source is 'tfds'", lambda run: run.data.source == 'tfds'),
-    'data.path': ("data.source is not 'digits'", lambda run: run.data.source != 'digits'),
     'data.labels_seed': (
         'data.labels_per_class is more than 0',
         lambda run: run.data.labels_per_class > 0,
@@ -77,6 +75,25 @@ def without_effect(runs: Mapping[str, ConfigDict]) -> list[str]:
     return [f'in {", ".join(names)}: {told}' for told, names in found.items()]
 
 
+def _check_data(path: str, given: Mapping[str, Any]) -> None:
+    """Raises `UserError` for a place or a name that the source does not look at: another data set
+    was meant.
+    """
+    source = given['source']
+    if own.is_own(source):
+        return
+    ignored = {
+        'path': source == 'digits' and "it is embedded; 'idx', 'npz' and 'tfds' have one",
+        'name': source != 'tfds' and "only 'tfds' has one",
+    }
+    for field, why in ignored.items():
+        if given[field] and why:
+            raise UserError(
+                f'{path}.{field} is {given[field]!r}, but {path}.source is {source!r}, which does '
+                f'not look at it ({why}); set the source, or take the {field} away'
+            )
+
+
 def check_study(config: ConfigDict) -> None:
     """Raises `UserError` for a field of the study, its runs apart, that is unknown
     or whose value is not allowed. What it names of the user's own may be imported then.
@@ -89,6 +106,7 @@ def check_study(config: ConfigDict) -> None:
         _mapping(config[group], group)
     for group in ('data', 'augment'):
         _check(GROUPS[group], _mapping(config[group], group), group)
+    _check_data('data', config.data)
     own.trust([config.data.source])
 
 
@@ -107,6 +125,7 @@ def check_run(name: str, run: ConfigDict) -> None:
         if record is Model:  # a family may have more fields, which `kd_jax.models.build` knows
             given = {key: given[key] for key in fields_of(Model) if key in given}
         _check(record, given, f'{path}.{group}')
+    _check_data(f'{path}.data', run.data)
     own.trust([run.data.source, run.model.name, run.peer])
     for label, given in _mapping(run.objective, f'{path}.objective').items():
         where = f'{path}.objective.{label}'

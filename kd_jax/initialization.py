@@ -2,6 +2,7 @@
 before the first step.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,9 @@ import numpy as np
 
 from kd_jax import trained
 from kd_jax.data import Dataset
+from kd_jax.errors import UserError
 from kd_jax.models import Foreign, Output, initial
+from kd_jax.models.common import param_count
 from kd_jax.monitor import warn
 from kd_jax.networks import Network, variables_of
 from kd_jax.spec import OBJECTIVE_OF, Job, StepSpec, TeacherSpec, TrainState
@@ -37,7 +40,9 @@ def student_plans(step: StepSpec, dataset: Dataset) -> dict[str, initial.Plan]:
     image = _example(dataset)['image']
 
     def plan(network: Network) -> initial.Plan:
-        return initial.Plan(lambda key: network.model.init_with_output(key, image, train=False))
+        seen = jax.eval_shape(network.normalize, image)
+        zeros = jnp.zeros(seen.shape, seen.dtype)
+        return initial.Plan(lambda key: network.model.init_with_output(key, zeros, train=False))
 
     return {role: plan(network) for role, network in step.students.items()}
 
@@ -60,6 +65,19 @@ def check_foreign(
                 f'{model.title} has BatchNorm that optim.freeze cannot stop: its running '
                 'statistics go on changing'
             )
+
+
+def check_memory(name: str, shapes: Mapping[str, Any]) -> None:
+    """Raises `UserError` for a student that this machine cannot hold, before it is made."""
+    count = param_count(shapes)
+    need = 3 * 4 * count  # float32: parameters, gradients, momentum
+    there = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    if need > there:
+        raise UserError(
+            f'runs.{name}.model has {count:,} parameters, which take {need / 2**30:,.0f} GiB with '
+            f'gradients and momentum; this machine has {there / 2**30:,.0f}: take a smaller width '
+            'or depth'
+        )
 
 
 def objective_plans(

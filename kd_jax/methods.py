@@ -5,9 +5,8 @@ Weights are those of the CIFAR-100 tables (RepDistiller, arXiv:1910.10699; mdist
 ReviewKD, OFD) unless a method's paper says otherwise; where they ramp a term up during 20 of
 240 epochs, or train 30 of 240 beforehand, it is the same share of the epochs here. Where
 authors chose a weight for each pair, this is the commonest one; configs/cifar100.py has those
-of its pairs. Every method's fields expand into the config and can be overridden; what was
-counted in epochs (ramps, first runs, `snapshot_epochs`) is a number there and does not follow
-when a run's `epochs` is overridden.
+of its pairs. Every method's fields expand into the config and can be overridden; what is counted
+in epochs (ramps, first runs, `snapshot_epochs`) follows a run's `epochs`.
 """
 
 from collections.abc import Callable, Mapping
@@ -44,7 +43,7 @@ class Method(NamedTuple):
 
 
 def _objective(
-    labels: float, terms: Mapping[str, Mapping[str, Any]], ramp: Mapping[str, float]
+    labels: float, terms: Mapping[str, Mapping[str, Any]], ramp: Mapping[str, Any]
 ) -> ConfigDict:
     objective = {
         name: common.term(name, **fields, ramp_epochs=ramp.get(name, 0.0))
@@ -62,7 +61,7 @@ def _before(**terms: Mapping[str, Any]) -> Scheme:
     def scheme(config: ConfigDict, name: str, run: ConfigDict, make: Make) -> None:
         first = make(_objective(0.0, terms, {}))
         first.teachers, first.select = ('teacher',), 'last'
-        first.epochs = BEFORE * run.epochs
+        first.epochs = common.share(run, BEFORE)
         first.eval_every = min(run.eval_every, first.epochs)
         if run.optim.schedule == 'step':
             first.optim.schedule, first.optim.step_epochs = 'constant', ()
@@ -116,7 +115,7 @@ def _average(config: ConfigDict, name: str, run: ConfigDict, make: Make) -> None
 
 
 def _past(config: ConfigDict, name: str, run: ConfigDict, make: Make) -> None:
-    run.snapshot_epochs = run.epochs / 10
+    run.snapshot_epochs = common.share(run, 0.1)
 
 
 def _function_matching(config: ConfigDict, name: str, run: ConfigDict, make: Make) -> None:
@@ -217,7 +216,7 @@ def add(config: ConfigDict, method: str, make: Make, name: str = 'student') -> C
     chosen = METHODS[method]
     run = make(ConfigDict())
     run.objective = _objective(
-        chosen.labels, chosen.terms, dict.fromkeys(chosen.ramped, RAMP * run.epochs)
+        chosen.labels, chosen.terms, dict.fromkeys(chosen.ramped, common.share(run, RAMP))
     )
     run.teachers = chosen.teachers
     if chosen.scheme is not None:

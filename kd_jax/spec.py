@@ -16,7 +16,7 @@ import optax
 from etils import epath
 from ml_collections import ConfigDict
 
-from kd_jax.data import Dataset
+from kd_jax.data import Dataset, DatasetInfo
 from kd_jax.data.views import Views
 from kd_jax.models.common import Output
 from kd_jax.models.initial import Plan
@@ -106,6 +106,7 @@ class RunSpec:
     step: StepSpec
     timing: Timing
     dataset: Dataset
+    sees: DatasetInfo  # the data as the student's network sees them
     plans: Mapping[str, Plan]  # how variables start: role -> plan, as in `TrainState.params`
     pool: np.ndarray  # the training examples that are drawn
     peak: float  # the highest learning rate

@@ -69,16 +69,16 @@ class Study:
                 f'{group} is a sweep, which trains in one process; make its members runs '
                 'of their own'
             )
+        start = self.library.start(run, seed, self._planned)
         if group not in self.specs:
             devices = self.parallel.for_batch(run.batch_size, run.optim.accumulate)
             teachers = self.library.teachers(run, seed, self._planned)
-            dataset, most = self.library.dataset(run), self.config.steps_per_dispatch
-            self.specs[group] = build.run_spec(group, run, dataset, teachers, devices, most)
+            data, most = self.library.dataset(run), self.config.steps_per_dispatch
+            self.specs[group] = build.run_spec(group, run, data, teachers, devices, most, start)
         else:
             for teacher in self.library.teachers(run, seed, self._planned).values():
                 trained.check_teacher(teacher, self.specs[group].dataset.info)
         build.check_member(self.specs[group], run)
-        start = self.library.start(run, seed, self._planned)
         if start is not None:
             trained.check_start(start, self.specs[group].plans['student'].shapes)
 

@@ -238,7 +238,7 @@ class JobLog:
                     'run': job.name,
                     'seed': job.seed,
                     'learning_rate': job.learning_rate,
-                    'data': job.run.dataset.info.to_json(),
+                    'data': job.run.sees.to_json(),
                 }
                 self.directory.start(to_json(about | {'config': config}))
             parallel.barrier(f'{job.title} directory')

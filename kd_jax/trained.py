@@ -2,6 +2,7 @@
 or read from PyTorch weights.
 """
 
+import dataclasses
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -17,6 +18,7 @@ from etils import epath
 from kd_jax import checkpoint, config, models, own, pretrained
 from kd_jax.data import DatasetInfo
 from kd_jax.errors import UserError
+from kd_jax.monitor import say
 from kd_jax.networks import Network
 from kd_jax.workdir import RunDirectory
 
@@ -135,11 +137,38 @@ def load_weights(path: epath.Path, model: Mapping[str, Any], info: DatasetInfo) 
     auxiliary heads) is left out.
     """
     imported = pretrained.load(path, {key: value for key, value in model.items() if key not in NEW})
-    info_there = DatasetInfo(
-        '', imported.num_classes, (), (32, 32, imported.channels), info.mean, info.std
+    usual = pretrained.input_of(imported.model['name'])
+    side, mean, std = (
+        ((usual['size'],) * 2, usual['mean'], usual['std'])
+        if usual and len(usual['mean']) == imported.channels
+        else (info.image_shape[:2], info.mean, info.std)
     )
+    info_there = DatasetInfo('', imported.num_classes, (), (*side, imported.channels), mean, std)
     network = build_network(imported.model, info_there, 'float32')
     return Trained(str(path), network, info_there, 'float32', None, imported.variables)
+
+
+def sees(
+    name: str, run: Mapping[str, Any], start: Trained | None, data: DatasetInfo
+) -> DatasetInfo:
+    """`data` as the network of a run sees them: images of the size and normalisation of what it
+    starts from, unless the run has a size, or the data a mean and std, of their own.
+    """
+    (height, width, channels), mean, std = data.image_shape, data.mean, data.std
+    if start is not None and len(start.info.mean) >= channels:
+        height, width, channels = start.info.image_shape
+        mean = tuple(run['data']['mean']) or start.info.mean
+        std = tuple(run['data']['std']) or start.info.std
+    if run['size']:
+        height = width = run['size']
+    found = dataclasses.replace(data, image_shape=(height, width, channels), mean=mean, std=std)
+    if start is not None and (found.image_shape, mean) != (data.image_shape, data.mean):
+        rounded = tuple(round(m, 4) for m in mean)
+        say(
+            f'{name} sees images of {height} x {width} pixels with the mean {rounded}, as '
+            f'{start.source} does'
+        )
+    return found
 
 
 def check_teacher(teacher: Trained, info: DatasetInfo) -> None:

@@ -22,8 +22,6 @@ VALUES = {
     'snapshot_epochs': (2.0, {'teachers': ('self:ema',)}),
     'soft_targets_dtype': ('float32', {'soft_targets': 'live'}),
     'soft_targets_top_k': (5, {'soft_targets': 'live'}),
-    'data.name': ('cifar10', {'data.source': 'npz'}),
-    'data.path': ('somewhere', {'data.source': 'digits'}),
     'data.labels_seed': (3, {'data.labels_per_class': 0}),
 }
 # And fields with which it has one.
@@ -41,8 +39,6 @@ WITH_EFFECT = {
     'snapshot_epochs': {'teachers': ('self:snapshot',)},
     'soft_targets_dtype': {'soft_targets': 'exact'},
     'soft_targets_top_k': {'soft_targets': '8'},
-    'data.name': {'data.source': 'tfds'},
-    'data.path': {'data.source': 'npz'},
     'data.labels_seed': {'data.labels_per_class': 5},
 }
 

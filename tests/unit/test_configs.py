@@ -21,6 +21,7 @@ CONFIGS = {
     'fashion_mnist': ('', 'all', *(f'method={name}' for name in methods.METHODS), 'method=all'),
     'cifar10': (None,),
     'pretrained': (None,),
+    'finetune': (None,),
     'cifar100': (
         '',
         *(f'method={name}' for name in methods.METHODS),
