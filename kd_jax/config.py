@@ -268,8 +268,10 @@ def share(run: ConfigDict, of_epochs: float) -> Any:
     return run.get_oneway_ref('epochs') * of_epochs
 
 
-def imported(torch: str, model: str) -> ConfigDict:
-    """A teacher whose weights are a file of PyTorch's; name it in `study().teachers`."""
+def imported(torch: str, model: str | Mapping[str, Any]) -> ConfigDict:
+    """A teacher whose weights are a file of PyTorch's; name it in `study().teachers`. model: a name
+    in the zoo, or a mapping of `name` and overrides.
+    """
     return ConfigDict(defaults(Imported) | {'torch': torch, 'model': model})
 
 

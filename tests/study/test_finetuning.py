@@ -5,16 +5,15 @@ import json
 import jax
 import numpy as np
 import pytest
-import torch_files
+import torchvision_weights
 from helpers import random_splits, save_npz
 from studies import config_of, train
 
 from kd_jax import config as common
 from kd_jax import evaluate, pretrained, study
 from kd_jax.errors import UserError
-from kd_jax.pretrained import matching, resnet
 
-MODEL = {'name': 'resnet18', 'width': 0.0625}
+MODEL = torchvision_weights.MODEL
 IMAGENET = pretrained.input_of('resnet18')
 
 
@@ -23,15 +22,7 @@ def folder(tmp_path_factory):
     """With 8x8 images of three channels and random weights of a narrow resnet18."""
     folder = tmp_path_factory.mktemp('finetune')
     save_npz(folder / 'three.npz', random_splits(channels=3))
-    shapes = matching.shapes_of(MODEL['name'], {'width': MODEL['width']})
-    sizes = {matching.CLASSES: 7, matching.CHANNELS: 3}
-    rng = np.random.default_rng(0)
-    tensors = {}
-    for name, place in matching.names_of(shapes, resnet.torchvision).items():
-        shape = matching._torch_shape(shapes[place], place[-1])
-        x = rng.normal(size=tuple(sizes.get(n, n) for n in shape)).astype(np.float32)
-        tensors[name] = np.abs(x) + 0.5 if name.endswith('running_var') else 0.1 * x
-    (folder / 'weights.pth').write_bytes(torch_files.state_dict(tensors))
+    torchvision_weights.write(folder / 'weights.pth', 7)
     return folder
 
 
