@@ -2,7 +2,8 @@
 small one.
 
     python -m kd_jax.main --config=configs/finetune.py \
-        --config.runs.teacher.init=resnet50.pth --config.data.source=npz --config.data.path=my_images.npz
+        --config.runs.teacher.init=resnet50.pth \
+        --config.data.source=npz --config.data.path=my_images.npz
 
 The file holds torchvision's weights (a state dict, .pth or .safetensors). The teacher sees your
 images in the weights' own size and with their own normalisation (224 x 224, ImageNet's mean and
@@ -11,8 +12,8 @@ Another teacher: `--config.runs.teacher.model.name=resnet18`. The students see t
 are; `--config.runs.student.size=96` (and `alone`) resizes them.
 
 Distillation: Hinton et al. 2015, arXiv:1503.02531; the teacher sees what the student sees (Beyer et
-al. 2022, arXiv:2106.05237). Duration: 10 epochs of the teacher and 60 of each student, meant for one
-accelerator. Expected numbers: they are those of your images; compare `student` with `alone`.
+al. 2022, arXiv:2106.05237). Duration: 10 epochs of the teacher and 60 of each student, meant for
+one accelerator. Expected numbers: those of your images; compare `student` with `alone`.
 """
 
 from kd_jax import config as common
