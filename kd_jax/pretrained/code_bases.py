@@ -41,6 +41,28 @@ RULES: dict[type, tuple[Rule, ...]] = {
     WideResNet: (resnet.repdistiller_wide,),
 }
 
+# A tensor that every model has under these names: files without it need not be looked at closely.
+MARKS: dict[Rule, str] = {
+    inception.torchvision: 'Conv2d_1a_3x3.bn.bias',
+    inception.torchvision_googlenet: 'conv1.bn.bias',
+    mobilenet.mdistiller_v1: 'model.0.1.bias',
+    mobilenet.repdistiller: 'conv2.1.bias',
+    mobilenet.torchvision_efficientnet: 'features.8.1.bias',
+    mobilenet.torchvision_v2: 'features.18.1.bias',
+    mobilenet.torchvision_v3: 'features.1.block.0.1.bias',
+    resnet.chenyaofo: 'layer2.0.downsample.1.bias',
+    resnet.repdistiller: 'layer2.0.downsample.1.bias',
+    resnet.repdistiller_small: 'layer2.0.shortcut.1.bias',
+    resnet.repdistiller_wide: 'block1.layer.0.bn1.bias',
+    resnet.torchvision: 'layer4.0.downsample.1.bias',
+    shufflenet.repdistiller_v1: 'layer1.3.bn3.bias',
+    shufflenet.repdistiller_v2: 'bn2.bias',
+    shufflenet.torchvision: 'conv5.1.bias',
+    vgg.repdistiller: 'block0.0.bias',
+    vgg.torchvision: 'features.0.bias',
+    vgg.torchvision_bn: 'features.0.bias',
+}
+
 SMALL_IMAGES = re.compile(r'cnn|(cifar|wrn)_.+|resnet(8|14|20|32|38|44|56|110)(x4)?')
 
 # Code bases by their published names: which of our models they have, and by which rules. Names

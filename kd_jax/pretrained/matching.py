@@ -16,7 +16,7 @@ import numpy as np
 from kd_jax import models
 from kd_jax.errors import UserError
 from kd_jax.pretrained import reader
-from kd_jax.pretrained.code_bases import RULES, Rule, family_of, input_of
+from kd_jax.pretrained.code_bases import MARKS, RULES, Rule, family_of, input_of
 
 LEAVES = {
     'kernel': 'weight',
@@ -179,7 +179,11 @@ def misfit(
 
 def fitting(tensors: Mapping[str, np.ndarray]) -> list[str]:
     """The models of the zoo whose tensors these are exactly."""
-    known = (name for name in models.MODELS if family_of(name) in RULES)
+    known = (
+        name
+        for name in models.MODELS
+        if any(MARKS[rule] in tensors for rule in RULES.get(family_of(name), ()))
+    )
     return [name for name in known if fits(tensors, name)]
 
 

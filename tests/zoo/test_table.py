@@ -19,6 +19,7 @@ from small_models import NAMES, RECTIFIED, macs_of, side_of, size, traced
 from kd_jax import models, pretrained
 from kd_jax.models import build, initial
 from kd_jax.pretrained import matching
+from kd_jax.pretrained.code_bases import MARKS, RULES, family_of
 
 
 class Model:
@@ -155,3 +156,17 @@ def test_of_all_models_the_one_whose_weights_they_are_is_named(monkeypatch, tmp_
     fit = matching.best_fit(tensors, 'resnet50', {})
     sentence = matching.misfit(tmp_path, tensors, 'resnet50', {}, fit)
     assert sentence.endswith("these are the weights of 'wrn_16_2'")
+
+
+def test_every_model_has_the_tensor_by_which_its_weights_are_looked_for():
+    """Also without the auxiliary heads that a file may lack."""
+    ruled, seen = {rule for rules in RULES.values() for rule in rules}, set()
+    assert MARKS.keys() == ruled
+    for name in models.MODELS:
+        family = family_of(name)
+        plain = {'aux': False} if hasattr(family, 'aux') else {}
+        for rule in RULES.get(family, ()):
+            names = matching.names_of(matching.shapes_of(name, plain), rule)
+            assert names is None or MARKS[rule] in names, (name, rule)
+            seen |= {rule} if names else set()
+    assert seen == ruled
