@@ -219,6 +219,6 @@ def import_wandb(project: str) -> Any:
     try:
         import wandb
     except ImportError as error:
-        fix = 'pip install -r requirements-extras.txt, or leave the field empty'
+        fix = 'pip install wandb, or leave the field empty'
         raise UserError(f'--config.wandb={project} needs the package wandb; {fix}') from error
     return wandb

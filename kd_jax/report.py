@@ -218,7 +218,7 @@ def plot(workdir: PathLike) -> epath.Path:
     try:
         import matplotlib
     except ImportError as error:
-        raise UserError('plots need matplotlib; pip install -r requirements-extras.txt') from error
+        raise UserError('plots need matplotlib; pip install matplotlib') from error
     matplotlib.use('Agg')
     from matplotlib import pyplot
 

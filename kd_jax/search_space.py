@@ -18,7 +18,7 @@ def optuna() -> Any:
     try:
         import optuna as module
     except ImportError as error:
-        raise UserError('a search needs Optuna; pip install -r requirements-extras.txt') from error
+        raise UserError('a search needs Optuna; pip install optuna') from error
     module.logging.set_verbosity(module.logging.WARNING)
     return module
 

@@ -133,7 +133,7 @@ def prepare(name: str, data_dir: str) -> str:
 def _how(name: str) -> str:
     base = _parts(name)[0].partition('/')[0]
     return (
-        'on a machine with network run `pip install -r requirements-tf.txt` and '
+        'on a machine with network run `pip install tensorflow-cpu` and '
         f'`python -m kd_jax.data.tfds {name} --data_dir=DIR`, copy DIR/{base} here '
         'and pass --config.data.path=DIR'
     )

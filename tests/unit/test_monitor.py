@@ -80,7 +80,7 @@ def test_weights_and_biases_missing_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'wandb', None)  # makes the import fail
     with pytest.raises(
         UserError,
-        match='--config.wandb=p needs the package wandb; pip install -r requirements-extras.txt',
+        match='--config.wandb=p needs the package wandb; pip install wandb',
     ):
         Monitor('r', tmp_path, **SIZES, tensorboard=False, wandb='p')
 

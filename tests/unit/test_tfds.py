@@ -238,7 +238,7 @@ def test_a_set_that_is_not_here_says_what_is_missing_and_how_to_place_it(tmp_pat
     assert 'TensorFlow is not installed' in text
     assert 'www.cs.toronto.edu cannot be reached: Network is unreachable' in text
     assert f'not prepared in {tmp_path}' in text
-    assert '`pip install -r requirements-tf.txt`' in text
+    assert '`pip install tensorflow-cpu`' in text
     assert '`python -m kd_jax.data.tfds cifar10 --data_dir=DIR`' in text
     assert 'copy DIR/cifar10 here and pass --config.data.path=DIR' in text
     assert list(tmp_path.iterdir()) == []
