@@ -104,7 +104,6 @@ def run_spec(
     students = _students(run, sees, info, parallel.fast)
     step, targets = _step(name, run, dataset, teachers, settings, timing, parallel, students)
     plans = student_plans(step, dataset)
-    check_foreign(step, plans, settings.freeze, parallel.axis_name)
     _check_heads(name, run, step.objective, plans)
     check_memory(name, plans['student'].shapes)
     plans |= objective_plans(step, dataset, plans)
@@ -113,6 +112,7 @@ def run_spec(
         shapes, settings, total_steps=timing.total_steps, steps_per_epoch=timing.steps_per_epoch
     )
     freeze = optim.frozen_patterns(shapes['student'], settings)
+    check_foreign(step, plans, freeze, parallel.axis_name)
     frozen = optim.frozen_mask(shapes['student'], freeze)
     optim.check_trains(frozen, settings)
     trainable = jax.tree.map(lambda f, x: 0 if f else math.prod(x.shape), frozen, shapes['student'])

@@ -62,8 +62,8 @@ def check_foreign(
             )
         if freeze:
             warn(
-                f'{model.title} has BatchNorm that optim.freeze cannot stop: its running '
-                'statistics go on changing'
+                f'{model.title} has BatchNorm that optim.freeze and optim.train cannot stop: its '
+                'running statistics go on changing'
             )
 
 

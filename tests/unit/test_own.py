@@ -1,5 +1,7 @@
 """Models, losses and data of the user's own, by their names."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +11,10 @@ import pytest
 from configs import common
 from kd_jax import data, models, objectives, own
 from kd_jax.errors import UserError
+from kd_jax.initialization import check_foreign
 from kd_jax.models import Output, initial
 from kd_jax.models.common import param_count
+from kd_jax.networks import Network
 from kd_jax.objectives import logits
 
 IMAGE = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8, 8, 1)), jnp.float32)
@@ -246,3 +250,22 @@ def test_what_is_kept_in_this_process_is_found_by_its_name(monkeypatch):
     assert own.load('__main__:mine', 'model') is own_things.Net
     with pytest.raises(UserError, match='was made in a notebook or a script, which is gone; put'):
         own.load('__main__:other', 'model')
+
+
+@pytest.mark.parametrize(
+    ('name', 'freeze', 'axis_name', 'told'),
+    [
+        ('Bare', (), 'batch', ['has BatchNorm but no field axis_name: each device normalises']),
+        ('Net', (), 'batch', []),
+        ('Bare', (), None, []),
+        ('Linear', ('Dense',), 'batch', []),
+        ('Net', ('Conv',), None, ['has BatchNorm that optim.freeze and optim.train cannot stop']),
+    ],
+)
+def test_what_a_module_lacks_is_told(name, freeze, axis_name, told, capsys):
+    network = Network(models.build(f'own_things:{name}', 3), (0.0,), (1.0,))
+    plan = initial.Plan(lambda key: network.model.init_with_output(key, IMAGE, train=False))
+    step = SimpleNamespace(students={'student': network})
+    check_foreign(step, {'student': plan}, freeze, axis_name)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == len(told) and all(map(str.__contains__, lines, told))
