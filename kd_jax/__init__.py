@@ -2,8 +2,14 @@
 
 import importlib
 import sys
+from typing import TYPE_CHECKING
 
 from kd_jax import signals
+
+if TYPE_CHECKING:  # the others import JAX, which takes seconds: see `_LAZY`
+    from kd_jax import config, data, methods, models, objectives
+    from kd_jax.api import Predictor, Result, Teacher, distill, run_study
+    from kd_jax.loop import TrainStep, make_train_step
 
 __version__ = '0.1.0'
 
@@ -25,7 +31,21 @@ _LAZY = {
     **dict.fromkeys(('TrainStep', 'make_train_step'), 'kd_jax.loop'),
 }
 _MODULES = ('config', 'data', 'methods', 'models', 'objectives')
-__all__ = ['__version__', *_LAZY, *_MODULES]
+__all__ = [
+    'Predictor',
+    'Result',
+    'Teacher',
+    'TrainStep',
+    '__version__',
+    'config',
+    'data',
+    'distill',
+    'make_train_step',
+    'methods',
+    'models',
+    'objectives',
+    'run_study',
+]
 
 
 def __dir__() -> list[str]:
