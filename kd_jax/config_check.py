@@ -45,6 +45,13 @@ _SWITCHES: dict[str, tuple[str, Callable[[ConfigDict], bool]]] = {
         name: ("soft_targets is not 'live'", lambda run: run.soft_targets != 'live')
         for name in ('soft_targets_dtype', 'soft_targets_top_k')
     },
+    **{
+        f'data.{name}': (
+            "data.source is 'folder'",
+            lambda run: run.data.source == 'folder' or own.is_own(run.data.source),
+        )
+        for name in ('size', 'labels', 'test_share', 'on_bad_image', 'cache')
+    },
     'data.labels_seed': (
         'data.labels_per_class is more than 0',
         lambda run: run.data.labels_per_class > 0,
@@ -83,7 +90,7 @@ def _check_data(path: str, given: Mapping[str, Any]) -> None:
     if own.is_own(source):
         return
     ignored = {
-        'path': source == 'digits' and "it is embedded; 'idx', 'npz' and 'tfds' have one",
+        'path': source == 'digits' and "it is embedded; 'folder', 'idx', 'npz' and 'tfds' have one",
         'name': source != 'tfds' and "only 'tfds' has one",
     }
     for field, why in ignored.items():

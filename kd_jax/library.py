@@ -11,7 +11,8 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from kd_jax import data, imported, jobs, trained
-from kd_jax.parallel import Parallel
+from kd_jax.monitor import warn
+from kd_jax.parallel import Parallel, is_main
 from kd_jax.teacher_outputs import outside
 from kd_jax.trained import Trained
 from kd_jax.workdir import RunDirectory, find_run, to_json
@@ -35,6 +36,8 @@ class Library:
         key = json.dumps(to_json(run.data.to_dict()), sort_keys=True)
         if key not in self._datasets:
             self._datasets[key] = data.load(run.data)
+            for sentence in self._datasets[key].notes if is_main() else ():
+                warn(sentence)
         return self._datasets[key]
 
     def directory(self, name: str, seed: int) -> RunDirectory:

@@ -11,7 +11,7 @@ from kd_jax.data import arrays, foreign
 from kd_jax.data.arrays import Raw
 from kd_jax.data.dataset import ArraySource, Dataset, DatasetInfo
 from kd_jax.errors import UserError, renamed
-from kd_jax.fields import check, field, is_number, number, several, text
+from kd_jax.fields import check, choice, field, is_number, number, several, text
 
 _CHUNK = 4096  # images counted at once when the mean is taken; bounds the temporary memory
 
@@ -23,8 +23,15 @@ def _tfds(config: Any) -> Raw:
     return tfds.load(config)
 
 
+def _folder(config: Any) -> Raw:
+    from kd_jax.data import folder  # Pillow, which others do not need
+
+    return folder.folder(config)
+
+
 SOURCES: dict[str, Callable[..., Raw]] = {
     'digits': arrays.digits,
+    'folder': _folder,
     'idx': arrays.idx,
     'npz': arrays.npz,
     'tfds': _tfds,
@@ -51,6 +58,15 @@ class Settings:
     source: str = field('digits', _is_source, known=tuple(SOURCES))
     name: str = text()  # TFDS name, such as 'cifar10'
     path: str = text()  # directory or file; '' = the source's default
+    # side in pixels to which the images of a folder are resized; 0 = chosen from their sizes
+    size: int = number(0, at_least=0, at_most=2**12)
+    labels: str = text()  # a .csv or .jsonl table of a folder's images: path, label, split
+    # of each class of a folder without a test split
+    test_share: float = number(0.15, above=0, below=1)
+    # what is done about damaged files of a folder
+    on_bad_image: str = choice('skip', 'error')
+    # where a folder's decoded images are kept; '' = the user's cache, 'off' = nowhere
+    cache: str = text()
     # share of train that becomes validation where the source has none
     val_share: float = number(0.1, at_least=0, at_most=1, words=CARVED)
     val_seed: int = number(0, at_least=0)  # which images those are
@@ -103,7 +119,7 @@ def load(config: Any) -> Dataset:
         'test': len(test),
     }
     info = DatasetInfo(raw.name, num_classes, tuple(names), tuple(shape), mean, std, count)
-    return Dataset(info, train, val, test)
+    return Dataset(info, train, val, test, raw.notes)
 
 
 def _num_classes(raw: Raw) -> int:

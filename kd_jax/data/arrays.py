@@ -38,7 +38,8 @@ class Raw(NamedTuple):
     """What a source returns: `(image [N, H, W, C], label [N])` a split, unchecked;
     `val` is None if it has none.
 
-    class_names: in label order, or () if the source does not know them.
+    class_names: in label order, or () if the source does not know them. notes: sentences that the
+    user should read.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Raw(NamedTuple):
     val: tuple[np.ndarray, np.ndarray] | None
     test: tuple[np.ndarray, np.ndarray]
     class_names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def digits(config: Any) -> Raw:

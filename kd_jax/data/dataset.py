@@ -78,12 +78,15 @@ class ArraySource:
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A data set: three sources that share no example, and what a model must know about it."""
+    """A data set: three sources that share no example, and what a model must know about it. notes:
+    sentences that the user should read.
+    """
 
     info: DatasetInfo
     train: ArraySource
     val: ArraySource
     test: ArraySource
+    notes: tuple[str, ...] = ()
 
     def source(self, split: str) -> ArraySource:
         """Of 'train', 'val' or 'test'."""

@@ -22,6 +22,11 @@ VALUES = {
     'snapshot_epochs': (2.0, {'teachers': ('self:ema',)}),
     'soft_targets_dtype': ('float32', {'soft_targets': 'live'}),
     'soft_targets_top_k': (5, {'soft_targets': 'live'}),
+    'data.size': (32, {'data.source': 'npz'}),
+    'data.labels': ('x.csv', {'data.source': 'npz'}),
+    'data.test_share': (0.5, {'data.source': 'npz'}),
+    'data.on_bad_image': ('error', {'data.source': 'npz'}),
+    'data.cache': ('off', {'data.source': 'npz'}),
     'data.labels_seed': (3, {'data.labels_per_class': 0}),
 }
 # And fields with which it has one.
@@ -40,6 +45,10 @@ WITH_EFFECT = {
     'soft_targets_dtype': {'soft_targets': 'exact'},
     'soft_targets_top_k': {'soft_targets': '8'},
     'data.labels_seed': {'data.labels_per_class': 5},
+    **{
+        f'data.{name}': {'data.source': 'folder'}
+        for name in ('size', 'labels', 'test_share', 'on_bad_image', 'cache')
+    },
 }
 
 

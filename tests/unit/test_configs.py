@@ -1,10 +1,14 @@
 """Every config loads, says what it is, and makes a study whose parts exist."""
 
 import importlib
+import tempfile
+from functools import cache
+from pathlib import Path
 
 import jax
 import pytest
 from helpers import REPOSITORY
+from PIL import Image
 
 from configs import common, methods
 from kd_jax import build, jobs, models, objectives
@@ -15,8 +19,18 @@ from kd_jax.errors import UserError
 ROOT = REPOSITORY
 
 
+@cache
+def folder_of_images():
+    root = Path(tempfile.mkdtemp(prefix='kd_jax_images_'))
+    for k in range(8):
+        (root / f'class {k % 2}').mkdir(exist_ok=True)
+        Image.new('RGB', (40, 60), (30 * k, 0, 0)).save(root / f'class {k % 2}/{k}.png')
+    return str(root)
+
+
 # Every config file with every argument that its docstring offers.
 CONFIGS = {
+    'folder': ('IMAGES',),
     'digits': ('', 'few', 'regime=all'),
     'fashion_mnist': ('', 'all', *(f'method={name}' for name in methods.METHODS), 'method=all'),
     'cifar10': (None,),
@@ -40,6 +54,8 @@ ALL = [(name, argument) for name, arguments in CONFIGS.items() for argument in a
 
 def get(name, argument):
     get_config = importlib.import_module(f'configs.{name}').get_config
+    if argument == 'IMAGES':
+        argument = folder_of_images()
     return get_config() if argument is None else get_config(argument)
 
 

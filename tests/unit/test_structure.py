@@ -76,6 +76,7 @@ MANY_KEYWORDS = {
 }
 MANY_MEMBERS = {
     'kd_jax/config.py: Run': 'a record: the fields of a run',
+    'kd_jax/data/__init__.py: Settings': 'a record: the fields of a data set',
     'kd_jax/optim.py: Settings': 'a record: the fields of an optimiser',
     'kd_jax/records.py: Result': 'a record: the fields of result.json',
     'kd_jax/data/tfds_description.py: Description': 'a record: the fields of dataset_info.json',

@@ -1,0 +1,275 @@
+"""Folders of images: `root/class/*`, `root/{train,val,test}/class/*`, or as a table says. They are
+decoded once, into a cache of arrays that later runs map into memory.
+"""
+
+import concurrent.futures
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kd_jax.data import decoding, listing
+from kd_jax.data.arrays import MAX_BYTES, Raw, place_of
+from kd_jax.data.listing import Item
+from kd_jax.errors import UserError
+
+SIDES = (16, 28, 32, 48, 64, 96, 128, 160, 192, 224)  # chosen for images of different sizes
+SAMPLE = 512  # images whose headers decide the side and the channels
+VERSION = 1  # of the cache
+_WINDOW = 1024  # images decoded at once; bounds the memory
+_SHOWN = 3  # files in a sentence
+
+
+class Shape(NamedTuple):
+    """Of all images of a set."""
+
+    side: int
+    channels: int
+
+
+def folder(config: Any) -> Raw:
+    """The images under `config.path`.
+
+    They become `config.size` pixels square (0: chosen from their own sizes), grey if all are.
+    Without a split `test`, `val` is the test split if there is one; otherwise `test_share` of each
+    class's images become it.
+
+    Raises:
+      UserError: for a path or a table that makes no sense, a class or a split that would be empty,
+        or, with `on_bad_image='error'`, a damaged file.
+    """
+    if not config.path:
+        raise UserError("data source 'folder' needs a directory; give it with data.path=DIR")
+    root = place_of(config.path)
+    found = listing.listed(root, config.labels)
+    names = listing.class_names(found.items)
+    items, notes = splits_of(found.items, config.test_share, config.val_seed, root)
+    shape = shape_of(root, items, config.size)
+    size = len(items) * shape.side**2 * shape.channels
+    if size > MAX_BYTES:
+        raise UserError(
+            f'{len(items)} images of {shape.side} x {shape.side} pixels are {size:.3g} bytes, more '
+            f'than the {MAX_BYTES:.3g} that can be held; set a smaller data.size'
+        )
+    images, good, bad = _Decoded(root, items, shape, config.cache).get(notes)
+    if bad:
+        told = '; '.join(f'{root / path} {why}' for path, why in bad[:_SHOWN])
+        more = f' and {len(bad) - _SHOWN} more' if len(bad) > _SHOWN else ''
+        sentence = f'{len(bad)} of {len(items)} files are left out: {told}{more}'
+        if config.on_bad_image == 'error':
+            raise UserError(
+                f"{sentence}; mend them, or set data.on_bad_image='skip' to train without them"
+            )
+        notes.append(sentence)
+    notes += [f'{what} cannot be read' for what in found.unreadable[:_SHOWN]]
+    kept = [items[k] for k in good]
+    _check_whole(root, kept, names)
+    number = {name: k for k, name in enumerate(names)}
+    label = np.array([number[item.label] for item in kept], np.int32)
+    pairs = {}
+    for split in ('train', 'val', 'test'):
+        rows = [k for k, item in enumerate(kept) if item.split == split]
+        if rows:
+            # items are in the order of splits, so that each is one piece of the cache
+            pairs[split] = images[rows[0] : rows[-1] + 1], label[rows[0] : rows[-1] + 1]
+    name = root.resolve().name or 'folder'
+    return Raw(name, pairs['train'], pairs.get('val'), pairs['test'], names, notes=tuple(notes))
+
+
+def splits_of(
+    items: Sequence[Item], test_share: float, seed: int, root: Path
+) -> tuple[list[Item], list[str]]:
+    """(the items, each with its split, in the order train, val, test; what is to be said)."""
+    there, notes = {item.split for item in items}, []
+    chosen = [item._replace(split=item.split or 'train') for item in items]
+    if 'train' not in {item.split for item in chosen}:
+        raise UserError(f'{root} has no training images; call a folder of it train')
+    if 'test' not in there and 'val' in there:
+        chosen = [item._replace(split='test') if item.split == 'val' else item for item in chosen]
+        notes.append(f'{root} has no split test: val is the test split')
+    elif 'test' not in there:
+        rng = np.random.default_rng(seed)
+        numbers: dict[str, list[int]] = {}
+        for k, item in enumerate(chosen):
+            numbers.setdefault(item.label, []).append(k)
+        for label in sorted(numbers):
+            mine = numbers[label]
+            count = min(max(round(test_share * len(mine)), 1), len(mine) - 1)
+            for k in rng.permutation(mine)[:count]:
+                chosen[k] = chosen[k]._replace(split='test')
+        notes.append(f'{root} has no split test: {test_share:.0%} of each class are the test split')
+    order = {'train': 0, 'val': 1, 'test': 2}
+    return sorted(chosen, key=lambda item: (order[item.split], item.path)), notes
+
+
+def shape_of(root: Path, items: Sequence[Item], size: int) -> Shape:
+    """The side, chosen if `size` is 0, and the channels of the images."""
+    step = max(len(items) // SAMPLE, 1)
+    headers = []
+    for item in items[::step]:
+        try:
+            headers.append(decoding.header((root / item.path).read_bytes()))
+        except (decoding.Bad, OSError, ValueError):
+            continue
+    if not headers:
+        raise UserError(f'{root} holds no image that can be read, such as {items[0].path}')
+    channels = 1 if all(found.grey for found in headers) else 3
+    if size:
+        return Shape(size, channels)
+    shorter = [min(found.width, found.height) for found in headers]
+    same = {(found.width, found.height) for found in headers}
+    if len(same) == 1 and shorter[0] <= SIDES[-1]:
+        return Shape(shorter[0], channels)
+    middle = float(np.median(shorter))
+    return Shape(max([side for side in SIDES if side <= middle] or [SIDES[0]]), channels)
+
+
+def _check_whole(root: Path, items: Sequence[Item], names: Sequence[str]) -> None:
+    """Raises `UserError` for a class without a training image, a split without any, or a class of
+    a split that training does not know.
+    """
+    counts = Counter((item.split, item.label) for item in items)
+    for split in ('train', 'test'):
+        if not any(there == split for there, _ in counts):
+            raise UserError(f'the split {split} of {root} has no image that can be read')
+    lacking = [name for name in names if not counts['train', name]]
+    if lacking:
+        others = sorted({split for split, name in counts if name == lacking[0]})
+        where = f' (it has some in {", ".join(others)})' if others else ''
+        raise UserError(
+            f'class {lacking[0]!r} of {root} has no training image that can be read{where}; '
+            'add some, or take the class away'
+        )
+
+
+def read(root: Path, item: Item) -> bytes:
+    """A file's content; raises `decoding.Bad`."""
+    try:
+        with open(root / item.path, 'rb') as file:
+            return file.read()
+    except (OSError, ValueError) as error:
+        raise decoding.Bad(f'cannot be read ({getattr(error, "strerror", error)})') from None
+
+
+class _Decoded:
+    """The images of a set, from the cache or into it."""
+
+    def __init__(self, root: Path, items: Sequence[Item], shape: Shape, cache: str):
+        self.root, self.items, self.shape = root, items, shape
+        self.cache = None if cache == 'off' else cache_folder(cache)
+
+    def get(self, notes: list[str]) -> tuple[np.ndarray, list[int], list[tuple[str, str]]]:
+        """(`[N, side, side, channels]` uint8 of the good ones, their numbers, (path, why) of the
+        others).
+        """
+        if self.cache is None:
+            return self._in_memory()
+        try:
+            index = self.cache / 'index' / f'{self._stamp()}.json'
+            there = self._there(index)
+            return there if there is not None else self._stored(index)
+        except OSError as error:
+            notes.append(
+                f'images are not kept in {self.cache} ({error.strerror or error}): they are '
+                'decoded again each time'
+            )
+            return self._in_memory()
+
+    def _stamp(self) -> str:
+        """Of what would be decoded: paths, sizes and times of the files, and the shape."""
+        digest = hashlib.blake2b(f'{VERSION} {self.shape} {self.root.resolve()}'.encode())
+        for item in self.items:
+            try:
+                about = os.stat(self.root / item.path)
+                digest.update(repr((*item, about.st_size, about.st_mtime_ns)).encode())
+            except (OSError, ValueError):
+                digest.update(repr((*item, 'missing')).encode())
+        return digest.hexdigest()[:32]
+
+    def _there(self, index: Path) -> Any:
+        try:
+            record = json.loads(index.read_text())
+            place = self.cache / record['key']
+            good, bad = record['good'], [tuple(one) for one in record['bad']]
+            images = np.memmap(place / 'images', np.uint8, 'r', shape=(len(good), *self._image()))
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
+        return images, good, bad
+
+    def _stored(self, index: Path) -> Any:
+        """Decodes into the cache; what is half done when the process ends is not found there."""
+        assert self.cache is not None
+        self.cache.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix='unfinished-', dir=self.cache))
+        try:
+            bad: list[tuple[str, str]] = []
+            good, digest = [], hashlib.blake2b(repr((VERSION, self.shape)).encode())
+            with open(unfinished / 'images', 'wb') as file:
+                for k, image, content in self._decoded(bad):
+                    good.append(k)
+                    digest.update(content)
+                    file.write(image.tobytes())
+                file.flush()
+                os.fsync(file.fileno())
+            key = digest.hexdigest()[:32]
+            if not (self.cache / key).exists():
+                os.replace(unfinished, self.cache / key)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        index.parent.mkdir(exist_ok=True)
+        text = json.dumps({'key': key, 'good': good, 'bad': bad})
+        part = index.with_suffix(f'.{os.getpid()}')
+        part.write_text(text)
+        os.replace(part, index)
+        found = self._there(index)
+        return found if found is not None else self._in_memory()
+
+    def _in_memory(self) -> tuple[np.ndarray, list[int], list[tuple[str, str]]]:
+        bad: list[tuple[str, str]] = []
+        found = [(k, image) for k, image, _ in self._decoded(bad)]
+        empty = np.zeros((0, *self._image()), np.uint8)
+        images = np.stack([image for _, image in found]) if found else empty
+        return images, [k for k, _ in found], bad
+
+    def _image(self) -> tuple[int, int, int]:
+        return self.shape.side, self.shape.side, self.shape.channels
+
+    def _decoded(self, bad: list[tuple[str, str]]) -> Iterator[tuple[int, np.ndarray, bytes]]:
+        """(number, image, hash of the file) of the good ones, in order."""
+
+        def one(item: Item) -> tuple[np.ndarray, bytes] | str:
+            try:
+                content = read(self.root, item)
+                image = decoding.decode(content, *self.shape)
+            except decoding.Bad as error:
+                return str(error)
+            return image, hashlib.blake2b(content, digest_size=16).digest()
+
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            numbered = list(enumerate(self.items))
+            for start in range(0, len(numbered), _WINDOW):
+                window = numbered[start : start + _WINDOW]
+                done = pool.map(one, [item for _, item in window])
+                for (k, item), result in zip(window, done, strict=True):
+                    if isinstance(result, str):
+                        bad.append((item.path, result))
+                    else:
+                        yield k, *result
+
+
+def cache_folder(given: str) -> Path | None:
+    """Where decoded images are kept: `given`, or a folder of the user's cache."""
+    base = os.environ.get('KD_JAX_CACHE', '')
+    if given:
+        return Path(given).expanduser()
+    if base == 'off':
+        return None
+    usual = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'kd_jax'
+    return (Path(base).expanduser() if base else usual) / 'images'
