@@ -1,6 +1,8 @@
 """What several test files need: tiny studies, and the command line in a process of its own."""
 
 import os
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import commands
@@ -56,6 +58,18 @@ def random_splits(seed=0, train=60, val=22, test=26, size=8, channels=1, classes
         DatasetInfo('random', classes, names, shape, (0.5,) * channels, (0.25,) * channels, count),
         *parts,
     )
+
+
+@cache
+def folder_of_images():
+    """The path of one with two classes."""
+    from PIL import Image
+
+    root = Path(tempfile.mkdtemp(prefix='kd_jax_images_'))
+    for k in range(8):
+        (root / f'class {k % 2}').mkdir(exist_ok=True)
+        Image.new('RGB', (40, 60), (30 * k, 0, 0)).save(root / f'class {k % 2}/{k}.png')
+    return str(root)
 
 
 def save_npz(path, splits):

@@ -1,14 +1,10 @@
 """Every config loads, says what it is, and makes a study whose parts exist."""
 
 import importlib
-import tempfile
-from functools import cache
-from pathlib import Path
 
 import jax
 import pytest
-from helpers import REPOSITORY
-from PIL import Image
+from helpers import REPOSITORY, folder_of_images
 
 from configs import common, methods
 from kd_jax import build, jobs, models, objectives
@@ -17,15 +13,6 @@ from kd_jax.config_check import check_run, without_effect
 from kd_jax.errors import UserError
 
 ROOT = REPOSITORY
-
-
-@cache
-def folder_of_images():
-    root = Path(tempfile.mkdtemp(prefix='kd_jax_images_'))
-    for k in range(8):
-        (root / f'class {k % 2}').mkdir(exist_ok=True)
-        Image.new('RGB', (40, 60), (30 * k, 0, 0)).save(root / f'class {k % 2}/{k}.png')
-    return str(root)
 
 
 # Every config file with every argument that its docstring offers.

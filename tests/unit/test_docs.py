@@ -10,7 +10,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from helpers import REPOSITORY
+from helpers import REPOSITORY, folder_of_images
 from pages import (
     DOCS,
     ROOT_PAGES,
@@ -149,6 +149,8 @@ def test_every_command_is_accepted(command, tmp_path, monkeypatch):
         arguments = [
             re.sub(r'^--config=(\w+\.py)$', rf'--config={tmp_path}/\1', word) for word in arguments
         ]
+        images = folder_of_images()
+        arguments = [word.replace('/path/to/images', images) for word in arguments]
         values = parsed(module, arguments)
         check_study(values.config, values.only)
 
