@@ -55,13 +55,15 @@ def begins(logs: Sequence[JobLog], step: int) -> None:
 
 
 def stepped(logs: Sequence[JobLog], step: int) -> None:
-    """These have their first `step` steps behind them, or on the devices."""
+    """These have their first `step` steps behind them, or on the devices. The loss is that of the
+    first of them, images a second are those of all.
+    """
     monitor = logs[0].recorder.monitor
     top1 = [log.recorder.val['top1'] for log in logs if log.recorder.val]
     val = f'{100 * max(top1):.2f} %' if top1 else ''
     if len(logs) > 1 and top1:
         val = f'median {100 * statistics.median(top1):.2f} %, best {val}'
-    display.tracker().stepped(step, monitor.loss, val, monitor.rate)
+    display.tracker().stepped(step, monitor.loss, val, len(logs) * monitor.rate)
 
 
 def tell_middle(step: int, logs: Sequence[JobLog]) -> None:

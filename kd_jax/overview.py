@@ -36,7 +36,7 @@ def overview(study: Study) -> str:
     rows += [_row(study, group, names) for group, names in groups.items()]
     lines = table(HEAD, rows[:MOST_RUNS])
     if len(rows) > MOST_RUNS:
-        lines.append(f'and {len(rows) - MOST_RUNS} more, which study.json and --verbose list')
+        lines.insert(-1, f'and {len(rows) - MOST_RUNS} more, which study.json and --verbose list')
     facts = [('data', text) for text in _data(study, groups)]
     facts += [('devices', _devices(study)), ('workdir', str(study.workdir))]
     facts.append(('so far', _so_far(study)))

@@ -126,7 +126,8 @@ class Tracker:
         self._mark = now
         status.step, status.loss, status.doing, status.rate = step, loss, '', rate
         status.val = val or status.val
-        estimate(status, self._part, self._due, self._parts.values(), now)
+        others = self._parts.values() if self._part is self._run else ()
+        estimate(status, self._part, self._due, others, now)
         self.changed()
 
     def doing(self, what: str) -> None:

@@ -90,9 +90,13 @@ def test_seeds_to_come_and_other_runs_count():
 
 
 def test_a_place_has_the_number_of_the_run_and_an_extraction_leaves_the_run_alone():
-    found, _ = begun({'teacher': Part(0, 0, 0), 'student': Part(100)}, place='seed 3 (2 of 5)')
+    parts = {'teacher': Part(0, 0, 0), 'student': Part(100)}
+    found, clock = begun(parts, place='seed 3 (2 of 5)')
     assert list(found.status.place) == ['run 2 of 2', 'seed 3 (2 of 5)']
     found.counting('soft targets of teacher', 7)
+    found.stepped(3)
+    step(found, clock, 5, 2.0)
+    assert left(found, clock) == (2.0, 2.0), 'the runs are not of its kind'
     found.stepped(3)
     assert (found.status.title, found.status.share) == ('soft targets of teacher', 3 / 7)
     found.training('seed 4', 0, 100, 10.0, 0)
