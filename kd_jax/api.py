@@ -20,7 +20,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from kd_jax import config as common
-from kd_jax import given, methods, own, report, runtime, trained
+from kd_jax import display, given, methods, own, report, runtime, trained
 from kd_jax.errors import UserError, unknown
 from kd_jax.fields import own as fields_of
 from kd_jax.given import Teacher
@@ -200,7 +200,7 @@ def run_study(config: ConfigDict, workdir: str | Path, only: Sequence[str] = ())
     """
     runtime.prepare(fast=config.fast)
     study = Study(config, Path(workdir).expanduser(), only)
-    with _interrupts() as stop:
+    with _interrupts() as stop, display.showing(display.choose(stopping=lambda: bool(stop))):
         try:
             results = study.run(lambda: bool(stop))
         except Stopped:

@@ -16,8 +16,9 @@ from etils import epath
 from kd_jax import checkpoint, evaluation
 from kd_jax.data import Dataset
 from kd_jax.data.views import Views
+from kd_jax.display import clock, tracker
 from kd_jax.errors import UserError
-from kd_jax.monitor import clock, say
+from kd_jax.monitor import detail, say
 from kd_jax.networks import Network
 from kd_jax.parallel import Parallel, barrier, in_any_process, is_main, only_here
 from kd_jax.spec import Arrays
@@ -151,6 +152,7 @@ class Extraction:
         if is_main():
             count, width, _ = stores[0].splits['train']
             say(f'{self.title} · soft targets of {count} images in {width} views')
+        tracker().counting(f'soft targets of {self.title}', len(work))
         for number, (split, chunk) in enumerate(work):
             if in_any_process(should_stop()):
                 return False
@@ -161,10 +163,11 @@ class Extraction:
             for k, store in enumerate(stores):
                 if (split, chunk) in missing[k] and is_main():
                     store.write(split, chunk, rows_of(logits[k], store.splits[split][2]))
+            tracker().stepped(number + 1)
             if is_main() and time.perf_counter() - said > 30:
                 said = time.perf_counter()
                 left = (said - begin) / (number + 1) * (len(work) - number - 1)
-                say(
+                detail(
                     f'{self.title} · soft targets '
                     f'{100 * (number + 1) / len(work):.0f} % · {clock(left)} left'
                 )

@@ -12,6 +12,7 @@ from etils import epath
 from kd_jax import config, evaluation, fields, own, parallel, pretrained, trained
 from kd_jax.checkpoint import checksum as weights_checksum
 from kd_jax.data import Dataset, DatasetInfo
+from kd_jax.display import tracker
 from kd_jax.errors import UserError
 from kd_jax.monitor import say, warn
 from kd_jax.workdir import RunDirectory
@@ -151,6 +152,7 @@ def make_run(
 ) -> None:
     """Writes the teacher as a finished run, measured on the study's validation and test splits."""
     begin = time.perf_counter()
+    tracker().busy(name, 'imports and measures it')
     trained.check_teacher(model, data.info)
     network = model.network.computing(model.precision, par.fast)
     assert model.imported is not None  # what has just been read from its file

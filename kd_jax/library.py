@@ -4,7 +4,7 @@ imported teachers, files of weights.
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from kd_jax import data, imported, jobs, trained
 from kd_jax.monitor import warn
 from kd_jax.parallel import Parallel, is_main
+from kd_jax.spec import Job
 from kd_jax.teacher_outputs import outside
 from kd_jax.trained import Trained
 from kd_jax.workdir import RunDirectory, find_run, to_json
@@ -140,3 +141,13 @@ def begun(library: Library, names: Iterable[str]) -> list[epath.Path]:
         library.directory(name, seed).path for name in names for seed in library.unfinished(name)
     ]
     return [folder for folder in folders if folder.exists()]
+
+
+def taught_alike(library: Library, waiting: Sequence[Job]) -> list[list[Job]]:
+    """The jobs in groups that have the same teachers."""
+    groups: dict[tuple[epath.Path, ...], list[Job]] = {}
+    for job in waiting:
+        names = outside(job.config.teachers)
+        teachers = tuple(library.find(name, job.seed).path for name in names)
+        groups.setdefault(teachers, []).append(job)
+    return list(groups.values())

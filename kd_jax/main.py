@@ -5,25 +5,23 @@ import logging
 import signal
 import sys
 
-import yaml
 from absl import app, flags
 from etils import epath
 from ml_collections import config_flags
 
-from kd_jax import config_check, distributed, parallel, runtime, signals
+from kd_jax import config_check, display, distributed, overview, parallel, runtime, signals
 from kd_jax.command import load_config, local, parse
-from kd_jax.config import changed
 from kd_jax.errors import UserError, fail, fail_for_the_system
 from kd_jax.monitor import say, warn
 from kd_jax.study import Study
 from kd_jax.train import Stopped
-from kd_jax.workdir import to_json
 
 config_flags.DEFINE_config_file(
     'config', lock_config=True, help_string='The study, such as configs/digits.py'
 )
 _WORKDIR = flags.DEFINE_string('workdir', '', "Where results go; '' = runs/<config>")
 _ONLY = flags.DEFINE_list('only', [], 'Train these runs of the study only')
+_VERBOSE = flags.DEFINE_boolean('verbose', False, 'Begin with every field that is no default')
 _COORDINATOR = flags.DEFINE_string(
     'coordinator', '', "host:port of process 0; 'auto' on Cloud TPU and SLURM; '' = one process"
 )
@@ -45,6 +43,17 @@ def default_workdir() -> epath.Path:
     return epath.Path('runs') / '-'.join(filter(None, (epath.Path(name).stem, safe)))
 
 
+def begin(study: Study) -> None:
+    """What is said before anything trains."""
+    if not parallel.is_main():
+        return
+    if _VERBOSE.value:
+        say(overview.fields(study))
+    say(overview.overview(study))
+    for sentence in config_check.without_effect(study.plan.runs):
+        warn(sentence)
+
+
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         fail(f'unexpected argument {argv[1]!r}; options look like --config=configs/digits.py')
@@ -57,19 +66,10 @@ def main(argv: list[str]) -> None:
         runtime.prepare(fast=config.fast, single_process=not _COORDINATOR.value)
         distributed.initialize(*processes)
         stop = signals.note()  # after `initialize`, which installs a handler of its own
-        study = Study(
-            config, local(_WORKDIR.value) if _WORKDIR.value else default_workdir(), _ONLY.value
-        )
-        if parallel.is_main():
-            fields = to_json(changed(study.config))
-            shown = yaml.safe_dump(fields, default_flow_style=None, width=100, sort_keys=False)
-            say(
-                f'{shown}\nThe other fields are the defaults; all are in config.json of each run.\n'
-                f'workdir: {study.workdir}\n'
-            )
-            for sentence in config_check.without_effect(study.plan.runs):
-                warn(sentence)
-        study.run(lambda: bool(stop))
+        workdir = local(_WORKDIR.value) if _WORKDIR.value else default_workdir()
+        study = Study(config, workdir, _ONLY.value)
+        with display.showing(display.choose(parallel.is_main(), lambda: bool(stop))):
+            study.run(lambda: bool(stop), lambda: begin(study))
     except UserError as error:
         fail(error)
     except Stopped:

@@ -1,35 +1,35 @@
-"""What the user sees while a run trains: progress, metrics.jsonl,
-TensorBoard events, Weights & Biases.
+"""What the user is told: sentences, a line at each validation, metrics.jsonl, TensorBoard
+events, Weights & Biases.
 """
 
 import contextlib
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 from etils import epath
 
+from kd_jax import display
+from kd_jax.display import clock
 from kd_jax.errors import UserError
 
 
 def say(text: str) -> None:
-    """A line for the user, on stdout."""
-    print(text, flush=True)
+    """A line for the user, on stdout, above what moves there."""
+    display.current().say(text)
+
+
+def detail(text: str) -> None:
+    """A line that only a log needs: what moves on a terminal says it as well."""
+    if not display.current().live:
+        say(text)
 
 
 def warn(text: str) -> None:
-    """A line for the user, on stderr."""
-    print(f'warning: {text}', file=sys.stderr, flush=True)
-
-
-def clock(seconds: float) -> str:
-    """`75 -> '1:15'`, `3700 -> '1:01:40'`."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f'{hours}:{minutes:02d}:{seconds:02d}' if hours else f'{minutes}:{seconds:02d}'
+    """A line for the user, on stderr, above what moves there."""
+    display.current().warn(text)
 
 
 Sink = Callable[[int, str, Mapping[str, float]], None]  # (step, split, scalars)
@@ -81,8 +81,7 @@ def sinks(
 class Monitor:
     """Follows one run; a context manager. Only the main process (`active`) writes anything.
 
-    A progress bar where stdout is a terminal, otherwise a plain line at every evaluation;
-    neither unless it is `shown`.
+    A plain line at every evaluation, where nothing else shows that and if it is `shown`.
     """
 
     def __init__(
@@ -102,9 +101,8 @@ class Monitor:
         self.title, self._active, self._shown = title, active, shown and active
         # in steps, steps and images
         self._total, self._epoch, self._batch = total_steps, steps_per_epoch, batch_size
-        self._show: Callable[[int], None] | None = None  # a step, in the progress bar
+        self.loss: float | None = None  # of the latest step that is known
         self._pace = Pace()
-        self._text = {'loss': '', 'val': ''}
         self._closing = contextlib.ExitStack()
         self._sinks: list[Sink] = []
         if active:
@@ -128,18 +126,6 @@ class Monitor:
         return {'step': step, 'epoch': step / self._epoch, 'split': split, **scalars}
 
     def __enter__(self) -> Self:
-        if self._shown and sys.stdout.isatty():
-            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-            columns = (
-                TextColumn('{task.description}'),
-                BarColumn(),
-                TextColumn('{task.fields[text]}'),
-                TimeRemainingColumn(),
-            )
-            bar = self._closing.enter_context(Progress(*columns))
-            task = bar.add_task(self.title, total=self._total, text='compiling')
-            self._show = lambda step: bar.update(task, completed=step, text=self._line(step))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -151,30 +137,28 @@ class Monitor:
 
         After a pause, and at the first call, that is 0: what came before was not only training.
         """
-        seconds = self._pace.advance(step)
-        self._text['loss'] = f'loss {loss:.4g}'
-        if self._show:
-            self._show(step)
-        return seconds
+        self.loss = loss
+        return self._pace.advance(step)
 
-    def _line(self, step: int) -> str:
-        epoch = f'epoch {step / self._epoch:.1f}/{self._total / self._epoch:.1f}'
-        rate = f'{self._pace.rate * self._batch:.0f} images/s' if self._pace.rate else ''
-        return ' · '.join(
-            part for part in (epoch, self._text['loss'], self._text['val'], rate) if part
-        )
+    @property
+    def rate(self) -> float:
+        """Images a second since the last pause; 0: not known."""
+        return self._pace.rate * self._batch
 
     def evaluated(self, step: int, val: Mapping[str, Any]) -> None:
-        """Shows the validation accuracy; without a terminal, as a line."""
-        self._text['val'] = f'val top-1 {100 * val["top1"]:.2f} %'
-        if self._show:
-            self._show(step)
-        elif self._shown:
-            rate = self._pace.rate
-            say(
-                f'{self.title} · {self._line(step)}'
-                + (f' · {clock((self._total - step) / rate)} left' if rate else '')
-            )
+        """Tells the validation accuracy as a line, where only lines are shown."""
+        if not self._shown:
+            return
+        parts = [
+            self.title,
+            f'epoch {step / self._epoch:.1f}/{self._total / self._epoch:.1f}',
+            '' if self.loss is None else f'loss {self.loss:.4g}',
+            f'val top-1 {100 * val["top1"]:.2f} %',
+        ]
+        if self.rate:
+            left = (self._total - step) / self._pace.rate
+            parts += [f'{self.rate:.0f} images/s', f'{clock(left)} left']
+        detail(' · '.join(part for part in parts if part))
 
     def pause(self) -> None:
         """Until now it was not training: it does not count in images/s."""

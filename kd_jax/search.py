@@ -26,7 +26,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from kd_jax import config as config_lib
-from kd_jax import config_check, evaluate, jobs, markdown, runtime, signals
+from kd_jax import config_check, display, evaluate, jobs, markdown, runtime, signals
 from kd_jax.command import load_config, local, parse
 from kd_jax.errors import UserError, fail, told_to_the_user
 from kd_jax.locking import InUse, locked
@@ -161,7 +161,11 @@ class Search:
             self._train_others(should_stop)
             while batch := self._ask(trials):
                 for group in alike(self.run, batch):
+                    first, last = (of(trial.number for trial in group) + 1 for of in (min, max))
+                    display.tracker().heading = (f'{first}-{last} of {trials}',)
                     self._train(group, should_stop)
+            display.tracker().heading = ()
+            display.tracker().idle()
             return self.finish(should_stop)
 
     @contextlib.contextmanager
@@ -382,7 +386,8 @@ def main(argv: list[str]) -> None:
         for sentence in config_check.without_effect({_RUN.value: search.run}):
             warn(sentence)
         try:
-            search.go(_TRIALS.value, lambda: bool(stop))
+            with display.showing(display.choose(stopping=lambda: bool(stop))):
+                search.go(_TRIALS.value, lambda: bool(stop))
         except Stopped:
             received = signal.Signals(stop[0] if stop else signal.SIGTERM)
             say(f'stopped by {received.name}; the same command continues')

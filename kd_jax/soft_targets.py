@@ -14,7 +14,7 @@ from etils import epath
 from ml_collections import ConfigDict, config_flags
 
 from kd_jax import data as data_lib
-from kd_jax import extraction, runtime, signals, trained
+from kd_jax import display, extraction, runtime, signals, trained
 from kd_jax.command import load_config, parse
 from kd_jax.config import Run
 from kd_jax.config_check import check_study
@@ -82,7 +82,10 @@ def main(argv: list[str]) -> None:
         wanted = extraction.Extraction(
             teachers, dataset, _kind(config, dataset), parallel, config.precision, title
         )
-        if extraction.obtain(wanted, [run.path for run in runs], lambda: bool(stop)) is None:
+        places = [run.path for run in runs]
+        with display.showing(display.choose(stopping=lambda: bool(stop))):
+            rows = extraction.obtain(wanted, places, lambda: bool(stop))
+        if rows is None:
             say(f'stopped by {signal.Signals(stop[0]).name}; the same command continues')
             sys.exit(128 + stop[0])
 

@@ -7,14 +7,15 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from kd_jax import build, executors, extraction, jobs, own, parallel, report, runtime, trained
+from kd_jax import build, executors, extraction, following, jobs, own, parallel, report, trained
 from kd_jax import config as config_lib
 from kd_jax.config_check import check_run, check_study
+from kd_jax.display import tracker
 from kd_jax.errors import UserError
-from kd_jax.library import Library, begun, store_beside
-from kd_jax.monitor import import_wandb, say
+from kd_jax.library import Library, begun, store_beside, taught_alike
+from kd_jax.monitor import detail, import_wandb, say
+from kd_jax.runtime import forget_programs
 from kd_jax.spec import Job, RunSpec, TeacherData
-from kd_jax.teacher_outputs import outside
 from kd_jax.train import Prune, Stopped, train
 from kd_jax.train_log import mend_log
 from kd_jax.trained import Trained
@@ -89,9 +90,16 @@ class Study:
             return build.planned(self.specs[group], self.plan.runs[run])
         return self.library.load(reference, seed)
 
-    def run(self, should_stop: Callable[[], bool]) -> list[dict[str, Any]]:
-        """Trains what is not finished, writes results.json and report.md, returns all results."""
+    def run(
+        self, should_stop: Callable[[], bool], checked: Callable[[], None] = lambda: None
+    ) -> list[dict[str, Any]]:
+        """Calls `checked` when only training is left, trains what is not finished, writes
+        results.json and report.md, and returns all results."""
+        tracker().busy(self.workdir.name, 'reads its data, checks its runs')
         self.check()
+        following.plan(self.plan.groups(self.chosen), self.specs, self.library.unfinished)
+        checked()
+        tracker().doing('starting')
         with parallel.only_here(begun(self.library, self.chosen), 'beginning a study'):
             if parallel.is_main():
                 config = self.config.copy_and_resolve_references()
@@ -99,6 +107,7 @@ class Study:
         self.library.finish_imports()
         for group in self.plan.groups(self.chosen):
             self.train(group, should_stop)
+        tracker().idle()
         results = self.library.results()
         if parallel.is_main():
             report.write(self.workdir, results, self.plan.runs)
@@ -120,13 +129,13 @@ class Study:
         if spec is None:
             return
         sweep = group in self.plan.members
+        groups = taught_alike(self.library, waiting) if sweep else [[job] for job in waiting]
         devices = self.parallel.for_batch(spec.config.batch_size, spec.step.accumulate)
         make = executors.MemberParallel if sweep else executors.DataParallel
         executor = make(spec, devices)
-        if parallel.is_main():
-            count = f'; {len(waiting)} students' if sweep else ''
-            say(f'{group} · {report.describe(spec, devices)}{count}')
-        for together in self._taught_alike(waiting) if sweep else [[job] for job in waiting]:
+        count = f'; {len(waiting)} students' if sweep else ''
+        following.begin(spec, len(groups), f'{report.describe(spec, devices)}{count}')
+        for together in groups:
             if parallel.in_any_process(should_stop()):
                 raise Stopped
             executor.clear()  # what the jobs before had on the devices
@@ -143,7 +152,7 @@ class Study:
                 self._give_up(why, said=sweep)
         self.library.forget()
         del executor, spec
-        runtime.forget_programs()
+        forget_programs()
 
     def _jobs(self, group: str) -> list[Job]:
         """What is to train of a run or of a sweep, and can be."""
@@ -152,7 +161,7 @@ class Study:
             run, unfinished = self.plan.runs[name], self.library.unfinished(name)
             if parallel.is_main() and group == name:
                 for seed in (seed for seed in run.seeds if seed not in unfinished):
-                    say(f'{name} seed {seed} · finished earlier')
+                    detail(f'{name} seed {seed} · finished earlier')
             for seed in unfinished:
                 if lacking := self.library.lacks(run, seed):
                     why = f'for {lacking} did not get to its end'
@@ -163,15 +172,6 @@ class Study:
         # Nobody finishes a seed while another process still looks what is finished.
         parallel.barrier(f'{group} listed')
         return waiting
-
-    def _taught_alike(self, waiting: Sequence[Job]) -> list[list[Job]]:
-        """The jobs in groups that have the same teachers."""
-        groups: dict[tuple[epath.Path, ...], list[Job]] = {}
-        for job in waiting:
-            names = outside(job.config.teachers)
-            teachers = tuple(self.library.find(name, job.seed).path for name in names)
-            groups.setdefault(teachers, []).append(job)
-        return list(groups.values())
 
     def _give_up(self, why: str, *, said: bool = False) -> None:
         """The study ends with this sentence, after everything else is done."""

@@ -3,17 +3,17 @@ result.json, one or several at once.
 """
 
 import contextlib
-import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 
-from kd_jax import evaluation, parallel
+from kd_jax import evaluation, following, parallel
+from kd_jax.display import tracker
 from kd_jax.divergence import explained
 from kd_jax.errors import Diverged
 from kd_jax.executors import Dispatch, Executor
-from kd_jax.monitor import say, warn
+from kd_jax.monitor import detail, warn
 from kd_jax.runtime import Trace
 from kd_jax.spec import Job, TrainState
 from kd_jax.train_log import Due, JobLog
@@ -56,6 +56,7 @@ def train(
         for step in sorted({log.step for log in logs}):
             level = [log for log in logs if log.step == step]
             failures += Training(executor, level, should_stop, prune, test).run(profile)
+    tracker().trained()
     return failures
 
 
@@ -78,6 +79,7 @@ class Training:
         """Trains the jobs; returns why some of them did not get to the end."""
         leader, timing, evaluated = self.active[0], self.executor.run.timing, False
         step = leader.step
+        following.begins(self.active, step)
         self._load(self.active, [log.state for log in self.active])
         if self.prune and step in timing.eval_steps:  # a kill may have come before it was asked
             self._keep(_unpruned(self.prune, self.active, step), self.executor.states())
@@ -130,7 +132,9 @@ class Training:
                         if len(self.active) > 1
                         else log.job.title
                     )
-                    say(f'{more} · first step after {waited:.1f} s')
+                    detail(f'{more} · first step after {waited:.1f} s')
+        if staying := self._sound():
+            following.stepped(staying, dispatches[0].step)
 
     @contextlib.contextmanager
     def _guard(self, log: JobLog) -> Iterator[None]:
@@ -145,6 +149,8 @@ class Training:
 
     def _save(self, step: int, due: bool, *, wait: bool, settle: bool) -> None:
         """Validates, where that is due, and saves; those that diverged or are pruned leave."""
+        if due:
+            tracker().doing('validating')
         if wait:  # evaluating, and compiling that, is no training
             for log in self._sound():
                 with self._guard(log):
@@ -161,12 +167,14 @@ class Training:
             for log in self.active:
                 log.recorder.monitor.pause()  # saving the others was no training either
             self._leave(step, due, states)
+        if due:
+            tracker().validated()
 
     def _leave(self, step: int, due: bool, states: Sequence[TrainState]) -> None:
         """Those that diverged leave, and after a validation those that are pruned."""
         staying = self._sound()
         if due and len(self.active) > 1 and staying:
-            _say_middle(step, staying)
+            following.tell_middle(step, staying)
         self._keep(_unpruned(self.prune, staying, step) if due else staying, states)
 
     def _keep(self, staying: Sequence[JobLog], states: Sequence[TrainState]) -> None:
@@ -203,6 +211,7 @@ class Training:
         self, logs: Sequence[JobLog], step: int, states: Mapping[str, TrainState]
     ) -> None:
         """Evaluates what was selected of each job, and writes its result.json."""
+        tracker().doing('testing')
         chosen = [log.chosen(step) for log in logs]
         last = [states[log.job.title] for log in logs]
         if len(logs) < len(self.active) or any(saved is not None for _, saved in chosen):
@@ -233,16 +242,3 @@ def _unpruned(prune: Prune | None, logs: Sequence[JobLog], step: int) -> list[Jo
     of = {(log.job.name, log.job.seed): log for log in logs}
     ending = prune(step, {key: log.recorder.val for key, log in of.items() if log.recorder.val})
     return [log for key, log in of.items() if key not in ending]
-
-
-def _say_middle(step: int, logs: Sequence[JobLog]) -> None:
-    """One line for all jobs."""
-    timing = logs[0].job.run.timing
-    top1 = {log.job.title: log.recorder.val['top1'] for log in logs}
-    best, middle = max(top1, key=lambda title: top1[title]), statistics.median(top1.values())
-    say(
-        'epoch '
-        f'{step / timing.steps_per_epoch:.1f}/{timing.total_steps / timing.steps_per_epoch:.1f} · '
-        f'val top-1 of {len(logs)} students: median {100 * middle:.2f} %, best '
-        f'{100 * top1[best]:.2f} % ({best})'
-    )

@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 # Where the name to import is another than the package's.
 IMPORTED_AS = {
     'absl-py': 'absl',
+    'ipython': 'IPython',
     'orbax-checkpoint': 'orbax',
     'pillow': 'PIL',
     'pyyaml': 'yaml',
