@@ -118,33 +118,34 @@ def test_the_notebook_runs_from_top_to_bottom_and_distillation_pays(tmp_path):
     for name in ('kd_jax', 'configs', 'requirements.txt'):  # what it trains stays in tmp_path
         (tmp_path / name).symlink_to(REPOSITORY / name)
     notebook = nbformat.read(NOTEBOOK, as_version=4)
+    names = 'result.table, result.gains, other.table, student_curve, package_curve'
+    found = nbformat.v4.new_code_cell(f'import json\nprint(json.dumps([{names}]))')
+    notebook.cells.append(found)
     client = NotebookClient(
         notebook,
         timeout=600,
         kernel_name='python3',
         resources={'metadata': {'path': str(tmp_path)}},
     )
-    client.execute(env=environment(KD_JAX_FLAGS='--config.seeds=(0,)'))
-    outputs = {cell.id: cell.outputs for cell in notebook.cells if cell.cell_type == 'code'}
+    client.execute(env=environment())
+    table, gains, other, by_hand, of_package = json.loads(found.outputs[0].text)
 
-    def shown(cell, kind):
-        return [
-            output.data[kind]
-            for output in outputs[cell]
-            if output.output_type == 'display_data' and kind in output.data
-        ]
-
-    (table,) = shown('table', 'text/markdown')
-    head, _, *rows = [
-        [c.strip() for c in line.strip('|').split('|')]
-        for line in table.splitlines()
-        if line.startswith('|')
-    ]
-    top1 = {row[0]: float(row[head.index('top-1 %')].split()[0]) for row in rows}
+    top1 = {row['run']: row['top-1 %'] for row in table}
     assert list(top1) == ['teacher', 'alone', 'student']
     assert top1['student'] > top1['alone'] + 5
-    assert len(shown('curves', 'image/png')) == len(shown('look', 'image/png')) == 1
-    (comparison,) = shown('compare', 'text/markdown')
-    four, one = (line.split('|') for line in comparison.splitlines()[2:])
-    assert (four[1].strip(), one[1].strip()) == ('4', '1')
-    assert float(four[2]) == top1['student'] != float(one[2])
+    assert [gain['n'] for gain in gains] == [3]
+    assert [row['run'] for row in other] == ['teacher', 'student']
+    assert other[1]['NLL'] != table[2]['NLL']  # another temperature
+    np.testing.assert_allclose(of_package, by_hand, atol=0.03)  # of 240 images
+
+    pictures = {
+        cell.id: sum('image/png' in output.get('data', {}) for output in cell.outputs)
+        for cell in notebook.cells
+        if cell.cell_type == 'code'
+    }
+    assert [cell for cell, count in pictures.items() if count] == [
+        *('toy', 'tau2', 'data', 'curves', 'pairs', 'look', 'reliability', 'compare')
+    ]
+    assert max(pictures.values()) == 1
+    said = [o.data for cell in notebook.cells if cell.id == 'table' for o in cell.outputs]
+    assert f'{gains[0]["top-1 points"]:+.1f} points' in said[-1]['text/markdown']

@@ -230,10 +230,10 @@ def test_a_stale_table_is_told_and_renewed(tables, tmp_path, monkeypatch, capsys
 
 def test_what_the_notebook_imports_is_there():
     notebook = nbformat.read(REPOSITORY / 'launch' / 'colab.ipynb', as_version=4)
-    for cell in notebook.cells:
-        if cell.cell_type == 'code':
-            lines = re.findall(r'^from kd_jax.* import .+$', cell.source, re.MULTILINE)
-            exec('\n'.join(lines), {})
+    sources = [cell.source for cell in notebook.cells if cell.cell_type == 'code']
+    lines = re.findall(r'^(?:import|from) .+$', '\n'.join(sources), re.MULTILINE)
+    assert 'import kd_jax as kd' in lines
+    exec('\n'.join(lines), {})
 
 
 @pytest.mark.parametrize(

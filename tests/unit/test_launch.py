@@ -1,6 +1,8 @@
 """launch/: several processes on one machine, the Cloud TPU commands, the notebook."""
 
+import ast
 import importlib
+import inspect
 import os
 import re
 import shlex
@@ -9,6 +11,8 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
+from operator import attrgetter
 from pathlib import Path
 
 import nbformat
@@ -16,7 +20,8 @@ import pytest
 from helpers import REPOSITORY, environment
 from launches import CLOUD, LOCAL, NOTEBOOK, local
 
-from kd_jax import main
+import kd_jax as kd
+from kd_jax import config
 
 
 @pytest.fixture
@@ -342,42 +347,50 @@ def test_the_notebook_is_valid_and_holds_no_outputs():
 
 
 def test_everything_that_the_notebook_names_exists():
-    text = '\n'.join(cell.source for cell in nbformat.read(NOTEBOOK, as_version=4).cells)
+    cells = nbformat.read(NOTEBOOK, as_version=4).cells
+    text = '\n'.join(cell.source for cell in cells)
+    assert {'kd.distill', 'kd.make_train_step', 'kd.objectives.logits.kl'} <= {
+        name for name in re.findall(r'\bkd(?:\.\w+)+', text) if attrgetter(name[3:])(kd)
+    }
+    commands = re.findall(r'python -m (kd_jax\.\w+) --config=(\S+?)`', text)
+    assert commands == [('kd_jax.main', 'configs/digits.py')]
     configs = set(re.findall(r'--config=(configs/\w+\.py(?::\w+)?)', text))
     assert configs == {'configs/digits.py', 'configs/digits.py:all'}
     for name in configs:
         file, _, argument = name.partition(':')
-        config = importlib.import_module(file.removesuffix('.py').replace('/', '.')).get_config(
-            argument
-        )
-        fields = set(re.findall(r'--config\.([\w.]+)=', text))
-        assert {'runs.student.teachers', 'runs.student.objective.kl.tau'} <= fields
-        for field in fields:
-            value = config
-            for part in field.split('.'):
-                value = value[part]  # a KeyError says what is not there
-    options = set(re.findall(r'--(config|workdir|only|plot)\b', text))
-    assert options == {'config', 'workdir', 'only', 'plot'} and options - {'plot'} <= set(
-        main.flags.FLAGS
-    )
-    modules = set(re.findall(r"'(kd_jax\.\w+)'", text))
-    assert modules == {'kd_jax.main', 'kd_jax.report'}
-    done = subprocess.run(
-        [sys.executable, '-m', 'kd_jax.report', '--help'],
-        capture_output=True,
-        text=True,
-        env=environment(),
-    )
-    assert done.returncode == 0 and '--plot' in done.stdout
+        module = importlib.import_module(file.removesuffix('.py').replace('/', '.'))
+        assert module.get_config(argument).runs.student
+    pages = set(re.findall(r'`(docs/\S+)`', text))
+    assert pages and all((REPOSITORY / page).exists() for page in pages)
+
+    tree = ast.parse('\n'.join(cell.source for cell in cells if cell.cell_type == 'code'))
+    constants = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in ('DATA', 'SETTINGS'):
+            constants[ast.unparse(node.targets[0])] = ast.literal_eval(node.value)
+    known = {*inspect.signature(kd.distill).parameters, *(f.name for f in fields(config.Run))}
+    assert constants['SETTINGS'].keys() <= known | config.GROUPS.keys()
+    assert kd.data.load(constants['DATA']).info.count['labelled'] == 50
+    assert kd.data.load(constants['DATA'] | {'labels_seed': 1})  # as its questions say
+
+
+def setup_of_the_notebook():
+    cells = nbformat.read(NOTEBOOK, as_version=4).cells
+    return next(cell for cell in cells if cell.get('id') == 'setup').source
 
 
 def test_a_failing_command_in_the_notebook_raises(tmp_path, monkeypatch):
-    setup = next(
-        cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.get('id') == 'setup'
-    ).source
+    setup = setup_of_the_notebook()
     start = setup.index('def run(')
     scope = {'subprocess': subprocess, 'sys': sys, 'shlex': shlex}
     exec(setup[start : setup.index('\n\n\n', start)], scope)
     monkeypatch.setenv('PYTHONPATH', str(REPOSITORY))
     with pytest.raises(RuntimeError, match=r'kd_jax\.report .* ended with status 2'):
         scope['run']('kd_jax.report', tmp_path / 'nothing')
+
+
+def test_outside_of_a_copy_the_notebook_asks_for_its_address(tmp_path, monkeypatch):
+    monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RuntimeError, match='set REPOSITORY to the address of kd_jax'):
+        exec(setup_of_the_notebook(), {})
