@@ -104,6 +104,7 @@ def distill(
     alone: bool = True,
     workdir: str | Path | None = None,
     trust: bool = False,
+    of_teacher: Mapping[str, Any] | None = None,
     **fields: Any,
 ) -> Result:
     """Trains the student with its teacher and, to compare, alone; returns both on the test split.
@@ -124,6 +125,8 @@ def distill(
       workdir: where results go, and where the same call goes on after an interruption; None: a
         new temporary directory.
       trust: import what workdirs name of the user's own.
+      of_teacher: fields of a teacher that is trained here where they are others than the students',
+        such as {'epochs': 60, 'data': {'labels_per_class': 0}}.
       fields: other fields of every run, such as batch_size=128, optim={'learning_rate': 0.1},
         augment={'flip': True} (see `kd_jax.config`).
 
@@ -148,6 +151,10 @@ def distill(
 
     model = given.model(student, 'student', names)
     _add_runs(c, make, given.teacher(teacher, names), model, objective, names)
+    if of_teacher and 'teacher' not in c.runs:
+        raise UserError(f'of_teacher is {dict(of_teacher)}, but the teacher is not trained here')
+    if of_teacher:
+        _set(c.runs.teacher, of_teacher)
     if not alone:
         del c.runs.alone
     return run_study(c, place)
@@ -218,10 +225,10 @@ def run_study(config: ConfigDict, workdir: str | Path, only: Sequence[str] = ())
 
 def _set(run: ConfigDict, fields: Mapping[str, Any]) -> None:
     """Sets fields of a run, those of a group by a mapping."""
-    groups = ('optim', 'augment', 'model')
+    groups = ('optim', 'augment', 'model', 'data')
     known = [*fields_of(common.Run), 'precision', *groups]
     for name, value in fields.items():
-        if name not in known or name in ('teachers', 'epochs'):
+        if name not in known or name == 'teachers':
             raise unknown('argument', name, ['epochs', 'seeds', 'alone', 'workdir', *known])
         if name not in groups:
             run[name] = value

@@ -107,8 +107,9 @@ def test_whatever_predicts_is_a_teacher(tmp_path):
 
 
 def test_ctrl_c_saves_and_the_same_call_goes_on(tmp_path, monkeypatch):
-    asked = SMALL, SMALL | {'width': 0.05}
-    whole = distill(*asked, workdir=tmp_path / 'whole')
+    asked = SMALL, SMALL | {'width': 0.05}, None, None
+    whole = distill(*asked, of_teacher={'epochs': 1}, workdir=tmp_path / 'whole')
+    assert [row['steps'] for row in whole.runs] == [3, 5]
 
     say = kd.data.load
 
@@ -119,11 +120,11 @@ def test_ctrl_c_saves_and_the_same_call_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr('kd_jax.data.load', interrupted)
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        distill(*asked, workdir=tmp_path / 'cut')
+        distill(*asked, of_teacher={'epochs': 1}, workdir=tmp_path / 'cut')
     assert signal.getsignal(signal.SIGINT) is before
     monkeypatch.undo()
     monkeypatch.setattr('kd_jax.runtime.prepare', lambda **_: None)
-    cut = distill(*asked, workdir=tmp_path / 'cut')
+    cut = distill(*asked, of_teacher={'epochs': 1}, workdir=tmp_path / 'cut')
     assert [row['test nll'] for row in cut.runs] == [row['test nll'] for row in whole.runs]
 
 
@@ -152,6 +153,11 @@ def test_ctrl_c_saves_and_the_same_call_goes_on(tmp_path, monkeypatch):
         ({'batchsize': 3}, "unknown argument 'batchsize'; did you mean 'batch_size'"),
         ({'optim': {'lr': 0.1}}, "unknown field of optim 'lr'"),
         ({'optim': 0.1}, 'optim is 0.1; it must be a mapping of its fields'),
+        ({'of_teacher': {'epoch': 3}}, "unknown argument 'epoch'; did you mean 'epochs'"),
+        (
+            {'of_teacher': {'epochs': 3}, 'teacher': own_things.on_host},
+            'of_teacher is .*, but the teacher is not trained here',
+        ),
         ({'epochs': -1}, 'epochs is -1.0; it must be greater than 0'),
         (
             {'objective': 'assistant', 'teacher': own_things.on_host},
