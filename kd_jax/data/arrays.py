@@ -85,9 +85,10 @@ def place_of(path: str) -> Path:
     """Where data is; `UserError` for what the system takes for no path."""
     try:
         found = Path(path).expanduser()
+        os.fsencode(found)
         found.exists()
     except (OSError, ValueError, RuntimeError) as error:
-        why = getattr(error, 'strerror', None) or error
+        why = getattr(error, 'strerror', None) or type(error).__name__
         raise UserError(
             f'data.path {path[:80]!r} cannot be looked at ({why}); correct it'
         ) from None
