@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import runpy
 import sys
+import textwrap
 
 from kd_jax import __version__, signals
 from kd_jax.errors import fail, unknown
@@ -20,8 +21,7 @@ COMMANDS = {
 }
 USAGE = """kd_jax {version}: knowledge distillation of image classifiers
 
-  kd_jax --config=digits           a study of the stock ones:
-                                   {stock}
+  kd_jax --config=digits           a study of the stock ones:{stock}
   kd_jax --config=my_study.py      a study of your own
   kd_jax COMMAND ...
 
@@ -53,7 +53,9 @@ def usage() -> str:
     from kd_jax.command import stock
 
     lines = (f'  {name:<14}{does}' for name, (_, does) in COMMANDS.items())
-    return USAGE.format(version=__version__, commands='\n'.join(lines), stock=', '.join(stock()))
+    names = textwrap.wrap(', '.join(stock()), 62)
+    below = ''.join(f'\n{" " * 35}{line}' for line in names)
+    return USAGE.format(version=__version__, commands='\n'.join(lines), stock=below.lstrip(' '))
 
 
 def _file_of(module: str) -> str:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tfds_sets
+from PIL import Image
 
 from kd_jax import data
 from kd_jax.data import arrays
@@ -105,6 +106,14 @@ def make_digits(folder):
     return {'source': 'digits'}
 
 
+def make_folder(folder):
+    for k, image in enumerate(unique_images(60)):
+        place = folder / f'{k % 3}'
+        place.mkdir(exist_ok=True)
+        Image.fromarray(image[..., 0]).save(place / f'{k}.png')
+    return {'source': 'folder', 'path': folder, 'cache': 'off'}
+
+
 def make_idx(folder):
     idx_folder(folder)
     return {'source': 'idx', 'path': folder}
@@ -121,6 +130,7 @@ def make_tfds(folder):
 
 MAKERS = {
     'digits': make_digits,
+    'folder': make_folder,
     'idx': make_idx,
     'npz': make_npz,
     'tfds': make_tfds,
