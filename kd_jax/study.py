@@ -7,7 +7,7 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from kd_jax import build, executors, extraction, jobs, parallel, report, runtime, trained
+from kd_jax import build, command, executors, extraction, jobs, parallel, report, runtime, trained
 from kd_jax import config as config_lib
 from kd_jax.config_check import check_run, check_study
 from kd_jax.errors import UserError
@@ -89,12 +89,13 @@ class Study:
         return self.library.load(reference, seed)
 
     def run(self, should_stop: Callable[[], bool]) -> list[dict[str, Any]]:
-        """Trains what is not finished, writes results.json and report.md, returns all results."""
+        """Trains what is not finished, writes the results and the report, returns all results."""
         self.check()
         with parallel.only_here(begun(self.library, self.chosen), 'beginning a study'):
             if parallel.is_main():
                 config = self.config.copy_and_resolve_references()
                 write_json(self.workdir / 'study.json', config.to_dict())
+                write_json(self.workdir / 'command.json', command.as_called())
         self.library.finish_imports()
         for group in self.plan.groups(self.chosen):
             self.train(group, should_stop)

@@ -41,7 +41,7 @@ LAYERS = (
     ('config', 'spec', 'parallel', 'target_store', 'pretrained'),
     ('config_check', 'methods', 'step', 'teacher_outputs', 'trained', 'jobs'),
     ('evaluation', 'extraction', 'imported', 'initialization'),
-    ('build', 'library', 'placement', 'executors'),
+    ('build', 'library', 'placement', 'executors', 'page'),
     ('divergence', 'train_log', 'train', 'report'),
     ('study',),
     ('main', 'evaluate', 'search_space', 'search_report', 'soft_targets', 'zoo'),
