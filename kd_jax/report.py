@@ -208,8 +208,8 @@ def write_page(workdir: PathLike, predict: int) -> bool:
     table = page_table(rows, gained)
     predict = predict if finished else 0
     written = page.write(folder, table, seeds, finished=finished, predict=predict)
-    say(f'{written}{"" if finished else " · the study is not finished"}')
     if finished:
+        say(str(written))
         show(rows, gained)
     return finished
 
@@ -321,10 +321,14 @@ def main() -> None:
     arguments = parser.parse_args()
     with told_to_the_user(arguments.workdir / page.FILE):
         begin = time.perf_counter()
-        while not write_page(arguments.workdir, arguments.predict) and arguments.watch:
+        finished = write_page(arguments.workdir, arguments.predict)
+        if not finished:
+            say(f'{arguments.workdir / page.FILE} · the study is not finished')
+        while arguments.watch and not finished:
             # Most of the time it waits, also where there are many runs to read.
             time.sleep(max(WATCHED, 4 * (time.perf_counter() - begin)))
             begin = time.perf_counter()
+            finished = write_page(arguments.workdir, arguments.predict)
         if arguments.plot:
             print(plot(arguments.workdir))
 

@@ -19,6 +19,7 @@ from kd_jax.workdir import PathLike, write_text
 
 FILE = 'report.html'
 MOST_PREDICTED = 12
+MOST_ROWS = 12  # of a table that is not folded up
 MOST_CONFIG = 300_000  # characters of the study's config that are shown
 
 
@@ -83,15 +84,20 @@ def _packed(figure: Figure, every: Sequence[str]) -> dict[str, Any]:
 
 
 def _lead(seeds: Sequence[Seed], table: Table, finished: bool) -> str:
-    gains = table.gains if len(table.gains) <= 3 else ()
+    few = len(table.gains) <= 3
     tiles = [
         (
             f'{with_spread(gain["top-1 points"], sign="+")}',
             f'points of test top-1: {gain["run"]} against {gain["against"]}, '
             f'{gain["top-1 points"]["n"]} paired by seed',
         )
-        for gain in gains
+        for gain in (table.gains if few else ())
     ]
+    if not few:
+        means = [gain['top-1 points']['mean'] for gain in table.gains]
+        against = ', '.join(dict.fromkeys(gain['against'] for gain in table.gains))
+        words = f'points of test top-1, the gains of {len(means)} runs against {against}'
+        tiles.append((f'{min(means):+.2f} … {max(means):+.2f}', words))
     done = [seed for seed in seeds if seed.result is not None]
     count = len({seed.run for seed in seeds} | {row[0] for row in table.rows})
     if seeds:
@@ -211,7 +217,7 @@ def _predictions(
 
 
 def objective_of(config: Mapping[str, Any]) -> str:
-    """`0.1 cross_entropy + 0.9 kl(tau=4)`: numbers, and words that are not the usual ones."""
+    """`0.1 cross_entropy + 0.9 kl(tau=4)`: numbers but 0, and words that are not the usual ones."""
     terms = []
     for label, fields in config.get('objective', {}).items():
         weight, name = fields.get('weight', 1.0), str(fields.get('loss', label))
@@ -231,7 +237,7 @@ def _says(field: str, value: Any, usual: Mapping[str, Any]) -> bool:
         return False
     if isinstance(value, (bool, str)):
         return value != usual.get(field)
-    return isinstance(value, (int, float))
+    return isinstance(value, (int, float)) and value != 0
 
 
 def _made(folder: epath.Path, seeds: Sequence[Seed], study: Any) -> d.Section:
@@ -247,7 +253,9 @@ def _made(folder: epath.Path, seeds: Sequence[Seed], study: Any) -> d.Section:
     head = ('run', 'objective', 'teachers', 'epochs', 'batch', 'learning rate', 'time', 'hardware')
     if of:
         rows = [[run, *_row(seeds_of)] for run, seeds_of in of.items()]
-        parts.append('<h3>Objective, time and hardware</h3>' + d.table(head, rows, (3, 4, 5, 6)))
+        parts.append('<h3>Objective, time and hardware</h3>')
+        made = d.table(head, rows, (3, 4, 5, 6))
+        parts.append(made if len(rows) <= MOST_ROWS else d.details(f'Of {len(rows)} runs', made))
         parts.append(d.paragraph('Time: the mean of a seed, compilation and evaluation included.'))
     if study:
         written = yaml.safe_dump(study, default_flow_style=None, width=100, sort_keys=False)

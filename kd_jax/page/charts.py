@@ -40,7 +40,9 @@ WIDE: Chart = {'width': 'container', 'height': 240}
 
 
 def _axis(field: str, title: str, *, zero: bool = False, **more: Any) -> dict[str, Any]:
-    scale = {'zero': zero} | more.pop('scale', {})
+    scale = more.pop('scale', {})
+    if scale.get('type') != 'log':  # which has none
+        scale = {'zero': zero} | scale
     return {'field': field, 'type': 'quantitative', 'title': title, 'scale': scale, **more}
 
 
@@ -126,10 +128,10 @@ def differences() -> Chart:
     }
 
 
-def cost(heading: str, form: str) -> Chart:
+def cost(heading: str, form: str, *, named: bool) -> Chart:
     """Accuracy against a cost; runs that are not shown stay as faint points.
 
-    form: of the numbers at the axis, as d3 reads it.
+    form: of the numbers at the axis, as d3 reads it. named: write the names of runs beside.
     """
     x = _axis('cost', heading, scale={'type': 'log', 'nice': False, 'padding': 30})
     x |= {'axis': {'tickCount': 5, 'format': form, 'labelOverlap': True}}
@@ -137,10 +139,12 @@ def cost(heading: str, form: str) -> Chart:
     told = _told('run', 'mean', 'low', 'high', 'n', 'cost', n='seeds', mean='top-1', cost=heading)
     y = 'test top-1 (%)'
     label = {'type': 'text', 'dy': -11, 'fontSize': 11, 'limit': 130}
+    only = [{'filter': 'datum.shown' if named else 'false'}]
     return WIDE | {
         'encoding': {'x': x},
         'layer': [
             {
+                'transform': [{'filter': 'datum.shown'}],
                 'mark': {'type': 'rule', 'strokeWidth': 1.5},
                 'encoding': {'y': _axis('low', y), 'y2': {'field': 'high'}, 'color': colour},
             },
@@ -149,7 +153,7 @@ def cost(heading: str, form: str) -> Chart:
                 'encoding': {'y': _axis('mean', y), 'color': colour, 'tooltip': told},
             },
             {
-                'transform': [{'filter': 'datum.shown'}],
+                'transform': only,
                 'mark': label,
                 'encoding': {
                     'y': _axis('high', y),

@@ -15,6 +15,7 @@ from kd_jax.page.runs import Seed
 from kd_jax.spread import mean_std
 
 MOST_POINTS = 150  # of a curve; those of a longer one are thinned out
+MOST_NAMED = 5  # runs whose names are written beside their points
 MOST_CLASSES = 20  # of a confusion matrix
 # key of result.json -> (heading, factor, form of its numbers)
 COSTS = {
@@ -28,7 +29,7 @@ VALIDATION = {'top1': ('top-1', 100.0), 'nll': ('NLL', 1.0), 'teacher_kl': ('KL 
 
 def number(value: Any) -> float | None:
     """Four significant digits; None for what is no finite number."""
-    if not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return None
     return float(f'{value:.4g}')
 
@@ -142,7 +143,7 @@ def costs(seeds: Sequence[Seed]) -> tuple[list[Figure], list[str]]:
                 spread = _numbers(mean=of['mean'], low=low, high=high, cost=sum(known) / len(known))
                 rows.append({'run': run, 'n': of['n'], **spread})
         if rows:
-            chart = charts.cost(heading, form)
+            chart = charts.cost(heading, form, named=len(rows) <= MOST_NAMED)
             title = f'Test top-1 by {heading.partition(" of ")[0]}'
             figures.append(Figure(f'cost-{key}', title, chart, columns(rows), 'all'))
         else:

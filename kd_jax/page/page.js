@@ -49,7 +49,7 @@
       row.run = run;
       rows.push(row);
     }
-    return rows;
+    return rows.sort((a, b) => a.shown - b.shown);  // those that are shown on top
   }
 
   function theme() {

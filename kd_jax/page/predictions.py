@@ -35,30 +35,39 @@ def kept(seed: Seed) -> Predictions | None:
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             of = dict(file)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile):
         return None
-    return (
-        of
-        if _is_sound(of, len(seed.recorded['data'].get('class_names') or ()))
-        and (str(of['key']) == key_of(seed.directory))
-        else None
-    )
+    sound = _is_sound(of, seed.recorded['data']['num_classes'])
+    return of if sound and str(of['key']) == key_of(seed.directory) else None
 
 
-def _is_sound(of: Predictions, named: int) -> bool:
+INTEGERS = ('label', 'classes', 'picked', 'teacher_classes')
+REALS = ('share', 'distance', 'teacher_share')
+
+
+def _is_sound(of: Predictions, num_classes: int) -> bool:
     """Whether everything is there, and fits."""
-    needed = ('key', 'label', 'classes', 'share', 'picked', 'picture', 'distance')
-    if not {*needed, 'teacher_classes', 'teacher_share'} <= of.keys():
+    if not {'key', 'picture', *INTEGERS, *REALS} <= of.keys():
         return False
-    count, picked = len(of['label']), len(of['picked'])
-    return (
-        of['label'].ndim == 1
-        and of['classes'].shape == of['share'].shape == (count, of['classes'].shape[-1])
-        and len(of['picture']) == picked == len(of['distance']) == len(of['teacher_classes'])
+    kinds = [of[name].dtype.kind == 'i' for name in INTEGERS]
+    kinds += [of[name].dtype.kind == 'f' for name in REALS] + [of['picture'].dtype == np.uint8]
+    count, picked = len(np.atleast_1d(of['label'])), len(np.atleast_1d(of['picked']))
+    shapes = (
+        of['label'].shape == (count,)
+        and of['picked'].shape == of['distance'].shape == (picked,)
+        and of['classes'].shape == of['share'].shape == (count, *of['share'].shape[-1:])
         and of['teacher_classes'].shape == of['teacher_share'].shape
-        and of['picture'].dtype == np.uint8
+        and of['teacher_classes'].shape[:1] == of['picture'].shape[:1] == (picked,)
         and of['picture'].ndim == 4
-        and all(of[name].dtype.kind in 'iuf' for name in needed[1:])
+        and min(of['share'].shape[-1], of['picture'].shape[-1]) > 0
+    )
+    if not (all(kinds) and shapes and count):
+        return False
+    of_classes = [of['classes'], of['teacher_classes'], np.maximum(of['label'], 0)]
+    ranges = [(part, num_classes) for part in of_classes] + [(of['picked'], count)]
+    shares = of['share'], of['teacher_share'], of['distance']
+    return all(((part >= 0) & (part < most)).all() for part, most in ranges) and all(
+        np.isfinite(part).all() for part in shares
     )
 
 
