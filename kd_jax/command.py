@@ -1,8 +1,10 @@
 """How commands read their flags and configs: a mistake there is one sentence."""
 
+import importlib.metadata
 import logging
 import re
 import runpy
+import shlex
 import sys
 import textwrap
 import traceback
@@ -13,7 +15,7 @@ from absl import flags
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
-from kd_jax import own
+from kd_jax import __version__, own
 from kd_jax.errors import UserError, called, fail, unknown
 from kd_jax.fields import RENAMED
 
@@ -66,6 +68,16 @@ def parse(argv: list[str], about: str = '') -> list[str]:
         fail(f'{error}; {program} --help lists the flags')
     finally:
         logging.disable(logging.NOTSET)
+
+
+def as_called() -> dict[str, str]:
+    """The command that this process runs, as it could be given to a shell again, and versions."""
+    spec = getattr(sys.modules['__main__'], '__spec__', None)
+    program, *arguments = sys.argv
+    if not program.startswith('kd_jax '):
+        program = f'python -m {spec.name}' if spec else f'python {shlex.quote(program)}'
+    called = ' '.join([program, *map(shlex.quote, arguments)])
+    return {'command': called, 'version': __version__, 'jax': importlib.metadata.version('jax')}
 
 
 def load_config(name: str = 'config') -> ConfigDict:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax import evaluation
+from kd_jax import evaluation, runtime
 from kd_jax.data import batches
 from kd_jax.dispatch import scan_steps
 from kd_jax.networks import variables_of
@@ -115,15 +115,19 @@ class Executor:
         """Of each job its state now, which the next steps do not change."""
         raise NotImplementedError
 
-    def cost(self, state: TrainState) -> dict[str, float]:
-        """`kd_jax.evaluation.forward_cost` of the student, measured once."""
+    def cost(self, state: TrainState) -> dict[str, Any]:
+        """`kd_jax.evaluation.forward_cost` of the student, measured once, and the hardware."""
         if self._cost is None:
             student, precision = self.run.step.students['student'], self.run.step.precision
             variables = jax.device_get(selected(state))
             self._cost = evaluation.forward_cost(
                 student, variables, self.run.dataset.info.image_shape, precision
             )
-        return self._cost
+        hardware = {
+            'device': runtime.device_kind(self.parallel.devices[0]),
+            'devices': len(self.parallel),
+        }
+        return self._cost | hardware
 
 
 class DataParallel(Executor):

@@ -11,12 +11,13 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from kd_jax import data, imported, jobs, trained
+from kd_jax.command import as_called
 from kd_jax.monitor import warn
 from kd_jax.parallel import Parallel, is_main
 from kd_jax.spec import Job
 from kd_jax.teacher_outputs import outside
 from kd_jax.trained import Trained
-from kd_jax.workdir import RunDirectory, find_run, to_json
+from kd_jax.workdir import RunDirectory, find_run, to_json, write_json
 
 
 class Library:
@@ -151,3 +152,9 @@ def taught_alike(library: Library, waiting: Sequence[Job]) -> list[list[Job]]:
         teachers = tuple(library.find(name, job.seed).path for name in names)
         groups.setdefault(teachers, []).append(job)
     return list(groups.values())
+
+
+def record(workdir: epath.Path, config: ConfigDict) -> None:
+    """Writes what the study is and the command that trains it."""
+    write_json(workdir / 'study.json', config.copy_and_resolve_references().to_dict())
+    write_json(workdir / 'command.json', as_called())

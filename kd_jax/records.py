@@ -77,6 +77,8 @@ class Result(msgspec.Struct):
     latency_ms: float | None = None
     images_per_second: float | None = None
     seconds: float | None = None
+    device: str | None = None
+    devices: Count | None = None
     val: Measured | None = None
     test: Measured | None = None
     teacher: Measured | None = None
@@ -106,6 +108,14 @@ class Results(msgspec.Struct):
     results: list[Result]
     table: list[dict[str, Spread | str | list[int] | None]]
     gains: list[Gain]
+
+
+class Command(msgspec.Struct):
+    """command.json of a study: how it was called last, with which versions."""
+
+    command: str
+    version: str = '?'
+    jax: str = '?'
 
 
 class Line(msgspec.Struct):

@@ -1,21 +1,27 @@
-"""Results as tables and curves; `python -m kd_jax.report WORKDIR` shows a study again."""
+"""Results as tables and curves; `python -m kd_jax.report WORKDIR` shows a study again, and writes
+its `report.html`.
+"""
 
 import json
 import sys
+import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from etils import epath
 
-from kd_jax import records
+from kd_jax import own, page, records
 from kd_jax.errors import Parser, UserError, told_to_the_user
 from kd_jax.markdown import table
 from kd_jax.models.common import param_count
+from kd_jax.monitor import say
+from kd_jax.page import runs as page_runs
 from kd_jax.parallel import Parallel
 from kd_jax.spec import RunSpec
 from kd_jax.spread import mean_std, with_spread
-from kd_jax.workdir import PathLike, RunDirectory, matches, to_json, write_json, write_text
+from kd_jax.workdir import PathLike, matches, read_metrics, to_json, write_json, write_text
 
 # (heading, path in result.json, factor, digits)
 COLUMNS = (
@@ -59,6 +65,7 @@ def aggregate(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
+WATCHED = 5.0  # seconds between two looks at a study
 WIDTH = 150  # of the closing table on the terminal, in characters
 
 
@@ -160,7 +167,7 @@ def show(rows: Sequence[Mapping[str, Any]], gain_rows: Sequence[Mapping[str, Any
 
 
 def write(workdir: PathLike, results: Sequence[Mapping[str, Any]], runs: Mapping[str, Any]) -> None:
-    """Writes a study's results.json and report.md, and shows the table."""
+    """Writes a study's results.json, report.md and report.html, and shows the table."""
     rows, gained = aggregate(results), gains(results, runs)
     write_json(
         epath.Path(workdir) / 'results.json',
@@ -168,6 +175,44 @@ def write(workdir: PathLike, results: Sequence[Mapping[str, Any]], runs: Mapping
     )
     write_text(epath.Path(workdir) / 'report.md', markdown(rows, gained))
     show(rows, gained)
+    page.write(workdir, page_table(rows, gained), page_runs.found(workdir), finished=True)
+
+
+def page_table(
+    rows: Sequence[Mapping[str, Any]], gain_rows: Sequence[Mapping[str, Any]]
+) -> page.Table:
+    """The closing table as `kd_jax.page` takes it."""
+    return page.Table(*_cells(rows), gain_rows)
+
+
+def write_page(workdir: PathLike, predict: int) -> bool:
+    """Writes report.html of what is there, and shows the table of a study that is finished; returns
+    whether it is. predict: see `kd_jax.page.write`; of a study that is not finished, nothing is.
+
+    Raises:
+      UserError: if there is no run, or a record is damaged.
+    """
+    folder = epath.Path(workdir)
+    path, results = folder / 'results.json', None
+    if path.exists():
+        results = records.read(path, records.Results, 'run its study again')
+        _check_rows(path, results['table'])
+    seeds = page_runs.found(folder)
+    finished = page_runs.is_finished(folder, seeds)
+    if finished and results is not None:
+        rows, gained = results['table'], results['gains']
+    elif seeds:
+        there = [seed.result for seed in seeds if seed.result is not None]
+        rows, gained = aggregate(there), gains(there, page_runs.configs(seeds))
+    else:
+        raise UserError(f'{folder} holds no results.json; run its study first')
+    table = page_table(rows, gained)
+    predict = predict if finished else 0
+    written = page.write(folder, table, seeds, finished=finished, predict=predict)
+    if finished:
+        say(str(written))
+        show(rows, gained)
+    return finished
 
 
 def describe(spec: RunSpec, parallel: Parallel) -> str:
@@ -185,18 +230,6 @@ def describe(spec: RunSpec, parallel: Parallel) -> str:
         f'{spec.dataset.info.name}; {spec.timing.total_steps} steps of {spec.config.batch_size} '
         f'({parallel.mode} on {devices})'
     )
-
-
-def read_metrics(run_directory: PathLike) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl."""
-    path = epath.Path(run_directory) / 'metrics.jsonl'
-    fix = f'delete {run_directory} and run its study again'
-    run = RunDirectory(run_directory)
-    if run.finished() and not run.log_is_whole():
-        raise UserError(
-            f'{path} is not what was logged; run its study again, which mends it or says how'
-        )
-    return [of for _, of in records.lines(path, records.Line, fix)] if path.exists() else []
 
 
 def _check_rows(path: epath.Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -266,20 +299,43 @@ def plot(workdir: PathLike) -> epath.Path:
 
 def main() -> None:
     parser = Parser(
-        prog='python -m kd_jax.report', description='Show the closing table of a study again.'
+        prog='python -m kd_jax.report',
+        description='Show the closing table of a study again, and write its report.html.',
     )
     parser.add_argument('workdir', type=epath.Path)
     parser.add_argument(
         '--plot', action='store_true', help='also draw the validation curves to curves.png'
     )
+    parser.add_argument(
+        '--predict',
+        type=int,
+        default=page.MOST_PREDICTED,
+        metavar='RUNS',
+        help='predict the test images with so many runs at most, where that was not done before '
+        '(default: %(default)s; 0: with none)',
+    )
+    parser.add_argument(
+        '--watch',
+        action='store_true',
+        help='write report.html again every few seconds until the study is finished',
+    )
+    parser.add_argument(
+        '--trust', action='store_true', help='import the code (models, data) that the workdir names'
+    )
     arguments = parser.parse_args()
-    with told_to_the_user(arguments.workdir / 'curves.png'):
-        path = arguments.workdir / 'results.json'
-        if not path.exists():
-            raise UserError(f'{arguments.workdir} holds no results.json; run its study first')
-        results = records.read(path, records.Results, 'run its study again')
-        _check_rows(path, results['table'])
-        show(results['table'], results['gains'])
+    with told_to_the_user(arguments.workdir / page.FILE):
+        own.search_in(Path.cwd())
+        if arguments.trust:
+            own.trust_workdirs()
+        begin = time.perf_counter()
+        finished = write_page(arguments.workdir, arguments.predict)
+        if not finished:
+            say(f'{arguments.workdir / page.FILE} · the study is not finished')
+        while arguments.watch and not finished:
+            # Most of the time it waits, also where there are many runs to read.
+            time.sleep(max(WATCHED, 4 * (time.perf_counter() - begin)))
+            begin = time.perf_counter()
+            finished = write_page(arguments.workdir, arguments.predict)
         if arguments.plot:
             print(plot(arguments.workdir))
 

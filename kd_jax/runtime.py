@@ -107,6 +107,18 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
+def device_kind(device: jax.Device) -> str:
+    """The name of an accelerator; of a CPU that of the processor, where Linux tells it."""
+    if device.platform != 'cpu':
+        return device.device_kind
+    try:
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+    except OSError:
+        return device.device_kind
+    names = (line.partition(':')[2].strip() for line in lines if line.startswith('model name'))
+    return next(names, device.device_kind)
+
+
 def cache_directory() -> Path | None:
     """Where compiled programs are kept: `KD_JAX_CACHE`, or a folder of the
     user's cache; None: nowhere.

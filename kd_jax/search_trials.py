@@ -6,9 +6,8 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from kd_jax import report
 from kd_jax.search_space import optuna
-from kd_jax.workdir import RunDirectory
+from kd_jax.workdir import RunDirectory, read_metrics
 
 
 def ask(study: Any, space: Mapping[str, Any], worker: str, together: int, most: int) -> list[Any]:
@@ -70,7 +69,7 @@ def validation(
         return None
     found = {**validated}
     for seed in runs.keys() - found.keys():
-        for line in report.read_metrics(runs[seed].path):
+        for line in read_metrics(runs[seed].path):
             if line['split'] == 'val' and line['step'] == step:
                 found[seed] = line['top1']
     return statistics.mean(found[seed] for seed in runs) if found.keys() == runs.keys() else None

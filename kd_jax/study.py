@@ -12,14 +12,14 @@ from kd_jax import config as config_lib
 from kd_jax.config_check import check_run, check_study
 from kd_jax.display import tracker
 from kd_jax.errors import UserError
-from kd_jax.library import Library, begun, store_beside, taught_alike
+from kd_jax.library import Library, begun, record, store_beside, taught_alike
 from kd_jax.monitor import detail, import_wandb, say
 from kd_jax.runtime import forget_programs
 from kd_jax.spec import Job, RunSpec, TeacherData
 from kd_jax.train import Prune, Stopped, train
 from kd_jax.train_log import mend_log
 from kd_jax.trained import Trained
-from kd_jax.workdir import PathLike, make_directory, write_json
+from kd_jax.workdir import PathLike, make_directory
 
 
 class Study:
@@ -94,7 +94,7 @@ class Study:
         self, should_stop: Callable[[], bool], checked: Callable[[], None] = lambda: None
     ) -> list[dict[str, Any]]:
         """Calls `checked` when only training is left, trains what is not finished, writes
-        results.json and report.md, and returns all results."""
+        the results and the report, and returns all results."""
         tracker().busy(self.workdir.name, 'reads its data, checks its runs')
         self.check()
         following.plan(self.plan.groups(self.chosen), self.specs, self.library.unfinished)
@@ -102,8 +102,7 @@ class Study:
         tracker().doing('starting')
         with parallel.only_here(begun(self.library, self.chosen), 'beginning a study'):
             if parallel.is_main():
-                config = self.config.copy_and_resolve_references()
-                write_json(self.workdir / 'study.json', config.to_dict())
+                record(self.workdir, self.config)
         self.library.finish_imports()
         for group in self.plan.groups(self.chosen):
             self.train(group, should_stop)

@@ -318,7 +318,7 @@ class JobLog:
         self,
         step: int,
         chosen: int,
-        cost: Mapping[str, float],
+        cost: Mapping[str, Any],
         splits: Mapping[str, Mapping[str, Any]],
     ) -> dict[str, Any]:
         """Writes result.json and returns what is in it.

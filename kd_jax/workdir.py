@@ -197,6 +197,18 @@ def is_whole(run: RunDirectory) -> bool:
     return run.finished() and (run.path / 'config.json').exists() and run.log_is_whole()
 
 
+def read_metrics(run_directory: PathLike) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl."""
+    path = epath.Path(run_directory) / 'metrics.jsonl'
+    fix = f'delete {run_directory} and run its study again'
+    run = RunDirectory(run_directory)
+    if run.finished() and not run.log_is_whole():
+        raise UserError(
+            f'{path} is not what was logged; run its study again, which mends it or says how'
+        )
+    return [of for _, of in records.lines(path, records.Line, fix)] if path.exists() else []
+
+
 def make_directory(path: PathLike) -> None:
     """`mkdir -p`; `UserError` where that is impossible."""
     directory = epath.Path(path)
