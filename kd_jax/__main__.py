@@ -13,7 +13,10 @@ from kd_jax.errors import fail, unknown
 COMMANDS = {
     'train': ('kd_jax.main', 'train the runs of a study, and compare them'),
     'evaluate': ('kd_jax.evaluate', 'evaluate finished runs, one alone or several as one'),
-    'report': ('kd_jax.report', 'show the closing table of a study again'),
+    'report': (
+        'kd_jax.report',
+        'show the closing table of a study again, and write its report.html',
+    ),
     'search': ('kd_jax.search', 'search over fields of a run'),
     'soft-targets': ('kd_jax.soft_targets', 'run a teacher once and keep what it says'),
     'pretrained': ('kd_jax.pretrained', 'make a run that can teach of PyTorch weights'),

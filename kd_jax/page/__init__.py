@@ -10,8 +10,8 @@ from etils import epath
 
 from kd_jax import objectives
 from kd_jax.display import clock
+from kd_jax.page import charts, figures, predictions, runs
 from kd_jax.page import document as d
-from kd_jax.page import figures, predictions, runs
 from kd_jax.page.charts import Figure
 from kd_jax.page.runs import MOST_SHOWN, Seed
 from kd_jax.spread import with_spread
@@ -190,7 +190,8 @@ def _predictions(
         )
         return [d.Section('calibration', 'Calibration, confusion and differences', why)]
     of_seed = ', '.join(f'{run} seed {seed.seed}' for run, (seed, _) in predicted.items())
-    note = d.paragraph(f'Predicted on the test split: {of_seed}.')
+    words = f'Lines leave out what fewer than {charts.FEW} images say.'
+    note = d.paragraph(f'Predicted on the test split: {of_seed}. {words}')
     taught = {run: of for run, of in predicted.items() if len(of[1]['picked'])}
     names = [*taught, *(run for run in predicted if run not in taught)]
     parts = ''.join(

@@ -165,11 +165,12 @@ def cost(heading: str, form: str, *, named: bool) -> Chart:
     }
 
 
+FEW = 5  # images, of which a line takes no notice
 UNIT: Chart = {'scale': {'domain': [0, 1]}}
 
 
 def reliability() -> Chart:
-    """Accuracy by confidence; on the line they are equal."""
+    """Accuracy by confidence; on the dashed line they are equal."""
     told = _told('run', 'confidence', 'accuracy', 'images')
     equal = [{'confidence': 0, 'accuracy': 0}, {'confidence': 1, 'accuracy': 1}]
     x, y = _axis('confidence', 'confidence', **UNIT), _axis('accuracy', 'accuracy', **UNIT)
@@ -187,7 +188,8 @@ def reliability() -> Chart:
                 'mark': {'type': 'line', 'strokeDash': [4, 4], 'color': '$faint'},
             },
             {
-                'mark': {'type': 'line', 'strokeWidth': 1.5, 'opacity': 0.6},
+                'transform': [{'filter': f'datum.images >= {FEW}'}],
+                'mark': {'type': 'line', 'strokeWidth': 1.5, 'opacity': 0.7},
                 'encoding': {'color': COLOUR},
             },
             {

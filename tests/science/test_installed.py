@@ -114,8 +114,11 @@ def test_it_holds_the_package_and_its_configs_and_no_tests(installed):
     ours = {str(p.relative_to(REPOSITORY)) for p in (REPOSITORY / 'kd_jax').rglob('*.py')}
     stock = {f'kd_jax/{p.relative_to(REPOSITORY)}' for p in (REPOSITORY / 'configs').glob('*.py')}
     weights = {'kd_jax/configs/weights/fashion_mnist_resnet20.pth'}
+    scripts = ('vega', 'vega-lite', 'vega-embed')
+    drawn = {f'kd_jax/page/vega/{name}.min.js' for name in scripts}
+    drawn |= {f'kd_jax/page/{name}' for name in ('page.css', 'page.js', 'vega/LICENSES.txt')}
     assert {name for name in names if name.startswith('kd_jax/')} == (
-        ours | stock | weights | {'kd_jax/py.typed'}
+        ours | stock | weights | drawn | {'kd_jax/py.typed'}
     )
 
 
@@ -127,6 +130,7 @@ def test_commands_train_stock_studies_and_own_ones_and_look_at_them(installed):
     assert done.returncode == 0, done.stderr
     workdir = installed.folder / 'elsewhere/runs/digits'
     assert (workdir / 'alone/seed0/result.json').exists()
+    assert (workdir / 'report.html').exists()
     for word in ('evaluate', 'report'):
         done = installed(command, word, workdir / 'alone' if word == 'evaluate' else workdir)
         assert done.returncode == 0 and 'top' in done.stdout, done.stderr

@@ -276,3 +276,15 @@ def test_predictions_that_are_damaged_or_of_another_training_are_not_used(tmp_pa
     path.write_bytes(whole)
     directory.finish(directory.result() | {'seconds': 5.0})
     assert predictions.kept(seed) is None
+
+
+def test_an_imported_teacher_has_its_row_and_is_not_one_that_others_are_compared_with(tmp_path):
+    directory = write_run(tmp_path, 'resnet')
+    recorded = {'run': 'resnet', 'seed': 0, 'data': DATA}
+    write_json(directory.path / 'config.json', recorded | {'config': {'model': {'name': 'cnn'}}})
+    write_run(tmp_path, 'student', teachers=['resnet'])
+    seeds = runs.found(tmp_path)
+    assert [seed.run for seed in seeds] == ['resnet', 'student'] and seeds[0].imported
+    assert report.gains([seed.result for seed in seeds], runs.configs(seeds)) == []
+    table = report.page_table(report.aggregate([seed.result for seed in seeds]), [])
+    assert 'imported' in page.write(tmp_path, table, seeds, finished=True).read_text()
