@@ -19,6 +19,7 @@ COMMANDS = {
     ),
     'search': ('kd_jax.search', 'search over fields of a run'),
     'soft-targets': ('kd_jax.soft_targets', 'run a teacher once and keep what it says'),
+    'data': ('kd_jax.data', 'look at a folder of images before anything trains'),
     'pretrained': ('kd_jax.pretrained', 'make a run that can teach of PyTorch weights'),
     'zoo': ('kd_jax.zoo', 'print the table of the networks'),
 }

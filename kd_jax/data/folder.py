@@ -128,7 +128,7 @@ def shape_of(root: Path, items: Sequence[Item], size: int) -> Shape:
     if len(same) == 1 and shorter[0] <= SIDES[-1]:
         return Shape(shorter[0], channels)
     middle = float(np.median(shorter))
-    return Shape(max([side for side in SIDES if side <= middle] or [SIDES[0]]), channels)
+    return Shape(max([side for side in SIDES if side <= middle] or [int(middle)]), channels)
 
 
 def _check_whole(root: Path, items: Sequence[Item], names: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from kd_jax import config as common
 from kd_jax import data as data_lib
+from kd_jax.data import __main__ as look
 from kd_jax.data import decoding, folder, listing
 from kd_jax.errors import UserError
 
@@ -288,5 +289,33 @@ def test_the_side_follows_from_the_images(root):
     assert folder.shape_of(root, items, 33) == (33, 1)
     Image.new('RGB', (9, 9)).save(root / '0.png')
     Image.new('P', (9, 9)).save(root / '1.png')
-    assert folder.shape_of(root, items, 0) == (16, 3)
+    assert folder.shape_of(root, items, 0) == (9, 3)
     assert folder.shape_of(root, items[:1], 0) == (9, 3)
+
+
+def test_what_is_there_is_told_before_training(root, capsys, monkeypatch):
+    for split, classes in (('train', ('cat', 'dog')), ('test', ('cat', 'dog'))):
+        for name in classes:
+            shutil.copytree(root / name, root / 'in' / split / name)
+    for k, path in enumerate(sorted((root / 'in/test').rglob('*.png'))):
+        if k > 1:  # two images stay the same as in train
+            shades(np.full((20, 30), 3 * k, np.uint8)).save(path)
+    (root / 'in/test/dog/9.png').write_bytes(b'')
+    shades(COLOURS).save(root / 'in/train/cat/9.jpg')
+    monkeypatch.setattr('sys.argv', ['x', str(root / 'in'), f'--sheet={root / "sheet.png"}'])
+    look.main()
+    said = capsys.readouterr().out
+    assert '| cat | 11 | 10 |' in said and '| all | 21 | 19 |' in said
+    assert '39 PNG, 1 JPEG; 39 grey, 1 in colour; width 12 to 50' in said
+    assert f'1 files cannot be used:\n- {root}/in/test/dog/9.png is empty' in said
+    assert '2 test or validation images are training images, too' in said
+    assert f'- {root}/in/train/cat/0.png = {root}/in/test/cat/0.png' in said
+    assert 'A training sees 19 training, 2 validation and 19 test images of 12 x 12 x 3' in said
+    sheet = Image.open(root / 'sheet.png')
+    assert sheet.size[0] == look.COLUMNS * look.TILE and len(np.unique(np.asarray(sheet))) > 20
+    for path in (root / 'in/train/dog').iterdir():
+        path.write_bytes(b'')
+    with pytest.raises(SystemExit) as ended:
+        look.main()
+    assert ended.value.code == 2
+    assert 'a training would be refused: class ' in capsys.readouterr().err
