@@ -147,6 +147,8 @@ class Study:
     profile: tuple[int, ...] = field(
         (), _profile, 'two step numbers, such as --config.profile="(10,20)", or "()"'
     )
+    # steps between lines of the training's losses, besides those at validations
+    log_every: int = number(100, at_least=0, words='0 (at validations only) or more')
     tensorboard: bool = flag(True)  # write TensorBoard events
     wandb: str = text()  # Weights & Biases project; '' = off
 

@@ -143,7 +143,7 @@ class Study:
                 executor,
                 together,
                 should_stop=should_stop,
-                options={'tensorboard': self.config.tensorboard, 'wandb': self.config.wandb},
+                options={name: self.config[name] for name in ('tensorboard', 'wandb', 'log_every')},
                 profile=tuple(self.config.profile),
                 prune=prune,
                 test=test,

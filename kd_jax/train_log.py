@@ -37,7 +37,7 @@ class Progress:
     # [top-1, -NLL] on validation: the NLL decides between equal accuracies
     best: list[float] | None = None
     since_best: int = 0  # validations
-    interval_steps: int = 0  # since the last validation
+    interval_steps: int = 0  # since the last line of the training's losses
     interval_sums: dict[str, float] = dataclasses.field(default_factory=dict)
     images: int = 0  # trained on, and the seconds that took: no compilation, no evaluation
     train_seconds: float = 0.0
@@ -88,7 +88,8 @@ class Due(NamedTuple):
 class Recorder:
     """Takes in what the devices give, in order, and writes it down, without making them wait.
 
-    learning_rate: of each step. begin: `time.perf_counter()` when the job began.
+    learning_rate: of each step. begin: `time.perf_counter()` when the job began. log_every: steps
+    between lines of the training's losses; 0: at validations only.
     """
 
     def __init__(
@@ -99,12 +100,13 @@ class Recorder:
         checkpoints: Checkpoints,
         learning_rate: Callable[[int], float],
         begin: float,
+        log_every: int = 0,
     ):
         self.job, self.progress = job, progress
         self.monitor, self.checkpoints = monitor, checkpoints
         self.val = progress.last_validation()
         self._learning_rate, self._begin, self._before = learning_rate, begin, progress.seconds
-        self._pending: list[Dispatch] = []
+        self._log_every, self._pending = log_every, list[Dispatch]()
         self._due: Due | None = None
         self._first = True
 
@@ -137,9 +139,7 @@ class Recorder:
         (step, sums, state), self._due = self._due, None
         self.collect()
         if sums is not None:
-            means = self.progress.close_interval()
-            means['learning_rate'] = self._learning_rate(step - 1)
-            self.progress.logged(self.monitor.write(step, 'train', means))
+            self._log_losses(step)
             val = self.val = evaluation.finish(sums)
             self.progress.logged(self.monitor.write(step, 'val', _flat(val)))
             self.monitor.evaluated(step, val)
@@ -163,11 +163,31 @@ class Recorder:
                 metrics = {name: x[dispatch.place] for name, x in metrics.items()}
             metrics = {name: x[: dispatch.count] for name, x in metrics.items()}
             self._refuse_infinite(dispatch.step - dispatch.count, metrics)
-            self.progress.add(metrics)
+            self._take_in(dispatch.step - dispatch.count, metrics)
         seconds = self.monitor.advance(done[-1].step, float(metrics['loss'][-1]))
         steps = sum(dispatch.count for dispatch in done)
         self.progress.images += self.job.config.batch_size * steps * (seconds > 0)
         self.progress.train_seconds += seconds
+
+    def _take_in(self, step: int, metrics: Mapping[str, np.ndarray]) -> None:
+        """The metrics `[S]` of the steps after `step` updates, with a line at each multiple of
+        `log_every`: how the steps were dispatched makes no difference.
+        """
+        first, count = 0, len(metrics['loss'])
+        while first < count:
+            left = self._log_every - (step + first) % self._log_every if self._log_every else count
+            last = min(first + left, count)
+            self.progress.add({name: values[first:last] for name, values in metrics.items()})
+            if last - first == left and self._log_every:
+                self._log_losses(step + last)
+            first = last
+
+    def _log_losses(self, step: int) -> None:
+        """One line: the means since the last one, unless that was at this very step."""
+        if self.progress.interval_steps:
+            means = self.progress.close_interval()
+            means['learning_rate'] = self._learning_rate(step - 1)
+            self.progress.logged(self.monitor.write(step, 'train', means))
 
     def _refuse_infinite(self, before: int, metrics: Mapping[str, np.ndarray]) -> None:
         wrong = np.flatnonzero(~np.isfinite(metrics['loss']))
@@ -217,11 +237,12 @@ class JobLog:
     """A job on its way to result.json: its files, and its state as it was saved last.
 
     A context manager, in which metrics and checkpoints can be written. options: `tensorboard`,
-    `wandb`, `shown` of `Monitor`.
+    `wandb`, `shown` of `Monitor`, `log_every` of `Recorder`.
     """
 
     def __init__(self, job: Job, options: Mapping[str, Any]):
         self.job, self._options = job, dict(options)
+        self._log_every: int = self._options.pop('log_every', 0)
         self.directory = RunDirectory(job.directory)
         self._stack = contextlib.ExitStack()
         self.state: TrainState  # as it was before this process trained on
@@ -271,8 +292,9 @@ class JobLog:
                 steps_per_epoch=timing.steps_per_epoch,
             )
             rate = lambda step: job.learning_rate * float(relative(step))  # noqa: E731
+            progress = msgspec.convert(meta, Progress)
             self.recorder = Recorder(
-                job, msgspec.convert(meta, Progress), monitor, self.checkpoints, rate, begin
+                job, progress, monitor, self.checkpoints, rate, begin, self._log_every
             )
             self._stack = stack.pop_all()
         return self

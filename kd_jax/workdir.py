@@ -27,12 +27,15 @@ def to_json(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def write_text(path: PathLike, text: str) -> None:
-    """Writes all of it or nothing: a reader never sees half a file, nor does a crash leave one."""
+def write_text(path: PathLike, text: str, suffix: str = '.tmp') -> None:
+    """Writes all of it or nothing: a reader never sees half a file, nor does a crash leave one.
+
+    suffix: of the file that becomes it; processes that may write at once need different ones.
+    """
     target = epath.Path(path)
     if target.is_dir():
         raise UserError(f'{target} is a directory, must be a file; move it away')
-    new = target.with_suffix('.tmp')
+    new = target.with_suffix(suffix)
     with new.open('w') as file:
         file.write(text)
         file.flush()

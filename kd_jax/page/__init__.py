@@ -1,6 +1,7 @@
 """`report.html` of a study: one page with its table, figures, predictions, objective and config."""
 
 import dataclasses
+import os
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -72,8 +73,13 @@ def write(
         'figures': [_packed(figure, every) for figure in drawn],
     }
     title, lead = folder.name or str(folder), _lead(seeds, table, finished)
-    write_text(folder / FILE, d.document(title, lead, sections, data, finished=finished))
-    return folder / FILE
+    # A study that ends and a command that watches it may both be here.
+    target, suffix = folder / FILE, f'.{os.getpid()}.tmp'
+    try:
+        write_text(target, d.document(title, lead, sections, data, finished=finished), suffix)
+    finally:
+        target.with_suffix(suffix).unlink(missing_ok=True)
+    return target
 
 
 def _packed(figure: Figure, every: Sequence[str]) -> dict[str, Any]:

@@ -208,7 +208,7 @@ def document(
         f'<script>{asset(name)}</script>\n'
         for name in ('vega/vega.min.js', 'vega/vega-lite.min.js', 'vega/vega-embed.min.js')
     )
-    return f"""<!DOCTYPE html>
+    written = f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -229,3 +229,5 @@ The menu at the corner of each saves it as SVG or PNG.</footer>
 </body>
 </html>
 """
+    # A name in a record may have halves of characters, which no file can have.
+    return written.encode('utf-8', 'replace').decode('utf-8')

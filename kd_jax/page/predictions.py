@@ -3,6 +3,7 @@
 import hashlib
 import io
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,19 @@ from kd_jax.workdir import PathLike, RunDirectory
 FILE = 'predictions.npz'
 TOP = 20  # classes kept of each image
 MOST_PICTURES = 12
+MOST_BYTES = 2**30  # of what is kept, as it says
+MOST_KNOWN = 4  # models whose probabilities are kept in memory: teachers are asked again
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    MemoryError,
+    NotImplementedError,
+    RuntimeError,  # encrypted
+    zipfile.BadZipFile,
+    zlib.error,
+)
 Predictions = Mapping[str, np.ndarray]
 
 
@@ -33,9 +47,14 @@ def kept(seed: Seed) -> Predictions | None:
     if seed.result is None or not path.exists():
         return None
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+        content = io.BytesIO(path.read_bytes())
+        with zipfile.ZipFile(content) as file:
+            if sum(part.file_size for part in file.infolist()) > MOST_BYTES:
+                return None
+        content.seek(0)
+        with np.load(content, allow_pickle=False) as file:
             of = dict(file)
-    except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile):
+    except _UNREADABLE:
         return None
     sound = _is_sound(of, seed.recorded['data']['num_classes'])
     return of if sound and str(of['key']) == key_of(seed.directory) else None
@@ -128,6 +147,8 @@ class Predictor:
                 self.parallel,
                 model.precision,
             )
+            if len(self._known) >= MOST_KNOWN:
+                del self._known[next(iter(self._known))]
             wide = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
             share = np.exp(wide)
             self._known[name] = (share / share.sum(axis=1, keepdims=True)).astype(np.float32)

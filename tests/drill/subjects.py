@@ -39,6 +39,7 @@ def subjects(folder):
         f'--config.data.path={data}',
         '--config.seeds=(0,)',
         '--config.tensorboard=False',
+        '--config.log_every=5',
         '--config.runs.teacher.model.name=cnn',
         '--config.runs.teacher.model.width=0.25',
         '--config.runs.teacher.epochs=2.',

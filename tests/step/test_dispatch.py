@@ -2,6 +2,7 @@
 speed and nothing else.
 """
 
+import json
 import re
 
 import jax
@@ -60,6 +61,45 @@ def test_the_step_at_which_a_loss_breaks_is_named_however_steps_are_dispatched(t
             recorder.dispatched(Dispatch(step, count, {'loss': metrics}))
         recorder.collect()
     assert str(caught.value) == message
+
+
+def logged(folder, counts, log_every):
+    """The lines of the training's losses of 11 steps, with validations after 6 and 11."""
+    folder.mkdir()
+    sizes = {'total_steps': 11, 'steps_per_epoch': 5.5, 'batch_size': 20}
+    run = run_of()
+    spec = build.run_spec('alone', run, random_splits(), {}, Parallel('jit', 1))
+    job = build.job_of(spec, 'alone', run, 0, folder)
+    losses, step, progress = np.random.default_rng(0).random(11).astype(np.float32), 0, Progress()
+    with Monitor('alone seed 0', folder, tensorboard=False, shown=False, **sizes) as monitor:
+        recorder = Recorder(job, progress, monitor, None, float, 0.0, log_every)
+        for count in counts:
+            metrics = np.pad(losses[step : step + count], (0, 6 - count))
+            step += count
+            recorder.dispatched(Dispatch(step, count, {'loss': metrics}))
+            if step in (6, 11):
+                recorder.collect()
+                recorder._log_losses(step)
+    return [
+        json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()
+    ], losses
+
+
+@pytest.mark.parametrize(
+    'log_every, steps',
+    [(0, [6, 11]), (1, [*range(1, 12)]), (3, [3, 6, 9, 11]), (4, [4, 6, 8, 11]), (50, [6, 11])],
+)
+def test_losses_are_logged_at_equal_intervals_however_steps_are_dispatched(
+    tmp_path, log_every, steps
+):
+    lines, losses = logged(tmp_path / 'one by one', (1,) * 11, log_every)
+    assert [line['step'] for line in lines] == steps
+    for line, first in zip(lines, [0, *steps], strict=False):
+        mean = losses[first : line['step']].astype(float).mean()
+        assert line['split'] == 'train' and line['loss'] == pytest.approx(mean)
+        assert line['learning_rate'] == line['step'] - 1
+    for counts in ((6, 5), (4, 2, 4, 1)):
+        assert logged(tmp_path / f'{counts}', counts, log_every)[0] == lines
 
 
 def test_half_precision_keeps_parameters_and_logits_in_float32_and_learns_the_same():

@@ -35,6 +35,7 @@ STUDENT = (
     '--config.runs.student.eval_every=0.5',
     '--config.runs.student.epochs=2.5',
     '--config.runs.student.patience=4',
+    '--config.log_every=3',
 )
 
 

@@ -208,6 +208,11 @@ def test_the_page_fetches_nothing_and_looks_again_while_it_is_not_finished():
     assert 'http-equiv="refresh"' in again
 
 
+def test_halves_of_characters_can_be_written():
+    section = document.Section('x', '\ud800', '')
+    assert '<h2>?</h2>' in document.document('x', '', [section], {'x': '\ud800'}, finished=True)
+
+
 def test_what_charts_leave_open_is_filled_in():
     of = [charts.curves('x', '%', points=True), charts.paired(), charts.differences()]
     of += [charts.cost('x', '~s', named=True), charts.reliability(), charts.confidence()]
