@@ -159,6 +159,8 @@ def sees(
         height, width, channels = start.info.image_shape
         mean = tuple(run['data']['mean']) or start.info.mean
         std = tuple(run['data']['std']) or start.info.std
+    if len(mean) == 1:  # grey images, as the channels that the weights see
+        mean, std = tuple(mean) * channels, tuple(std) * channels
     if run['size']:
         height = width = run['size']
     found = dataclasses.replace(data, image_shape=(height, width, channels), mean=mean, std=std)

@@ -18,6 +18,7 @@ from configs import common
 from kd_jax import imported, trained
 from kd_jax.errors import UserError
 from kd_jax.evaluate import evaluate_run
+from kd_jax.workdir import RunDirectory
 
 MEAN, STD = (0.3, 0.4, 0.5), (0.2, 0.25, 0.3)
 
@@ -111,7 +112,7 @@ def test_what_cannot_teach_is_one_sentence_before_anything_trains(data, weights,
             {'sise': 3},
             (
                 r"unknown field of teachers\.big 'sise'; did you mean 'size'\? "
-                r'known: mean, model, size, std, torch'
+                r'known: function, mean, model, size, std, torch'
             ),
         ),
         ({'size': -1}, r'teachers\.big\.size is -1; it must be 0'),
@@ -175,10 +176,11 @@ def test_a_run_starts_from_pytorch_weights_with_a_new_head(tmp_path, capsys):
                 np.testing.assert_array_equal(after[f'{collection}/{"/".join(p)}'], x)
     assert after['params/head/kernel'].shape == (64, 3)
     grey = save_npz(tmp_path / 'grey.npz', random_splits(train=100))
-    with pytest.raises(
-        UserError, match=r'params/stem/conv/kernel \(\(3, 3, 3, 16\) there, \(3, 3, 1, 16\) here\)'
-    ):
-        train(config_of(grey, tuned=(objective, changes)), tmp_path / 'x')
+    found = train(config_of(grey, tuned=(objective, changes)), tmp_path / 'x')['tuned', 0]
+    info = RunDirectory(tmp_path / 'x/tuned/seed0').info()['data']
+    assert info['image_shape'] == [8, 8, 3] and len(info['mean']) == 3  # grey, three times
+    again = evaluate_run(tmp_path / 'x/tuned')
+    assert again['nll'] == pytest.approx(found['test']['nll'], rel=1e-5)
 
 
 def test_the_command_makes_a_teacher_that_a_study_can_name(data, weights, tmp_path, capsys):
