@@ -138,6 +138,8 @@ def distill(
     place = Path(workdir or tempfile.mkdtemp(prefix='kd_jax_')).expanduser()
     make_directory(place)
     names = given.Names()
+    if isinstance(epochs, bool) or not isinstance(epochs, int | float):
+        raise UserError(f'epochs is {epochs!r}; it must be a number, such as 30')
     c = common.study()
     c.seeds, c.tensorboard = tuple(seeds), False
     c.data.update(given.data(data, place, names))
@@ -195,16 +197,20 @@ def _add_runs(
             run.teachers = tuple(taught_by.workdir if t == 'teacher' else t for t in run.teachers)
 
 
-def run_study(config: ConfigDict, workdir: str | Path, only: Sequence[str] = ()) -> Result:
+def run_study(
+    config: ConfigDict, workdir: str | Path, only: Sequence[str] = (), *, trust: bool = False
+) -> Result:
     """Trains what is not finished of a study, as `python -m kd_jax.main` does.
 
-    config: as a config's `get_config()` returns it. only: these runs. Ctrl-C (in the main thread)
-    saves first; the same call goes on.
+    config: as a config's `get_config()` returns it. only: these runs. trust: as `distill`.
+    Ctrl-C (in the main thread) saves first; the same call goes on.
 
     Raises:
       UserError: for what makes no sense; nothing is lost.
       KeyboardInterrupt: after Ctrl-C.
     """
+    if trust:
+        own.trust_workdirs()
     runtime.prepare(fast=config.fast)
     study = Study(config, Path(workdir).expanduser(), only)
     with _interrupts() as stop, display.showing(display.choose(stopping=lambda: bool(stop))):
@@ -229,7 +235,13 @@ def _set(run: ConfigDict, fields: Mapping[str, Any]) -> None:
     known = [*fields_of(common.Run), 'precision', *groups]
     for name, value in fields.items():
         if name not in known or name == 'teachers':
-            raise unknown('argument', name, ['epochs', 'seeds', 'alone', 'workdir', *known])
+            for group in ('optim', 'augment'):
+                if name in fields_of(common.GROUPS[group]):
+                    raise UserError(
+                        f'{name} is a field of {group}; write {group}={{{name!r}: ...}}'
+                    )
+            own_ones = ('objective', 'seeds', 'alone', 'workdir', 'trust', 'of_teacher')
+            raise unknown('argument', name, [*own_ones, *known])
         if name not in groups:
             run[name] = value
             continue

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import logging
+import os
 import re
 import runpy
 import shlex
@@ -50,6 +51,13 @@ def parse(argv: list[str], about: str = '') -> list[str]:
         path, _ = _given(name, argv[1:])
         if path:
             own.search_in(Path(path).absolute().parent)
+        if sum(bool(re.match(rf'--?{name}(=|$)', one)) for one in argv[1:]) > 1:
+            fail(f'--{name} is given twice; give it once, and fields as --{name}.FIELD=VALUE')
+        if path and not os.path.lexists(path):
+            fail(
+                f'cannot read the config {path!r}; name a file such as configs/digits.py, from the '
+                'directory that holds it'
+            )
         if path and Path(path).exists() and not Path(path).is_file():
             fail(f'--{name}={path} is no file; name one such as configs/digits.py')
     logging.disable(logging.WARNING)  # what ml_collections says of a config that returns nothing
@@ -179,7 +187,10 @@ def _mistake(name: str, arguments: list[str]) -> str:
         ]
         if isinstance(error, SyntaxError) and error.filename == path:
             lines.append(error.lineno)
-        return f'{path}{f", line {lines[-1]}" if lines else ""}: {type(error).__name__}: {error}'
+        told = f'{path}{f", line {lines[-1]}" if lines else ""}: {type(error).__name__}: {error}'
+        if isinstance(error, ModuleNotFoundError) and error.name == 'configs':
+            told += '; outside of a checkout write `from kd_jax import config as common`'
+        return told
     if config is None:
         return f'{path} returns nothing from get_config(); end it with `return config`'
     text = '\n'.join(arguments)

@@ -5,6 +5,8 @@ import os
 import re
 import signal
 import sys
+import threading
+import time
 from typing import Any, NoReturn
 
 import jax
@@ -17,6 +19,8 @@ SECONDS = 30  # without a sign of life until a process counts as lost
 # What collectives and the service that connects the processes say when one is lost.
 _LOST = re.compile(r'gloo|nccl|unavailable|connection (reset|closed)|coordination|heartbeat', re.I)
 _HANDLERS: list[Any] = []  # C calls them, Python must keep them
+
+_ENDING = threading.Lock()
 
 
 def check(where: str, count: int | None, this: int | None, seconds: int) -> None:
@@ -75,6 +79,8 @@ def end_if_lost(error: Exception, seconds: int = SECONDS) -> None:
 
 
 def _end(seconds: int) -> NoReturn:
+    if not _ENDING.acquire(blocking=False):  # another thread says it
+        time.sleep(60)
     sys.stdout.flush()
     sentence = (
         f'error: another process has ended, or gave no sign of life for {seconds} s '

@@ -5,6 +5,7 @@ sentence for an unknown name.
 import argparse
 import contextlib
 import difflib
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NoReturn
@@ -76,6 +77,9 @@ def told_to_the_user(where: object = 'a file') -> Iterator[None]:
         yield
     except UserError as error:
         fail(error)
+    except BrokenPipeError:  # such as `| head`, which has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + 13)
     except OSError as error:
         fail_for_the_system(error, where)
 

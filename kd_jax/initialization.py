@@ -15,7 +15,7 @@ from kd_jax.data import Dataset
 from kd_jax.errors import UserError
 from kd_jax.models import Foreign, Output, initial
 from kd_jax.models.common import param_count
-from kd_jax.monitor import warn
+from kd_jax.monitor import warn, warn_once
 from kd_jax.networks import Network, variables_of
 from kd_jax.spec import OBJECTIVE_OF, Job, StepSpec, TeacherSpec, TrainState
 
@@ -56,12 +56,12 @@ def check_foreign(
         if not isinstance(model, Foreign) or 'batch_stats' not in plans[role].shapes:
             continue
         if axis_name and 'axis_name' not in model.takes:
-            warn(
+            warn_once(
                 f'{model.title} has BatchNorm but no field axis_name: each device normalises with '
                 "its share of the batch; give it one, or set config.parallel='jit'"
             )
         if freeze:
-            warn(
+            warn_once(
                 f'{model.title} has BatchNorm that optim.freeze and optim.train cannot stop: its '
                 'running statistics go on changing'
             )

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from kd_jax import data, imported, jobs, trained
 from kd_jax.command import as_called
+from kd_jax.errors import UserError
 from kd_jax.monitor import warn
 from kd_jax.parallel import Parallel, is_main
 from kd_jax.spec import Job
@@ -109,6 +110,11 @@ class Library:
         if path.suffix not in trained.WEIGHTS:
             return (load or self.load)(run.init, seed)
         if path not in self._models:
+            if not path.exists():
+                raise UserError(
+                    f'init is {run.init!r}, but there is no such file; give the path of the '
+                    'weights, such as --config.runs.teacher.init=DIR/resnet50.pth'
+                )
             self._models[path] = trained.load_weights(path, run.model, self.dataset(run).info)
         return self._models[path]
 

@@ -103,6 +103,11 @@ class TrainStep:
                 f'a batch has images of shape {jnp.shape(image)} and labels of shape '
                 f'{jnp.shape(label)}; they must be [B, H, W, C] and [B]'
             )
+        if not jnp.issubdtype(image.dtype, jnp.floating):
+            raise UserError(
+                f'a batch has {image.dtype} images; give them as the models see them, such as '
+                'image.astype(np.float32) / 255'
+            )
         return {'image': image, 'label': label}
 
 
@@ -128,6 +133,12 @@ def make_train_step(
       UserError: for what makes no sense.
     """
     network = _network(student, num_classes)
+    given: Any = teacher
+    if not callable(given) and not (isinstance(given, tuple) and len(given) == 2):
+        raise UserError(
+            f'the teacher is {type(given).__name__}; it must be a function of images, or (module, '
+            'variables)'
+        )
     if isinstance(teacher, tuple):
         module, variables = teacher
         taught = _network(module, num_classes or network.model.num_classes)

@@ -32,6 +32,16 @@ def warn(text: str) -> None:
     display.current().warn(text)
 
 
+_told: set[str] = set()
+
+
+def warn_once(text: str) -> None:
+    """`warn`, the first time only."""
+    if text not in _told:
+        _told.add(text)
+        warn(text)
+
+
 Sink = Callable[[int, str, Mapping[str, float]], None]  # (step, split, scalars)
 
 

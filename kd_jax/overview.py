@@ -77,7 +77,9 @@ def _row(study: Study, group: str, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _imported(study: Study, name: str) -> tuple[str, ...]:
-    return name, study.library.imports[name]['model']['name'], '', '', '', '', 'imported'
+    given = study.library.imports[name]
+    what = given['function'] or given['model']['name']
+    return name, what, '', '', '', '', 'given' if given['function'] else 'imported'
 
 
 def _parameters(study: Study, group: str, names: Sequence[str]) -> str:

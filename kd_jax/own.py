@@ -65,7 +65,7 @@ def load(name: str, kind: str) -> Any:
     if not (_everything[0] or name in _trusted):
         raise UserError(
             f'{kind} {name!r} is code outside of kd_jax, which a workdir names; if you trust it, '
-            'say --trust'
+            'say --trust (in Python, trust=True)'
         )
     if module == '__main__' and not hasattr(sys.modules['__main__'], path.partition('.')[0]):
         raise UserError(

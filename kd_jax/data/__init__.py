@@ -119,7 +119,10 @@ def load(config: Any) -> Dataset:
         'test': len(test),
     }
     info = DatasetInfo(raw.name, num_classes, tuple(names), tuple(shape), mean, std, count)
-    return Dataset(info, train, val, test, raw.notes)
+    notes = [*raw.notes]
+    if not (train.label == 0).any() and not (val.label == 0).any() and not raw.class_names:
+        notes.append(f'no image of {raw.name!r} has the label 0: classes are numbered from 0')
+    return Dataset(info, train, val, test, tuple(notes))
 
 
 def _num_classes(raw: Raw) -> int:
@@ -144,13 +147,20 @@ def _split(
     image, label = (np.asarray(array) for array in pair)
     where = f'the {part} split of data set {name!r}'
     if image.dtype != np.uint8:
+        low, high = (float(f(image)) for f in (np.min, np.max)) if image.size else (0.0, 0.0)
+        scale = 'multiply by 255, then ' if image.dtype.kind == 'f' and high <= 1 else ''
         raise UserError(
-            f'{where} has {image.dtype} images, must be uint8 (0 to 255); convert them '
-            'with np.rint and .astype(np.uint8)'
+            f'{where} has {image.dtype} images from {low:g} to {high:g}, must be uint8 (0 to 255); '
+            f'{scale}convert them with np.rint and .astype(np.uint8)'
         )
     if image.ndim != 4 or 0 in image.shape[1:]:
         raise UserError(
             f'{where} has images of shape {image.shape}, must be [N, H, W, C]; reshape them'
+        )
+    if image.shape[1] in (1, 3) and image.shape[3] > 4:
+        raise UserError(
+            f'{where} has images of shape {image.shape}, channels first; they must be '
+            '[N, H, W, C]: use np.moveaxis(image, 1, -1)'
         )
     if label.dtype.kind not in 'iu' or label.ndim != 1:
         raise UserError(
@@ -171,8 +181,9 @@ def _split(
     low, high = int(label.min()), int(label.max())
     if low < 0 or high >= num_classes:
         wrong = low if low < 0 else high
+        what = 'labels or the class_names' if high >= num_classes else 'labels'
         raise UserError(
-            f'{where} has a label {wrong}, must be 0 to {num_classes - 1}; correct the labels'
+            f'{where} has a label {wrong}, must be 0 to {num_classes - 1}; correct the {what}'
         )
     return ArraySource(image, label.astype(np.int32))
 

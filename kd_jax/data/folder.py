@@ -20,7 +20,23 @@ from kd_jax.data.arrays import MAX_BYTES, Raw, place_of
 from kd_jax.data.listing import Item
 from kd_jax.errors import UserError
 
-SIDES = (16, 28, 32, 48, 64, 96, 128, 160, 192, 224)  # chosen for images of different sizes
+SIDES = (
+    16,
+    24,
+    28,
+    32,
+    40,
+    48,
+    56,
+    64,
+    80,
+    96,
+    112,
+    128,
+    160,
+    192,
+    224,
+)  # chosen for images of different sizes
 SAMPLE = 512  # images whose headers decide the side and the channels
 VERSION = 1  # of the cache
 _WINDOW = 1024  # images decoded at once; bounds the memory

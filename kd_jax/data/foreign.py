@@ -50,8 +50,8 @@ def raw_of(data: Any, title: str, name: str) -> Raw:
     if not isinstance(data, Mapping) or not {'train', 'test'} <= set(data) <= {
         'train', 'val', 'test', 'class_names',
     }:  # fmt: skip
-        told = f'with {", ".join(map(str, data))}' if isinstance(data, Mapping) else ''
-        raise UserError(f'{title} is a {type(data).__name__} {told}; it must be {FORM}')
+        told = f' with {", ".join(map(str, data))}' if isinstance(data, Mapping) else ''
+        raise UserError(f'{title} is a {type(data).__name__}{told}; it must be {FORM}')
     splits = {part: _pair(data[part], title, part) for part in data if part != 'class_names'}
     names = tuple(map(str, data.get('class_names', ())))
     return Raw(name, splits['train'], splits.get('val'), splits['test'], names)

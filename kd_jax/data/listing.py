@@ -61,7 +61,7 @@ def listed(root: Path, labels: str = '') -> Listing:
 
 def _of_folders(root: Path) -> Listing:
     items: list[Item] = []
-    others, unreadable = 0, list[str]()
+    others, unreadable, empty = 0, list[str](), list[str]()
     tops = sorted(name for name, is_dir in _entries(root, unreadable) if is_dir)
     named = [name for name in tops if name.lower() in SPLITS]
     # a class may be called 'test', if there are others that are no splits
@@ -74,6 +74,7 @@ def _of_folders(root: Path) -> Listing:
             else [top]
         )
         for label in classes:
+            before = len(items)
             start = os.path.join(top, label) if as_splits else top
             for path in _files(root, start, unreadable):
                 if path.lower().endswith(ENDINGS):
@@ -82,6 +83,12 @@ def _of_folders(root: Path) -> Listing:
                     others += 1
                 if len(items) > MOST_FILES:
                     raise UserError(f'{root} holds more than {MOST_FILES} files; take fewer')
+            if len(items) == before:
+                empty.append(start)
+    if empty and items:
+        raise UserError(
+            f'class {empty[0]!r} of {root} holds no image; add some, or take the folder away'
+        )
     return Listing(tuple(sorted(items)), others, tuple(unreadable))
 
 

@@ -70,7 +70,7 @@ class Function(Foreign):
 
     def __call__(self, image: jax.Array, *, train: bool) -> Output:
         image, shape = image.astype(jnp.float32), (image.shape[0], self.num_classes)
-        if _can_be_traced(self.make, image, self.title):
+        if _can_be_traced(self.make, image, self.title, self.num_classes):
             return _output(self.make(image), self.title, shape)
 
         def on_host(x: Any) -> np.ndarray:
@@ -82,18 +82,26 @@ class Function(Foreign):
         return Output(jax.pure_callback(on_host, wanted, image, vmap_method='sequential'), {})
 
 
-def _can_be_traced(function: Callable[..., Any], image: jax.Array, title: str) -> bool:
+def _can_be_traced(
+    function: Callable[..., Any], image: jax.Array, title: str, classes: int
+) -> bool:
     """`UserError` if it cannot be called with plain arrays either."""
+    said: list[Any] = []
     try:
-        jax.eval_shape(function, jax.ShapeDtypeStruct(image.shape, image.dtype))
+        jax.eval_shape(
+            lambda x: said.append(function(x)), jax.ShapeDtypeStruct(image.shape, image.dtype)
+        )
     except Exception:  # of any type: it is the user's
+        said = [np.zeros(0)]
+    if isinstance(said[0], np.ndarray):
         try:
             with jax.ensure_compile_time_eval():
-                function(np.zeros(image.shape, np.float32))
+                found = function(np.zeros(image.shape, np.float32))
         except Exception as error:
             raise UserError(
                 f'{title} failed for images of shape {image.shape}: {type(error).__name__}: {error}'
             ) from error
+        _check_logits(np.asarray(found), title, (image.shape[0], classes))
         return False
     return True
 

@@ -158,6 +158,9 @@ def test_ctrl_c_saves_and_the_same_call_goes_on(tmp_path, monkeypatch):
             {'of_teacher': {'epochs': 3}, 'teacher': own_things.on_host},
             'of_teacher is .*, but the teacher is not trained here',
         ),
+        ({'epochs': 'two'}, "epochs is 'two'; it must be a number, such as 30"),
+        ({'learning_rate': 0.1}, "learning_rate is a field of optim; write optim={'learning_rate'"),
+        ({'teacher': lambda x: np.zeros((len(x), 2))}, r'logits of shape \(2, 2\) for 2 images'),
         ({'epochs': -1}, 'epochs is -1.0; it must be greater than 0'),
         (
             {'objective': 'assistant', 'teacher': own_things.on_host},
@@ -233,6 +236,10 @@ def test_mistakes_in_a_loop_of_ones_own_are_one_sentence():
         step.init(0, {'image': image, 'label': jnp.zeros(3, int)})
     with pytest.raises(UserError, match='the model Bare does not tell its number of classes; give'):
         kd.make_train_step(own_things.Bare(), own_things.bright)
+    with pytest.raises(UserError, match='the teacher is NoneType; it must be a function of images'):
+        kd.make_train_step(own_things.Linear(3), None)
+    with pytest.raises(UserError, match='a batch has uint8 images; give them as the models see'):
+        step.init(0, {'image': image.astype(np.uint8), 'label': jnp.zeros(2, int)})
     with pytest.raises(UserError, match='3 is no module of flax.linen; give one'):
         kd.make_train_step(3, own_things.bright)
     crd = kd.make_train_step(own_things.Net(3), kd_teacher, {'crd': {}})

@@ -1,6 +1,7 @@
 """A study of the user's own model, loss and data, from files outside of the package."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -31,6 +32,19 @@ def get_config():
     c.runs.student.teachers = ('teacher',)
     for run in c.runs.values():
         run.epochs, run.batch_size = 2.0, 20
+    return c
+"""
+TAUGHT = """
+from kd_jax import config as common
+
+
+def get_config():
+    c = common.study()
+    c.data.source, c.tensorboard = 'mine:load', False
+    c.teachers.bright = common.own_teacher('mine:bright')
+    c.runs.student = common.run(c, 'mine:Linear', common.distillation())
+    c.runs.student.teachers = ('bright',)
+    c.runs.student.epochs, c.runs.student.batch_size = 1.0, 20
     return c
 """
 AGAIN = """
@@ -86,7 +100,7 @@ def test_the_same_command_knows_what_is_finished(folder, first):
 def test_a_new_process_evaluates_it_if_the_workdir_is_trusted(folder, first):
     asked = ('kd_jax.evaluate', f'{folder}/w/student')
     refused = run(*asked, cwd=folder)
-    assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 1
+    assert refused.returncode == 2 and refused.stderr.count('error: ') == 1
     assert "model 'mine:Net' is code outside of kd_jax" in refused.stderr
     away = run(*asked, '--trust')
     assert away.returncode == 2 and "there is no module 'mine' in" in away.stderr
@@ -105,6 +119,17 @@ def test_another_study_learns_from_it_if_the_workdir_is_trusted(folder, first):
     assert not Path(folder, 'w2/student').exists()
     done = run(*asked, '--trust', cwd=folder)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_function_teaches_by_the_command(folder):
+    (folder / 'taught.py').write_text(TAUGHT)
+    done = run('kd_jax.main', '--config=taught.py', '--workdir=w3', cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r'bright +mine:bright +given', done.stdout)
+    missing = run('kd_jax.main', '--config=tought.py', '--config.seeds=(1,)', cwd=folder)
+    assert missing.returncode == 2 and "cannot read the config 'tought.py'" in missing.stderr
+    twice = run('kd_jax.main', '--config=taught.py', '--config=taught.py', cwd=folder)
+    assert twice.returncode == 2 and '--config is given twice; give it once' in twice.stderr
 
 
 def own_teachers(study, *names, **fields):

@@ -248,6 +248,12 @@ def test_what_is_no_folder_of_classes_is_refused(root, make, sentence):
         load(make(root))
 
 
+def test_a_class_without_images_is_refused(root):
+    (root / 'four').mkdir()
+    with pytest.raises(UserError, match="class 'four' of .* holds no image; add some, or take the"):
+        load(root)
+
+
 def test_decoded_images_are_kept_and_found_again(root, tmp_path_factory, monkeypatch):
     cache = tmp_path_factory.mktemp('cache')
     plain, first = load(root), load(root, cache=str(cache))
