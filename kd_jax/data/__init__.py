@@ -147,10 +147,12 @@ def _split(
     image, label = (np.asarray(array) for array in pair)
     where = f'the {part} split of data set {name!r}'
     if image.dtype != np.uint8:
-        low, high = (float(f(image)) for f in (np.min, np.max)) if image.size else (0.0, 0.0)
-        scale = 'multiply by 255, then ' if image.dtype.kind == 'f' and high <= 1 else ''
+        plain = image.dtype.kind in 'fiub' and image.size
+        span = f' from {float(image.min()):g} to {float(image.max()):g}' if plain else ''
+        small = plain and image.dtype.kind == 'f' and image.max() <= 1
+        scale = 'multiply by 255, then ' if small else ''
         raise UserError(
-            f'{where} has {image.dtype} images from {low:g} to {high:g}, must be uint8 (0 to 255); '
+            f'{where} has {image.dtype} images{span}, must be uint8 (0 to 255); '
             f'{scale}convert them with np.rint and .astype(np.uint8)'
         )
     if image.ndim != 4 or 0 in image.shape[1:]:
