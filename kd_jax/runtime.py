@@ -43,12 +43,12 @@ def prepare(*, fast: bool = True, single_process: bool = True) -> None:
     alone, the processor's cores become devices, up to `MOST_CPU_DEVICES`, unless XLA_FLAGS
     or JAX say how many there are.
     """
+    # A cache on a full disk costs time only.
+    warnings.filterwarnings('ignore', 'Error (reading|writing) persistent compilation cache')
     directory = cache_directory()
     config: Any = jax.config  # which has its options at run time only
     if directory is not None and not config.jax_compilation_cache_dir:
         jax.config.update('jax_compilation_cache_dir', str(directory))
-        # A cache on a full disk costs time only.
-        warnings.filterwarnings('ignore', 'Error (reading|writing) persistent compilation cache')
         if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
             jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
     if not fast:
