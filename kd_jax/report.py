@@ -16,7 +16,7 @@ from kd_jax import own, page, records, runtime
 from kd_jax.errors import Parser, UserError, told_to_the_user
 from kd_jax.markdown import table
 from kd_jax.models.common import param_count
-from kd_jax.monitor import say
+from kd_jax.monitor import say, warn
 from kd_jax.page import runs as page_runs
 from kd_jax.parallel import Parallel
 from kd_jax.spec import RunSpec
@@ -175,7 +175,12 @@ def write(workdir: PathLike, results: Sequence[Mapping[str, Any]], runs: Mapping
     )
     write_text(epath.Path(workdir) / 'report.md', markdown(rows, gained))
     show(rows, gained)
-    page.write(workdir, page_table(rows, gained), page_runs.found(workdir), finished=True)
+    try:
+        page.write(workdir, page_table(rows, gained), page_runs.found(workdir), finished=True)
+    except (
+        UserError
+    ) as error:  # a record of another run that lies here, such as a trial of a search
+        warn(f'{epath.Path(workdir) / page.FILE} is not written: {error}')
 
 
 def page_table(
