@@ -1,9 +1,11 @@
-"""Distillation from Python: `distill` does what the command does, with what a notebook has.
+"""Distillation from Python: `distill` does what the command does, with what a notebook has:
 
-import kd_jax as kd
+    import kd_jax as kd
 
-result = kd.distill('resnet20', 'cnn', 'digits', epochs=10)
-result.table  # rows for pandas.DataFrame
+    result = kd.distill('resnet20', 'cnn', 'digits', epochs=10)
+    pandas.DataFrame(result.table)
+
+`run_study` trains a whole study.
 """
 
 import dataclasses
@@ -20,8 +22,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from kd_jax import config as common
-from kd_jax import display, given, methods, own, report, runtime, trained
+from kd_jax import display, given, jobs, methods, own, report, runtime, trained
 from kd_jax.errors import UserError, unknown
+from kd_jax.fields import is_number
 from kd_jax.fields import own as fields_of
 from kd_jax.given import Teacher
 from kd_jax.study import Study
@@ -135,11 +138,11 @@ def distill(
     """
     if trust:
         own.trust_workdirs()
+    if not is_number(epochs):
+        raise UserError(f'epochs is {epochs!r}; it must be a number, such as 30')
     place = Path(workdir or tempfile.mkdtemp(prefix='kd_jax_')).expanduser()
     make_directory(place)
     names = given.Names()
-    if isinstance(epochs, bool) or not isinstance(epochs, int | float):
-        raise UserError(f'epochs is {epochs!r}; it must be a number, such as 30')
     c = common.study()
     c.seeds, c.tensorboard = tuple(seeds), False
     c.data.update(given.data(data, place, names))
@@ -157,7 +160,7 @@ def distill(
         raise UserError(f'of_teacher is {dict(of_teacher)}, but the teacher is not trained here')
     if of_teacher:
         _set(c.runs.teacher, of_teacher)
-    if not alone:
+    if not alone and 'alone' not in jobs.needed('student', c.runs):  # some methods start there
         del c.runs.alone
     return run_study(c, place)
 

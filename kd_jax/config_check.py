@@ -90,7 +90,7 @@ def _check_data(path: str, given: Mapping[str, Any]) -> None:
     if own.is_own(source):
         return
     ignored = {
-        'path': source == 'digits' and "it is embedded; 'folder', 'idx', 'npz' and 'tfds' have one",
+        'path': source == 'digits' and 'it is embedded; the other sources have one',
         'name': source != 'tfds' and "only 'tfds' has one",
     }
     for field, why in ignored.items():

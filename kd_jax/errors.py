@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import difflib
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NoReturn
@@ -77,9 +78,6 @@ def told_to_the_user(where: object = 'a file') -> Iterator[None]:
         yield
     except UserError as error:
         fail(error)
-    except BrokenPipeError:  # such as `| head`, which has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + 13)
     except OSError as error:
         fail_for_the_system(error, where)
 
@@ -89,6 +87,9 @@ def fail_for_the_system(error: OSError, where: object = 'a file') -> NoReturn:
 
     where: is named if the error names no file.
     """
+    if isinstance(error, BrokenPipeError):  # such as `| head`, which has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     reason = system_reason(error)
     if reason is None:
         raise error

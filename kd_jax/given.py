@@ -117,7 +117,7 @@ def _is_plain(value: Any) -> bool:
 
 def teacher(given: Any, names: Names) -> Taught:
     """Of what `kd_jax.distill` takes."""
-    if isinstance(given, str | Path) and not isinstance(given, Teacher):
+    if isinstance(given, str | Path):
         path = Path(given).expanduser()
         if path.suffix in trained.WEIGHTS:
             return teacher(Teacher(str(given)), names)

@@ -1,9 +1,11 @@
 """The train step for a loop of one's own:
 
-step = make_train_step(student, teacher, {'kl': {'tau': 4.0}}, optax.adam(1e-3))
-state = step.init(0, batch)
-for batch in batches:  # {'image': [B, H, W, C], 'label': [B]}
-    state, metrics = step(state, batch)
+    step = make_train_step(student, teacher, {'kl': {'tau': 4.0}}, optax.adam(1e-3))
+    state = step.init(0, batch)
+    for batch in batches:
+        state, metrics = step(state, batch)
+
+where a batch is {'image': [B, H, W, C], 'label': [B]}.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,6 +19,7 @@ import optax
 
 from kd_jax import objectives
 from kd_jax import step as steps
+from kd_jax.config import distillation
 from kd_jax.data.views import Views
 from kd_jax.errors import UserError
 from kd_jax.models import Classifier, Foreign, Output, foreign
@@ -25,7 +28,6 @@ from kd_jax.networks import Network, variables_of
 from kd_jax.spec import Arrays, StepSpec, TeacherSpec, TrainState
 
 TEACHER = 'teacher'
-HINTON = {'cross_entropy': {'weight': 0.1}, 'kl': {'weight': 0.9, 'tau': 4.0}}
 
 
 class _Plain(Network):
@@ -42,7 +44,7 @@ class TrainStep:
         self._spec, self._optimizer, self._teacher = spec, optimizer, teacher
         step = steps.make_train_step(spec)
 
-        def run(state: TrainState, seed: jax.Array, teacher: Any, batch: Arrays, epoch: Any) -> Any:
+        def run(state: TrainState, seed: jax.Array, teacher: Any, batch: Arrays) -> Any:
             count = batch['label'].shape[0]
             numbers = jnp.arange(count, dtype=jnp.int32)
             of_batch = {'index': numbers, 'view': jnp.zeros(count, jnp.int32)}
@@ -88,7 +90,7 @@ class TrainStep:
         each term unweighted. The state that is given must not be used again.
         """
         batch = self._checked(batch)
-        return self._run(state, jnp.int32(seed), self._teacher, batch, 0.0)
+        return self._run(state, jnp.int32(seed), self._teacher, batch)
 
     def variables(self, state: TrainState) -> dict[str, Any]:
         """The student's Flax variables."""
@@ -155,7 +157,7 @@ def make_train_step(
 
     if not isinstance(objective, objectives.Objective):
         objective = objectives.build(
-            HINTON if objective is None else objective,
+            distillation() if objective is None else objective,
             teacher_weights=(1.0,),
             num_classes=network.model.num_classes,
         )

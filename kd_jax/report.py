@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from kd_jax import own, page, records, runtime
+from kd_jax import own, page, records
 from kd_jax.errors import Parser, UserError, told_to_the_user
 from kd_jax.markdown import table
 from kd_jax.models.common import param_count
@@ -329,7 +329,6 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     with told_to_the_user(arguments.workdir / page.FILE):
-        runtime.prepare(fast=False)
         own.search_in(Path.cwd())
         if arguments.trust:
             own.trust_workdirs()

@@ -76,8 +76,8 @@ def check_trials(study: Any, space: Mapping[str, Any], where: object) -> None:
     except Exception as error:  # of any type, as above
         raise _no_journal(where, f'its trials: {type(error).__name__}') from error
     for trial in trials:
-        records_ = (trial.user_attrs, trial.system_attrs, trial.intermediate_values)
-        fits = all(isinstance(one, dict) for one in records_)
+        mappings = (trial.user_attrs, trial.system_attrs, trial.intermediate_values)
+        fits = all(isinstance(one, dict) for one in mappings)
         fits = (
             fits
             and trial.params.keys() <= space.keys()

@@ -201,6 +201,7 @@ def _become(request, files):
             jax.config.update(name.lower(), parsed)
     sys.path[:1] = [request['cwd'], *filter(None, request['env'].get('PYTHONPATH', '').split(':'))]
     sys.argv = [request['module'], *request['arguments']]
+    sys.modules.pop(request['module'], None)  # or runpy warns of one that was preloaded
     runpy.run_module(request['module'], run_name='__main__', alter_sys=True)
     sys.exit()  # a module that returns has succeeded
 

@@ -217,7 +217,9 @@ class _Decoded:
             images = np.memmap(place / 'images', np.uint8, 'r', shape=(len(good), *self._image()))
         except (OSError, ValueError, LookupError, TypeError):
             return None
-        return images, good, bad
+        numbers, wrong = range(len(self.items)), {path for path, _ in bad}
+        rest = [k for k in numbers if self.items[k].path not in wrong]
+        return (images, good, bad) if good == rest else None
 
     def _stored(self, index: Path) -> Any:
         """Decodes into the cache; what is half done when the process ends is not found there."""

@@ -32,7 +32,7 @@ def load(config: Any) -> Raw:
             'of the config'
         )
     try:
-        given = found(*[config][: len(needed)])
+        given = found(config) if needed else found()
     except UserError:
         raise
     except Exception as error:  # it may raise anything

@@ -24,6 +24,7 @@ _TRAINS = {'train': True, 'training': True, 'is_training': True}
 _RESTS = {'deterministic': False, 'use_running_average': False}
 # By what a constructor calls the number of classes.
 _CLASSES = ('num_classes', 'n_classes', 'num_outputs', 'num_labels')
+_VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _RETURNS = "return the logits, (logits, {'stage1': ..., 'pooled': ...}) or kd_jax.models.Output"
 
 
@@ -184,11 +185,10 @@ def _fields(of: Any) -> dict[str, inspect.Parameter]:
             for key in found
             if key not in ('parent', 'name')
         }
-    skipped = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return {
         key: one
         for key, one in own.parameters(of).items()
-        if key not in ('parent', 'name') and one.kind not in skipped
+        if key not in ('parent', 'name') and one.kind not in _VARIABLE
     }
 
 
@@ -241,12 +241,10 @@ def _flags(module: Any, title: str, train: bool) -> dict[str, bool]:
             return {one.name: train}
         if one.name in _RESTS:
             return {one.name: not train}
-    needed = [one.name for one in parameters[1:] if one.default is inspect.Parameter.empty]
     needed = [
         one.name
         for one in parameters[1:]
-        if one.name in needed
-        and one.kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        if one.default is inspect.Parameter.empty and one.kind not in _VARIABLE
     ]
     if needed:
         raise UserError(

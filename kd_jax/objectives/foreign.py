@@ -41,11 +41,9 @@ def class_of(name: str) -> type[Loss]:
 @functools.cache
 def _class_of(function: Callable[..., Any], name: str) -> type[Loss]:
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    first, *others = [
-        [one for one in own.parameters(function).values() if (one.kind in positional) is kind]
-        for kind in (True, False)
-    ]
-    given, more = first[:3], [*first[3:], *others[0]]
+    parameters = own.parameters(function).values()
+    given = [one for one in parameters if one.kind in positional][:3]
+    more = [one for one in parameters if one not in given]
     if len(given) < 3 or any(one.default is inspect.Parameter.empty for one in more):
         told = ', '.join(own.parameters(function))
         raise UserError(f'loss {name!r} is a function of ({told}); they must be {FORM}')
@@ -82,7 +80,7 @@ def _field(name: str, one: inspect.Parameter) -> Any:
     if isinstance(default, (int, float)):
         return number(default)
     if isinstance(default, (str, tuple)):
-        return field(default, lambda value: True, 'text' if default == str(default) else 'values')
+        return field(default, lambda value: True, 'text' if isinstance(default, str) else 'values')
     raise UserError(
         f'{one.name} of loss {name!r} is {default!r}; a parameter must be a number, True or False, '
         'text or a tuple'

@@ -128,6 +128,14 @@ def test_ctrl_c_saves_and_the_same_call_goes_on(tmp_path, monkeypatch):
     assert [row['test nll'] for row in cut.runs] == [row['test nll'] for row in whole.runs]
 
 
+def test_alone_is_trained_where_a_method_starts_from_it(tmp_path, monkeypatch):
+    studies = []
+    monkeypatch.setattr('kd_jax.api.run_study', lambda study, _: studies.append(study))
+    distill(SMALL, SMALL, 'digits', 'born_again', workdir=tmp_path)
+    distill(SMALL, SMALL, 'digits', 'kl', workdir=tmp_path)
+    assert ['alone' in study.runs for study in studies] == [True, False]
+
+
 @pytest.mark.parametrize(
     ('changes', 'sentence'),
     [
