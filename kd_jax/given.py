@@ -8,13 +8,13 @@ from typing import Any
 
 import flax.linen as nn
 import numpy as np
-from flax import nnx
 from ml_collections import ConfigDict
 
 from kd_jax import config as common
 from kd_jax import models, own, trained
 from kd_jax.data import SOURCES, Dataset, Raw, foreign
 from kd_jax.errors import UserError, unknown
+from kd_jax.models.foreign import is_nnx
 from kd_jax.pretrained import matching, reader
 
 
@@ -84,7 +84,8 @@ def model(student: Any, role: str, names: Names) -> dict[str, Any]:
         if not isinstance(student.get('name'), str):
             raise UserError(f"the {role} {dict(student)} has no name, such as {{'name': 'cnn'}}")
         return dict(student)
-    if isinstance(student, type) and issubclass(student, nn.Module | nnx.Module):
+    is_linen = isinstance(student, type) and issubclass(student, nn.Module)
+    if is_linen or is_nnx(student):
         return {'name': names.of(student)}
     if isinstance(student, nn.Module):
         fields = {
@@ -97,7 +98,7 @@ def model(student: Any, role: str, names: Names) -> dict[str, Any]:
         if all(map(_is_plain, fields.values())):
             return {'name': names.of(type(student)), **fields}
         return {'name': names.keep(type(student).__name__, student)}
-    if isinstance(student, nnx.Module):
+    if is_nnx(type(student)):
         raise UserError(
             f'the {role} is an object of {type(student).__name__}, of flax.nnx; give its class, or '
             'a mapping of its name and fields'

@@ -5,6 +5,7 @@ Flax's bridge.
 import dataclasses
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,7 +13,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from kd_jax import own
 from kd_jax.errors import UserError, unknown
@@ -125,12 +125,11 @@ def build(name: str, num_classes: int, **given: Any) -> Foreign:
         found = found[0]  # (module, variables)
     if isinstance(found, nn.Module):
         found = functools.partial(_changed, found)
-    if isinstance(found, nnx.Module):
+    if is_nnx(type(found)):
         raise UserError(f'{title} is an object of flax.nnx; name its class')
     if not callable(found):
         raise UserError(f'{title} is {type(found).__name__}; it must be a class of Flax modules')
-    is_nnx = isinstance(found, type) and issubclass(found, nnx.Module)
-    if isinstance(found, type) and not is_nnx and not issubclass(found, nn.Module):
+    if isinstance(found, type) and not is_nnx(found) and not issubclass(found, nn.Module):
         raise UserError(f'{title} is a class, but not of flax.linen or flax.nnx modules')
     fields = _fields(found)
     fields.pop('rngs', None)
@@ -171,6 +170,12 @@ def of_module(module: nn.Module, num_classes: int | None = None) -> Foreign:
     return Foreign(make=make, title=title, num_classes=told, takes=takes).clone(**kept)
 
 
+def is_nnx(thing: object) -> bool:
+    """Whether it is a class of `flax.nnx` modules; there is none before that is imported."""
+    nnx = sys.modules.get('flax.nnx')
+    return nnx is not None and isinstance(thing, type) and issubclass(thing, nnx.Module)
+
+
 def _hashable(value: Any) -> Any:
     """What a record has as a list, as the tuple that it was."""
     return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value
@@ -199,42 +204,18 @@ def _changed(module: nn.Module, **given: Any) -> nn.Module:
 def _made(found: Any, title: str, given: tuple[tuple[str, Any], ...], **more: Any) -> nn.Module:
     """The module, inside the one that calls it."""
     fields = dict(given) | more
-    if isinstance(found, type) and issubclass(found, nnx.Module):
-        make = functools.partial(_with_rngs, found)
-        return _Nnx(nnx_class=make, kwargs=fields, skip_rng='rngs' not in own.parameters(found))
+    if is_nnx(found):
+        from kd_jax.models.bridge import bridged
+
+        return bridged(found, fields, _flags)
     module = found(**fields)
     if not isinstance(module, nn.Module):
         raise UserError(f'{title} made {type(module).__name__}, which is no Flax module')
     return module
 
 
-def _with_rngs(cls: Any, rngs: nnx.Rngs | None = None, **fields: Any) -> Any:
-    """A module of `flax.nnx`; streams of random numbers that it lacks are those of `params`."""
-    if rngs is None:
-        return cls(**fields)
-    streams = {name: rngs[name]() for name in ('default', 'params', 'dropout') if name in rngs}
-    return cls(**fields, rngs=nnx.Rngs(**{'default': streams.get('params', 0), **streams}))
-
-
-class _Nnx(nnx.bridge.ToLinen):
-    """A module of `flax.nnx` as one of `flax.linen`: `train` sets what `nnx.Module.train` and
-    `eval` set.
-    """
-
-    def __call__(self, image: jax.Array, train: bool) -> Any:  # type: ignore[override]
-        def call(module: nnx.Module, x: jax.Array) -> Any:
-            (module.train if train else module.eval)()
-            state = nnx.state(module, nnx.Not(nnx.RngState))
-            nnx.update(module, jax.tree.map(jnp.asarray, state))  # of NumPy's it would write into
-            return module(x, **_flags(module, type(module).__name__, train))
-
-        return super().__call__(image, nnx_method=call)
-
-
 def _flags(module: Any, title: str, train: bool) -> dict[str, bool]:
     """The keyword argument that tells a module whether it trains."""
-    if isinstance(module, _Nnx):
-        return {'train': train}
     parameters = [*own.parameters(type(module).__call__).values()]
     for one in parameters[1:]:
         if one.name in _TRAINS:
