@@ -16,19 +16,18 @@ from kd_jax.data import Dataset, DatasetInfo
 from kd_jax.data.views import Views
 from kd_jax.errors import UserError, unknown
 from kd_jax.fields import MOST_WHOLE
-from kd_jax.initialization import check_foreign, check_memory, objective_plans, student_plans
+from kd_jax.initialization import (
+    check_foreign,
+    check_memory,
+    example,
+    objective_plans,
+    student_plans,
+)
 from kd_jax.models import initial
 from kd_jax.monitor import warn
 from kd_jax.networks import Network
 from kd_jax.parallel import Parallel
-from kd_jax.spec import (
-    Hparams,
-    Job,
-    RunSpec,
-    StepSpec,
-    TeacherSpec,
-    Timing,
-)
+from kd_jax.spec import Hparams, Job, RunSpec, StepSpec, TeacherSpec, Timing
 from kd_jax.teacher_outputs import EMA, PEER, SELF_TEACHERS, SNAPSHOT
 from kd_jax.trained import Trained
 
@@ -103,10 +102,11 @@ def run_spec(
     sees = trained.sees(name, run, start, info)
     students = _students(run, sees, info, parallel.fast)
     step, targets = _step(name, run, dataset, teachers, settings, timing, parallel, students)
-    plans = student_plans(step, dataset)
+    batch = example(info.image_shape, train_label=dataset.train.labels)
+    plans = student_plans(step, batch)
     _check_heads(name, run, step.objective, plans)
     check_memory(name, plans['student'].shapes)
-    plans |= objective_plans(step, dataset, plans)
+    plans |= objective_plans(step, batch, plans)
     shapes = {role: plan.shapes.get('params', {}) for role, plan in plans.items()}
     optimizer, _ = optim.build(
         shapes, settings, total_steps=timing.total_steps, steps_per_epoch=timing.steps_per_epoch

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from kd_jax import trained
-from kd_jax.data import Dataset
 from kd_jax.errors import UserError
 from kd_jax.models import Foreign, Output, initial
 from kd_jax.models.common import param_count
@@ -23,21 +22,17 @@ from kd_jax.spec import OBJECTIVE_OF, Job, StepSpec, TeacherSpec, TrainState
 NUMBERS = {'student': 1, 'objective': 2, 'peer': 3, 'peer_objective': 4}
 
 
-def _example(dataset: Dataset) -> dict[str, Any]:
-    """A batch of two examples, for shapes only."""
-    image, zeros = jnp.zeros((2, *dataset.info.image_shape), jnp.float32), jnp.zeros(2, jnp.int32)
-    return {
-        'image': image,
-        'label': zeros,
-        'index': zeros,
-        'mask': jnp.ones(2),
-        'train_label': dataset.train.labels,
-    }
+def example(image_shape: Sequence[int], **more: Any) -> dict[str, Any]:
+    """A batch of two examples, for shapes only. more: what losses need beside it, such as
+    `train_label`, the labels of the whole training split.
+    """
+    image, zeros = jnp.zeros((2, *image_shape), jnp.float32), jnp.zeros(2, jnp.int32)
+    return {'image': image, 'label': zeros, 'index': zeros, 'mask': jnp.ones(2), **more}
 
 
-def student_plans(step: StepSpec, dataset: Dataset) -> dict[str, initial.Plan]:
-    """How the students' variables start: role -> plan."""
-    image = _example(dataset)['image']
+def student_plans(step: StepSpec, batch: Mapping[str, Any]) -> dict[str, initial.Plan]:
+    """How the students' variables start: role -> plan. batch: see `example`."""
+    image = batch['image']
 
     def plan(network: Network) -> initial.Plan:
         seen = jax.eval_shape(network.normalize, image)
@@ -81,10 +76,11 @@ def check_memory(name: str, shapes: Mapping[str, Any]) -> None:
 
 
 def objective_plans(
-    step: StepSpec, dataset: Dataset, students: Mapping[str, initial.Plan]
+    step: StepSpec, batch: Mapping[str, Any], students: Mapping[str, initial.Plan]
 ) -> dict[str, initial.Plan]:
-    """How the variables of the students' objectives start, as in `TrainState.params`."""
-    batch = _example(dataset)
+    """How the variables of the students' objectives start, as in `TrainState.params`. batch: see
+    `example`.
+    """
 
     def says(teacher: TeacherSpec, other: Output) -> Output:
         if teacher.network is not None:
@@ -95,7 +91,7 @@ def objective_plans(
                 return net.model.init_with_output(jax.random.key(0), image, train=False)
 
             return jax.eval_shape(start)[0]
-        return Output(jnp.zeros((2, dataset.info.num_classes)), {}) if teacher.shared else other
+        return Output(jnp.zeros(other.logits.shape), {}) if teacher.shared else other
 
     def plan(role: str) -> initial.Plan:
         other = students['peer' if role == 'student' and 'peer' in students else 'student'].output
@@ -111,13 +107,16 @@ def objective_plans(
     return {OBJECTIVE_OF[role]: plan(role) for role in students}
 
 
+def drawn(plans: Mapping[str, initial.Plan], seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(params, model_state) by role, as in `TrainState`, for one seed."""
+    model_state = {role: plan.draw((seed, NUMBERS[role])) for role, plan in plans.items()}
+    return {role: of.pop('params', {}) for role, of in model_state.items()}, model_state
+
+
 def initial_state(job: Job) -> TrainState:
     """The state before the first step, as host arrays."""
     spec = job.run.step
-    model_state = {
-        role: plan.draw((job.seed, NUMBERS[role])) for role, plan in job.run.plans.items()
-    }
-    params = {role: variables.pop('params', {}) for role, variables in model_state.items()}
+    params, model_state = drawn(job.run.plans, job.seed)
     if job.start is not None:
         variables = trained.start_from(
             job.start, variables_of(params['student'], model_state['student']), warn

@@ -22,8 +22,8 @@ from kd_jax import step as steps
 from kd_jax.config import distillation
 from kd_jax.data.views import Views
 from kd_jax.errors import UserError
+from kd_jax.initialization import drawn, example, objective_plans, student_plans
 from kd_jax.models import Classifier, Foreign, Output, foreign
-from kd_jax.models.initial import Plan
 from kd_jax.networks import Network, variables_of
 from kd_jax.spec import Arrays, StepSpec, TeacherSpec, TrainState
 
@@ -58,28 +58,15 @@ class TrainStep:
         Raises:
           UserError: for images, a model and an objective that do not go together.
         """
-        batch = self._checked(batch)
-        image = jnp.zeros((2, *batch['image'].shape[1:]), jnp.float32)
-        model = self._spec.students['student'].model
-        student = Plan(lambda key: model.init_with_output(key, image, train=False))
-        zeros = jnp.zeros(2, jnp.int32)
-        example = {'image': image, 'label': zeros, 'index': zeros, 'mask': jnp.ones(2)}
-
-        def start(key: jax.Array) -> Any:
-            said = self._spec.teachers[0].output(self._teacher, example, None, {}, 'student')
-            mine = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), student.output)
-            return self._spec.objective.init(key, mine, (said,), example)
-
+        of_batch = example(self._checked(batch)['image'].shape[1:])
+        plans = student_plans(self._spec, of_batch)
         try:
-            objective = Plan(start)
+            plans |= objective_plans(self._spec, of_batch, plans)
         except KeyError as error:
             raise UserError(
                 f'a loss of the objective needs {error} of the whole data set; use kd_jax.distill'
             ) from error
-        params, model_state = {}, {}
-        for number, (role, plan) in enumerate((('student', student), ('objective', objective))):
-            model_state[role] = plan.draw((seed, number + 1))
-            params[role] = model_state[role].pop('params', {})
+        params, model_state = drawn(plans, seed)
         return TrainState(np.zeros((), np.int32), params, model_state, self._optimizer.init(params))
 
     def __call__(
