@@ -10,7 +10,7 @@ import sys
 import textwrap
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import flags
 from etils import epath
@@ -54,10 +54,7 @@ def parse(argv: list[str], about: str = '') -> list[str]:
         if sum(bool(re.match(rf'--?{name}(=|$)', one)) for one in argv[1:]) > 1:
             fail(f'--{name} is given twice; give it once, and fields as --{name}.FIELD=VALUE')
         if path and not os.path.lexists(path):
-            fail(
-                f'cannot read the config {path!r}; name a file such as configs/digits.py, from the '
-                'directory that holds it'
-            )
+            _fail_to_read(path)
         if path and Path(path).exists() and not Path(path).is_file():
             fail(f'--{name}={path} is no file; name one such as configs/digits.py')
     logging.disable(logging.WARNING)  # what ml_collections says of a config that returns nothing
@@ -101,13 +98,17 @@ def load_config(name: str = 'config') -> ConfigDict:
             fail(f'{path} returns nothing from get_config(); end it with `return config`')
         config.runs  # noqa: B018  (a config that failed to load says so when it is used)
     except OSError:
-        fail(
-            f'cannot read the config {path!r}; name a file such as configs/digits.py, '
-            'from the directory that holds it'
-        )
+        _fail_to_read(path)
     except AttributeError as error:
         fail(f'{path} is not a study: {error}; start from kd_jax.config.study()')
     return config
+
+
+def _fail_to_read(path: str) -> NoReturn:
+    fail(
+        f'cannot read the config {path!r}; name a file such as configs/digits.py, '
+        'from the directory that holds it'
+    )
 
 
 def local(workdir: str) -> epath.Path:

@@ -16,9 +16,9 @@ from typing import Any, Self
 
 import jax
 
+from kd_jax import cache
 from kd_jax.errors import UserError
 
-CACHE_VARIABLE = 'KD_JAX_CACHE'  # environment: where compiled programs are kept; 'off' keeps none
 MOST_CPU_DEVICES = 8
 MOST_MAPS = 15_000
 
@@ -120,20 +120,14 @@ def device_kind(device: jax.Device) -> str:
 
 
 def cache_directory() -> Path | None:
-    """Where compiled programs are kept: `KD_JAX_CACHE`, or a folder of the
-    user's cache; None: nowhere.
+    """Where compiled programs are kept, in `cache.folder`; None: nowhere.
 
     Programs for a CPU hold its machine code: each kind of processor has a folder of its own, so
     that machines can share a home directory.
     """
-    given = os.environ.get(CACHE_VARIABLE, '')
-    if given == 'off':
+    base = cache.folder()
+    if base is None:
         return None
-    base = (
-        Path(given).expanduser()
-        if given
-        else Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'kd_jax'
-    )
     try:
         lines = [
             line

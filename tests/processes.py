@@ -6,7 +6,7 @@ import sys
 
 from helpers import REPOSITORY
 
-from kd_jax import runtime
+from kd_jax.cache import VARIABLE
 
 SET = (
     'XLA_FLAGS',
@@ -19,9 +19,7 @@ SET = (
 def python(*arguments, **extra):
     """stdout of a process without what the tests and the user set for JAX."""
     environment = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in (*SET, runtime.CACHE_VARIABLE)
+        name: value for name, value in os.environ.items() if name not in (*SET, VARIABLE)
     }
     command = [sys.executable, *map(str, arguments)]
     done = subprocess.run(

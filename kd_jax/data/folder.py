@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from kd_jax import cache
 from kd_jax.data import decoding, listing
 from kd_jax.data.arrays import MAX_BYTES, Raw, place_of
 from kd_jax.data.listing import Item
@@ -177,9 +178,9 @@ def read(root: Path, item: Item) -> bytes:
 class _Decoded:
     """The images of a set, from the cache or into it."""
 
-    def __init__(self, root: Path, items: Sequence[Item], shape: Shape, cache: str):
+    def __init__(self, root: Path, items: Sequence[Item], shape: Shape, place: str):
         self.root, self.items, self.shape = root, items, shape
-        self.cache = None if cache == 'off' else cache_folder(cache)
+        self.cache = None if place == 'off' else cache_folder(place)
 
     def get(self, notes: list[str]) -> tuple[np.ndarray, list[int], list[tuple[str, str]]]:
         """(`[N, side, side, channels]` uint8 of the good ones, their numbers, (path, why) of the
@@ -284,10 +285,7 @@ class _Decoded:
 
 def cache_folder(given: str) -> Path | None:
     """Where decoded images are kept: `given`, or a folder of the user's cache."""
-    base = os.environ.get('KD_JAX_CACHE', '')
     if given:
         return Path(given).expanduser()
-    if base == 'off':
-        return None
-    usual = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'kd_jax'
-    return (Path(base).expanduser() if base else usual) / 'images'
+    base = cache.folder()
+    return base / 'images' if base is not None else None

@@ -12,6 +12,7 @@ from helpers import SMALL
 from processes import python
 
 from kd_jax import runtime
+from kd_jax.cache import VARIABLE
 
 # `python -m kd_jax.main`, which says at its end how many programs it found in the cache.
 COUNTED = """
@@ -38,7 +39,7 @@ def studies(tmp_path_factory):
     directory, found = tmp_path_factory.mktemp('studies'), {}
     for name, flags in {'first': (), 'second': (), 'profiled': ('--config.profile=(2,6)',)}.items():
         command = ('-c', COUNTED, *TINY, *flags, f'--workdir={directory / name}')
-        out = python(*command, **{runtime.CACHE_VARIABLE: str(directory / 'cache')})
+        out = python(*command, **{VARIABLE: str(directory / 'cache')})
         programs = {path.name for path in (directory / 'cache').glob('*/*-cache')}
         found[name] = int(out.split('hits')[-1]), programs, directory / name / 'alone' / 'seed0'
     return found

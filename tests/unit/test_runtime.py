@@ -13,21 +13,22 @@ from helpers import SMALL, run_main
 from processes import python
 
 from kd_jax import runtime
+from kd_jax.cache import VARIABLE
 from kd_jax.errors import UserError
 
 
 def test_the_cache_is_where_the_user_says_or_in_the_users_cache(monkeypatch, tmp_path):
-    monkeypatch.setenv(runtime.CACHE_VARIABLE, 'off')
+    monkeypatch.setenv(VARIABLE, 'off')
     assert runtime.cache_directory() is None
-    monkeypatch.setenv(runtime.CACHE_VARIABLE, str(tmp_path / 'given'))
+    monkeypatch.setenv(VARIABLE, str(tmp_path / 'given'))
     assert runtime.cache_directory().parent == tmp_path / 'given'
-    monkeypatch.setenv(runtime.CACHE_VARIABLE, '~/given')
+    monkeypatch.setenv(VARIABLE, '~/given')
     monkeypatch.setenv('HOME', str(tmp_path))
     assert runtime.cache_directory().parent == tmp_path / 'given'
-    monkeypatch.setenv(runtime.CACHE_VARIABLE, '')
+    monkeypatch.setenv(VARIABLE, '')
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'xdg'))
     assert runtime.cache_directory().parent == tmp_path / 'xdg' / 'kd_jax'
-    monkeypatch.delenv(runtime.CACHE_VARIABLE)
+    monkeypatch.delenv(VARIABLE)
     monkeypatch.delenv('XDG_CACHE_HOME')
     assert runtime.cache_directory().parent == tmp_path / '.cache' / 'kd_jax'
 
@@ -124,13 +125,13 @@ def test_cores_become_devices_and_memory_is_kept_unless_the_user_says_otherwise(
         ({'environment': {'XLA_FLAGS': COUNT}}, (None, 2, 4)),
         ({'arguments': {'single_process': False}}, (None, 1, 4)),
         ({'arguments': {'fast': False}}, (None, 1, 0)),
-        ({'environment': {runtime.CACHE_VARIABLE: 'off'}}, (3, 3, 4)),
+        ({'environment': {VARIABLE: 'off'}}, (3, 3, 4)),
     ]
-    cache = {runtime.CACHE_VARIABLE: str(tmp_path)}
+    cache = {VARIABLE: str(tmp_path)}
     states = prepared(*(how for how, _ in ways), **cache)
     for (how, expected), (*found, cache, threshold) in zip(ways, states, strict=True):
         assert tuple(found) == expected, how
-        if runtime.CACHE_VARIABLE in how.get('environment', {}):
+        if VARIABLE in how.get('environment', {}):
             assert cache is None
         else:
             assert (Path(cache).parent, threshold) == (tmp_path, 0.1)
@@ -141,7 +142,7 @@ def test_what_jax_was_given_stays(tmp_path):
         'JAX_COMPILATION_CACHE_DIR': str(tmp_path / 'own'),
         'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '7',
         'JAX_NUM_CPU_DEVICES': '5',
-        runtime.CACHE_VARIABLE: str(tmp_path / 'other'),
+        VARIABLE: str(tmp_path / 'other'),
     }
     (found,) = prepared({}, **own)
     assert found == [None, 5, 4, str(tmp_path / 'own'), 7]

@@ -25,7 +25,7 @@ ALL = [
 
 # A module imports what stands above it here or on its own line, in no circle.
 LAYERS = (
-    ('errors', 'markdown', 'signals', 'spread'),
+    ('cache', 'errors', 'markdown', 'signals', 'spread'),
     ('fields', 'own', 'records'),
     ('models', 'objectives', 'data', 'metrics', 'optim'),
     (
