@@ -67,7 +67,7 @@ class Injected:
     wrong: list[str]
     cut_off: bool = False  # the command was at work when it came
     told: str = ''  # what was done, for the reader
-    unread: str = ''  # a folder whose files no command reads any more, one of which was damaged
+    unread: str = ''  # what was damaged, or its folder, if no command reads that any more
 
 
 def inject(fault, subject, workdir, undisturbed):
@@ -125,7 +125,10 @@ def _damaged(fault, subject, workdir, undisturbed, rng):
     name = path.relative_to(workdir)
     # The winner of a search is tested; the other trials are not read again.
     winner = undisturbed.outcome.get('search.json', {'best': {'run': ''}})['best']['run']
-    unread = name.parts[0] if name.parts[0] in ended_trials(workdir) - {winner} else ''
+    ended_ones = ended_trials(workdir) - {winner}
+    # Of the study before, an extraction reads the teacher, and not the tables.
+    of_before = bool(subject.before) and len(name.parts) == 1
+    unread = name.parts[0] if name.parts[0] in ended_ones or of_before else ''
     damage(path, fault.kind, rng)
     return Injected(wrong, code != 0, f'ended with {code}, {name} damaged', unread)
 

@@ -27,7 +27,7 @@ _one_at_a_time = threading.Lock()  # orbax's readers
 
 def outcome(workdir, unread=''):
     """Name -> what can be compared, of all runs, stored targets and searches in `workdir`; of what
-    lies in the folder `unread`, if given, nothing.
+    lies in the folder `unread`, or is that file, nothing.
 
     Raises:
       UserError: as the commands that read these files would, with the fix.
@@ -45,7 +45,8 @@ def _outcome(workdir, unread):
         found |= _targets(workdir, manifest.parent)
     again = 'run its study again'
     for name, kind in (('study', dict), ('results', records.Results), ('search', dict)):
-        if (path := epath.Path(workdir, f'{name}.json')).exists():
+        path = epath.Path(workdir, f'{name}.json')
+        if path.exists() and not within(path.name, unread):
             records.read(path, kind, again)
             found[path.name] = _json(workdir, path)
     for path in sorted([*workdir.glob('*_best.py'), *workdir.glob('search.md')]):

@@ -24,7 +24,7 @@ class Resumed:
 
 
 def resume(subject, workdir, unread='', begun=()):
-    """Runs the command until it is done, and reads what it left but for the folder `unread`.
+    """Runs the command until it is done, and reads what it left but for `unread`.
 
     begun: names that were in the outcome before it began. The command that made them restores one
     that is gone, since this one need not read them.
