@@ -68,7 +68,7 @@ def device(images: np.ndarray, labels: np.ndarray, batch: int) -> Callable[[], f
     """
     import jax
 
-    from kd_jax import build, evaluation, runtime
+    from kd_jax import evaluation, runtime, timing
     from kd_jax.data import ArraySource, batches
     from kd_jax.data.columns import read
     from kd_jax.data.views import Views
@@ -90,9 +90,9 @@ def device(images: np.ndarray, labels: np.ndarray, batch: int) -> Callable[[], f
             'sum': jax.lax.psum(total, parallel.axis_name) if parallel.axis_name else total
         }
 
-    steps = build.CPU_STEPS if parallel.on_cpu else build.STEPS
+    steps = timing.CPU_STEPS if parallel.on_cpu else timing.STEPS
     run = parallel.compile(scan_steps(one), 'float32', arguments=5, axis=1)
-    arrays = evaluation.on_devices(parallel, ArraySource(images, labels))
+    arrays = evaluation.on_devices(parallel, ArraySource(images, labels)).arrays
     order = batches.TrainOrder(np.arange(len(images)), len(images), batch, 0)
     done = 0
 

@@ -54,7 +54,7 @@ def build_extraction(spec: dict[str, Any]) -> tuple[Callable[[int], None], dict[
     predict = make_predict_step(networks, Views(crop=4, flip=True), parallel.axis_name)
     predict = parallel.compile(predict, spec['precision'], arguments=3)
     variables = parallel.replicate(tuple(teacher.variables for teacher in teachers.values()))
-    arrays = evaluation.on_devices(parallel, dataset.train)
+    arrays = evaluation.on_devices(parallel, dataset.train).arrays
     where = {
         'index': np.arange(spec['batch'], dtype=np.int32),
         'slot': np.zeros(spec['batch'], np.int32),

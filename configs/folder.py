@@ -16,7 +16,7 @@ compare `student` with `alone`.
 from pathlib import Path
 
 from kd_jax import config as common
-from kd_jax.data import folder, listing
+from kd_jax.data import Settings, folder, listing
 from kd_jax.errors import UserError
 
 SMALL = 48  # sides up to which networks for small images are taken
@@ -52,4 +52,4 @@ def look(path):
         raise UserError('name the folder of your images: --config=folder:/path/to/images')
     root = Path(path).expanduser()
     items = listing.listed(root).items
-    return folder.shape_of(root, items, 0).side, len(items)
+    return folder.form_of(root, items, Settings()).side, len(items)

@@ -11,11 +11,10 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from kd_jax import extraction, objectives, optim, teacher_outputs, trained
+from kd_jax import extraction, objectives, optim, placement, teacher_outputs, trained
 from kd_jax.data import Dataset, DatasetInfo
 from kd_jax.data.views import Views
 from kd_jax.errors import UserError, unknown
-from kd_jax.fields import MOST_WHOLE
 from kd_jax.initialization import (
     check_foreign,
     check_memory,
@@ -27,12 +26,10 @@ from kd_jax.models import initial
 from kd_jax.monitor import warn
 from kd_jax.networks import Network
 from kd_jax.parallel import Parallel
-from kd_jax.spec import Hparams, Job, RunSpec, StepSpec, TeacherSpec, Timing
+from kd_jax.spec import Hparams, Images, Job, RunSpec, StepSpec, TeacherSpec, Timing
 from kd_jax.teacher_outputs import EMA, PEER, SELF_TEACHERS, SNAPSHOT
+from kd_jax.timing import timing_of
 from kd_jax.trained import Trained
-
-CPU_STEPS, STEPS = 4, 32  # in one dispatch
-MOST_VALIDATIONS = 10**6
 
 
 def check_teachers(name: str, run: ConfigDict) -> None:
@@ -98,7 +95,8 @@ def run_spec(
     check_teachers(name, run)
     settings = _settings(run, teachers)
     parallel.check_batch_size(run.batch_size, f'runs.{name}.batch_size', settings.accumulate)
-    timing = _timing(run, len(dataset.train), parallel, steps_per_dispatch)
+    lie = placement.choose(dataset, run.data.placement, parallel)
+    timing = timing_of(run, dataset, parallel, steps_per_dispatch, lie)
     sees = trained.sees(name, run, start, info)
     students = _students(run, sees, info, parallel.fast)
     step, targets = _step(name, run, dataset, teachers, settings, timing, parallel, students)
@@ -125,6 +123,7 @@ def run_spec(
         sees=sees,
         plans=plans,
         pool=_pool(dataset, step.objective),
+        images=Images(lie, None, run.data.workers),
         peak=settings.learning_rate,
         init_optimizer=jax.jit(optimizer({}).init),
         targets=targets,
@@ -193,29 +192,6 @@ def _settings(run: ConfigDict, teachers: Mapping[str, Trained]) -> optim.Setting
             'optim.learning_rate and optim.teacher_factor=0.'
         )
     return dataclasses.replace(settings, learning_rate=factor * first.learning_rate)
-
-
-def _timing(run: ConfigDict, count: int, parallel: Parallel, steps_per_dispatch: int) -> Timing:
-    steps_per_epoch = count / run.batch_size
-    total = max(round(run.epochs * steps_per_epoch), 1)
-    if total > MOST_WHOLE:
-        raise UserError(
-            f'epochs is {run.epochs}, {total:.3g} steps of {run.batch_size} images; at most '
-            f'{MOST_WHOLE} are counted: take fewer epochs or a larger batch'
-        )
-    if run.epochs / run.eval_every > MOST_VALIDATIONS:
-        raise UserError(
-            f'eval_every is {run.eval_every} in {run.epochs} epochs; there are at most '
-            f'{MOST_VALIDATIONS} validations, each with a checkpoint: raise it'
-        )
-    due = (
-        round(k * run.eval_every * steps_per_epoch)
-        for k in range(1, math.ceil(run.epochs / run.eval_every) + 1)
-    )
-    eval_steps = frozenset(min(max(step, 1), total) for step in due) | {total}
-    # Plain gradients are very slow in a CPU's loop.
-    usual = STEPS if not parallel.on_cpu else CPU_STEPS if parallel.fast else 1
-    return Timing(total, steps_per_epoch, eval_steps, min(steps_per_dispatch or usual, total))
 
 
 def _students(

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 WIDEST_BAR = 60
 BESIDE = 41  # columns for what stands beside the bar
+LITTLE = 0.05  # share of waiting for images that is worth no word
 PATIENCE = 0.5  # seconds after which a validation is worth a word
 REDRAWS = 4  # a second, at most
 
@@ -54,7 +55,13 @@ def facts_of(status: Status) -> list[str]:
         '' if status.loss is None else f'loss {status.loss:.4g}',
         status.val and f'val top-1 {status.val}',
         f'{status.rate:,.0f} images/s' if status.rate else '',
+        waiting(status.waits),
     ]
+
+
+def waiting(share: float) -> str:
+    """`waits 12 % for images`; '' if that is little."""
+    return f'waits {100 * share:.0f} % for images' if share >= LITTLE else ''
 
 
 def times_of(status: Status, now: float) -> str:

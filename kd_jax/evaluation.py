@@ -1,23 +1,67 @@
 """Evaluation of networks on a split, every example counted once, and what a forward pass costs."""
 
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax import metrics, step
+from kd_jax import feed, metrics, step
 from kd_jax.data import ArraySource, batches
+from kd_jax.data.boxes import Crop
+from kd_jax.data.dataset import MappedSource, Source
 from kd_jax.networks import Ensemble, Network
 from kd_jax.parallel import Parallel, with_products
 from kd_jax.spec import Arrays
 
+_UNDER_WAY = 3  # batches with images that the devices have at once
 
-def on_devices(parallel: Parallel, source: ArraySource) -> Arrays:
-    """The columns of a source on every device."""
-    return parallel.replicate(source.arrays())
+
+class Split(NamedTuple):
+    """A split as steps read it. arrays: columns on the devices. source: whose images come with each
+    batch; None: they are among the arrays. workers: see `kd_jax.feed.Feed`.
+    """
+
+    arrays: Arrays
+    size: int  # examples
+    source: Source | None = None
+    workers: int = 0
+
+    def batches(
+        self,
+        parallel: Parallel | None,
+        indices: Sequence[Arrays],
+        crop: Crop | None = None,
+    ) -> Generator[Arrays]:
+        """Global batches of indices with what comes with them, this process's share laid out on
+        the devices; without `parallel` as they are.
+        """
+        if self.source is None:
+            yield from (parallel.divide(batch) if parallel else batch for batch in indices)
+            return
+        mine = [parallel.mine(batch) if parallel else batch for batch in indices]
+
+        def finish(group: list[Arrays]) -> Arrays:
+            return parallel.lay_out(group[0]) if parallel else group[0]
+
+        reading = feed.Reading(self.source, mine.__getitem__, 0, len(mine), crop)
+        with feed.Feed(reading, finish=finish, workers=self.workers) as ahead:
+            for _ in mine:
+                yield ahead.get()[0]
+
+
+def on_devices(
+    parallel: Parallel, source: Source, placement: str = 'resident', workers: int = 0
+) -> Split:
+    """A source as `placement` says, see `kd_jax.data.Settings`. A stream stays one; what is sharded
+    for training comes from the host.
+    """
+    if source.streamed or placement in ('host', 'sharded'):
+        return Split({}, len(source), source, workers)
+    assert isinstance(source, (ArraySource, MappedSource))
+    return Split(parallel.replicate(source.arrays()), len(source))
 
 
 def batch_size_for(parallel: Parallel, count: int, most: int = 512) -> int:
@@ -26,17 +70,25 @@ def batch_size_for(parallel: Parallel, count: int, most: int = 512) -> int:
 
 
 def start(
-    eval_step: Callable[..., Any], parallel: Parallel, variables: Any, arrays: Arrays
+    eval_step: Callable[..., Any], parallel: Parallel, variables: Any, split: Split
 ) -> list[dict[str, jax.Array]]:
     """Sets the devices to evaluate `variables` on all of a split; `finish` waits for them.
 
-    eval_step: `kd_jax.step.make_eval_step`'s function, compiled by `parallel`. arrays: see there.
+    eval_step: `kd_jax.step.make_eval_step`'s function, compiled by `parallel`.
     """
-    count = arrays['label'].shape[0]
-    return [
-        eval_step(variables, arrays, parallel.divide(batch))
-        for batch in batches.eval_batches(count, batch_size_for(parallel, count))
-    ]
+    sums: list[dict[str, jax.Array]] = []
+    for batch in evaluated(parallel, split):
+        if split.source is not None and len(sums) >= _UNDER_WAY:
+            jax.block_until_ready(sums[-_UNDER_WAY])  # the images of all would fill the memory
+        sums.append(eval_step(variables, split.arrays, batch))
+    return sums
+
+
+def evaluated(parallel: Parallel, split: Split, *, whole: bool = False) -> Generator[Arrays]:
+    """Batches that have each example of a split once, divided among the devices or `whole`."""
+    size = batch_size_for(parallel, split.size)
+    indices = list(batches.eval_batches(split.size, size))
+    return split.batches(None if whole else parallel, indices)
 
 
 def finish(pending: list[dict[str, jax.Array]]) -> dict[str, Any]:
@@ -54,7 +106,7 @@ def finish(pending: list[dict[str, jax.Array]]) -> dict[str, Any]:
 def evaluate(
     network: Network | Ensemble,
     variables: Any,
-    source: ArraySource,
+    source: Source,
     parallel: Parallel,
     precision: str,
 ) -> dict[str, Any]:

@@ -30,6 +30,7 @@ class Dispatch:
     # `[S]`, of which the first `count` mean something; of several jobs `[D, S]`
     metrics: dict[str, jax.Array]
     place: int | None = None  # which of them is meant
+    waited: float = 0.0  # seconds in which the devices had to wait for the images of these
 
 
 def selected(state: TrainState, role: str = 'student') -> dict[str, Any]:
@@ -55,9 +56,13 @@ class Executor:
         self._teachers = TeacherData({}, lambda split: None)
         self._order: batches.TrainOrder | None = None
         self._cost: dict[str, float] | None = None
+        self._last: dict[str, jax.Array] = {}  # metrics of the last dispatch
 
     def clear(self) -> None:
-        """Forgets jobs and teachers: nothing of them lies on the devices any more."""
+        """Forgets jobs and teachers: nothing of them lies on the devices any more, and nothing is
+        read ahead.
+        """
+        self.placement.close()
         self.jobs, self._teachers = [], TeacherData({}, lambda split: None)
 
     def teach(self, teachers: TeacherData) -> None:
@@ -69,6 +74,7 @@ class Executor:
         gave them or as host arrays.
         """
         self.jobs = list(jobs)
+        self.placement.close()
         run, order_seed = self.run, self.jobs[0].order_seed
         self._order = batches.TrainOrder(
             run.pool, len(run.dataset.train), run.config.batch_size, order_seed
@@ -77,8 +83,13 @@ class Executor:
     def train(self, step: int, count: int) -> list[Dispatch]:
         """Hands `count` steps of every job, after `step` updates, to the devices."""
         assert self._order is not None  # `load` comes first
-        batch = self.placement.batches(self._order, step, count, self._teachers)
-        return self._train(step, count, self.parallel.divide(batch, axis=1))
+        before = self.placement.waited
+        busy = functools.partial(_busy, self._last)
+        batch = self.placement.batches(self._order, step, count, self._teachers, busy)
+        dispatches = self._train(step, count, batch)
+        self._last = dispatches[-1].metrics
+        waited = self.placement.waited - before
+        return [dataclasses.replace(dispatch, waited=waited) for dispatch in dispatches]
 
     def _train(self, step: int, count: int, batch: Arrays) -> list[Dispatch]:
         raise NotImplementedError
@@ -89,20 +100,23 @@ class Executor:
         """
         assert self._order is not None  # `load` comes first
         batch = self.placement.batches(self._order, step, 1, self._teachers)
-        _, prepared = self._prepare(step, 1, self.parallel.divide(batch, axis=1))
+        _, prepared = self._prepare(step, 1, batch)
         return prepared
 
     @functools.cached_property
     def prepare(self) -> Callable[..., Any]:
         steps = scan_steps(make_prepare_step(self.run.step, self.parallel.axis_name))
-        return self.parallel.compile(steps, self.run.step.precision, arguments=6, axis=1)
+        sharded = 3 if self.run.images.placement == 'sharded' else None
+        return self.parallel.compile(
+            steps, self.run.step.precision, arguments=6, axis=1, sharded=sharded
+        )
 
     def _prepare(self, step: int, count: int, batch: Arrays) -> Any:
         return self.prepare(
             np.int32(step),
             np.int32(self.jobs[0].order_seed),
             self._teachers.variables,
-            self.placement.arrays('train'),
+            self.placement.training(),
             np.int32(count),
             batch,
         )
@@ -138,7 +152,10 @@ class DataParallel(Executor):
         self.overlap = not parallel.on_cpu
         axis, precision = parallel.axis_name, run.step.precision
         steps = scan_steps(make_train_step(run.step, axis))
-        self.steps = parallel.compile(steps, precision, arguments=7, donate_first=True, axis=1)
+        sharded = 4 if run.images.placement == 'sharded' else None
+        self.steps = parallel.compile(
+            steps, precision, arguments=7, donate_first=True, axis=1, sharded=sharded
+        )
         self.evaluators = {
             role: parallel.compile(make_eval_step(network, axis), precision, arguments=3)
             for role, network in run.step.students.items()
@@ -162,7 +179,7 @@ class DataParallel(Executor):
             seeds,
             dict(job.hparams),
             self._teachers.variables,
-            self.placement.arrays('train'),
+            self.placement.training(),
             np.int32(count),
         )
 
@@ -172,9 +189,9 @@ class DataParallel(Executor):
 
     def evaluate(self, split: str, role: str = 'student') -> list[Any]:
         assert self._state is not None  # `load` comes first
-        arrays = self.placement.evaluated(split, self._teachers)
+        of = self.placement.evaluated(split, self._teachers)
         variables = selected(self._state, role)
-        return [evaluation.start(self.evaluators[role], self.parallel, variables, arrays)]
+        return [evaluation.start(self.evaluators[role], self.parallel, variables, of)]
 
     def states(self) -> list[TrainState]:
         assert self._state is not None
@@ -236,13 +253,14 @@ class MemberParallel(Executor):
         )
 
     def evaluate(self, split: str, role: str = 'student') -> list[Any]:
-        arrays = self.placement.evaluated(split, self._teachers)
-        count = arrays['label'].shape[0]
-        every = list(batches.eval_batches(count, evaluation.batch_size_for(self.parallel, count)))
-        sums = [
-            [self.evaluators[role](selected(state, role), arrays, batch) for batch in every]
-            for state, *_ in self._groups
-        ]
+        of = self.placement.evaluated(split, self._teachers)
+        sums: list[list[Any]] = [[] for _ in self._groups]
+        # each device has all of a batch
+        for batch in evaluation.evaluated(self.parallel, of, whole=True):
+            for k, (state, *_) in enumerate(self._groups):
+                sums[k].append(self.evaluators[role](selected(state, role), of.arrays, batch))
+            if of.source is not None:  # the images of all batches would fill the memory
+                jax.block_until_ready(sums)
         return self._parts(jax.device_get(sums))
 
     def states(self) -> list[TrainState]:
@@ -256,6 +274,11 @@ class MemberParallel(Executor):
         """`of(group, place)` of each job."""
         wide = len(self.parallel)
         return [of(*divmod(number, wide)) for number in range(len(self.jobs))]
+
+
+def _busy(metrics: dict[str, jax.Array]) -> bool:
+    """Whether the devices still work on what these come from."""
+    return not all(getattr(of, 'is_ready', bool)() for of in metrics.values())
 
 
 def _stack(trees: Sequence[Any]) -> Any:

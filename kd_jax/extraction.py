@@ -2,26 +2,30 @@
 that then train without them.
 """
 
+import contextlib
 import dataclasses
 import hashlib
+import itertools
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import jax
 import numpy as np
 from etils import epath
 
 from kd_jax import checkpoint, evaluation
 from kd_jax.data import Dataset
+from kd_jax.data.boxes import Crop
 from kd_jax.data.views import Views
 from kd_jax.display import clock, tracker
 from kd_jax.errors import UserError
 from kd_jax.monitor import detail, say
 from kd_jax.networks import Network
 from kd_jax.parallel import Parallel, barrier, in_any_process, is_main, only_here
-from kd_jax.spec import Arrays
+from kd_jax.spec import ON_DEVICES, Arrays, Images, RunSpec
 from kd_jax.step import make_predict_step
 from kd_jax.target_store import CHUNK, TargetStore, description, row_type, rows_of
 from kd_jax.trained import Trained
@@ -41,6 +45,7 @@ class Kind:
     views: Views
     dtype: str = 'float16'
     top_k: int = 0  # so many classes of each view; 0: all
+    crop: Crop | None = None  # that the views are of the photos
 
     def row_type(self, split: str, num_classes: int) -> np.dtype:
         if split == 'train':
@@ -94,6 +99,7 @@ class Extraction:
     parallel: Parallel
     precision: str
     title: str
+    images: Images = ON_DEVICES  # how they come to the teachers, see `evaluation.on_devices`
 
     def manifest(self, teacher: Trained) -> dict[str, Any]:
         """Everything that a teacher's targets depend on."""
@@ -147,36 +153,43 @@ class Extraction:
         barrier(f'{self.title} listed')
         if not work:
             return True
-        logits_of = self._predictor()
         begin = said = time.perf_counter()
         if is_main():
             count, width, _ = stores[0].splits['train']
             say(f'{self.title} · soft targets of {count} images in {width} views')
         tracker().counting(f'soft targets of {self.title}', len(work))
-        for number, (split, chunk) in enumerate(work):
-            if in_any_process(should_stop()):
-                return False
-            count, width, _ = stores[0].splits[split]
-            logits = logits_of(
-                split, np.arange(chunk * CHUNK, min((chunk + 1) * CHUNK, count * width)), width
-            )
-            for k, store in enumerate(stores):
-                if (split, chunk) in missing[k] and is_main():
-                    store.write(split, chunk, rows_of(logits[k], store.splits[split][2]))
-            tracker().stepped(number + 1)
-            if is_main() and time.perf_counter() - said > 30:
-                said = time.perf_counter()
-                left = (said - begin) / (number + 1) * (len(work) - number - 1)
-                detail(
-                    f'{self.title} · soft targets '
-                    f'{100 * (number + 1) / len(work):.0f} % · {clock(left)} left'
-                )
+        tables = {split: of[0] * of[1] for split, of in stores[0].splits.items()}
+        rows_of_chunk = [
+            np.arange(chunk * CHUNK, min((chunk + 1) * CHUNK, tables[split]))
+            for split, chunk in work
+        ]
+        widths = [stores[0].splits[split][1] for split, _ in work]
+        plan = [(split, r, w) for (split, _), r, w in zip(work, rows_of_chunk, widths, strict=True)]
+        with contextlib.ExitStack() as closing:
+            logits_of = self._predictor(plan, closing)
+            for number, (split, chunk) in enumerate(work):
+                if in_any_process(should_stop()):
+                    return False
+                logits = logits_of(*plan[number])
+                for k, store in enumerate(stores):
+                    if (split, chunk) in missing[k] and is_main():
+                        store.write(split, chunk, rows_of(logits[k], store.splits[split][2]))
+                tracker().stepped(number + 1)
+                if is_main() and time.perf_counter() - said > 30:
+                    said = time.perf_counter()
+                    left = (said - begin) / (number + 1) * (len(work) - number - 1)
+                    detail(
+                        f'{self.title} · soft targets '
+                        f'{100 * (number + 1) / len(work):.0f} % · {clock(left)} left'
+                    )
         barrier(f'{self.title} written')
         return True
 
-    def _predictor(self) -> Callable[[str, np.ndarray, int], list[np.ndarray]]:
-        """(split, rows of its table, views an image) -> each teacher's logits. One split
-        at a time is on the devices.
+    def _predictor(
+        self, work: Sequence[tuple[str, np.ndarray, int]], closing: contextlib.ExitStack
+    ) -> Callable[[str, np.ndarray, int], list[np.ndarray]]:
+        """(split, rows of its table, views an image) -> each teacher's logits, for all that is to
+        be done, in its order. One split at a time is on the devices, or read ahead.
         """
         parallel = self.parallel
         networks = [
@@ -185,17 +198,35 @@ class Extraction:
         variables = parallel.replicate(tuple(teacher.variables for teacher in self.teachers))
         current: dict[str, Any] = {}
 
+        def begin(split: str) -> Any:
+            views = self.kind.views if split == 'train' else Views()
+            step = make_predict_step(networks, views, parallel.axis_name)
+            run = parallel.compile(step, self.precision, arguments=3)
+            source = self.dataset.source(split)
+            of = evaluation.on_devices(parallel, source, self.images.placement, self.images.workers)
+            every = [
+                index for s, rows, w in work if s == split for index in _indices(rows, w, parallel)
+            ]
+            crop = self.kind.crop if split == 'train' else None
+            ahead = closing.enter_context(contextlib.closing(of.batches(parallel, every, crop)))
+            return partial(run, variables), of, ahead
+
         def logits_of(split: str, rows: np.ndarray, width: int) -> list[np.ndarray]:
             if split not in current:
-                views = self.kind.views if split == 'train' else Views()
-                step = make_predict_step(networks, views, parallel.axis_name)
-                run = parallel.compile(step, self.precision, arguments=3)
+                closing.close()
                 current.clear()
-                current[split] = run, evaluation.on_devices(parallel, self.dataset.source(split))
-            run, arrays = current[split]
-            return _logits(partial(run, variables, arrays), rows, width, parallel)
+                current[split] = begin(split)
+            count = len(_indices(rows, width, parallel))
+            run, of, ahead = current[split]
+            return _logits(run, of, itertools.islice(ahead, count), len(rows))
 
         return logits_of
+
+
+def of_run(run: RunSpec, teachers: Sequence[Trained], parallel: Parallel, title: str) -> Extraction:
+    """What is extracted for the students of a run."""
+    precision = run.step.precision
+    return Extraction(teachers, run.dataset, run.targets, parallel, precision, title, run.images)
 
 
 def usual_directory(run: epath.Path, manifest: Mapping[str, Any]) -> epath.Path:
@@ -218,36 +249,44 @@ def usual_directory(run: epath.Path, manifest: Mapping[str, Any]) -> epath.Path:
 
 
 def predicted(
-    networks: Sequence[Network], variables: Any, arrays: Arrays, parallel: Parallel, precision: str
+    networks: Sequence[Network],
+    variables: Any,
+    split: evaluation.Split,
+    parallel: Parallel,
+    precision: str,
 ) -> list[np.ndarray]:
-    """The networks' logits `[N, K]` for images as they are. variables: theirs; arrays: a
-    split's, both on the devices.
-    """
+    """The networks' logits `[N, K]` for images as they are. variables: theirs, on the devices."""
     run = parallel.compile(
         make_predict_step(networks, None, parallel.axis_name), precision, arguments=3
     )
-    return _logits(partial(run, variables, arrays), np.arange(len(arrays['label'])), 1, parallel)
+    indices = _indices(np.arange(split.size), 1, parallel)
+    with contextlib.closing(split.batches(parallel, indices)) as ahead:
+        return _logits(partial(run, variables), split, ahead, split.size)
+
+
+def _indices(rows: np.ndarray, width: int, parallel: Parallel) -> list[Arrays]:
+    """Batches of the rows of a table with `width` views an image; the last one is filled up."""
+    size, found = evaluation.batch_size_for(parallel, len(rows), _BATCH), []
+    for first in range(0, len(rows), size):
+        some = rows[first : first + size]
+        padded = np.concatenate([some, np.zeros(size - len(some), some.dtype)])
+        slot = (padded % width).astype(np.int32)
+        found.append({'index': (padded // width).astype(np.int32), 'slot': slot, 'view': slot})
+    return found
 
 
 def _logits(
-    run: Callable[..., Any], rows: np.ndarray, width: int, parallel: Parallel
+    run: Callable[..., Any], split: evaluation.Split, batches: Iterable[Arrays], count: int
 ) -> list[np.ndarray]:
-    """The teachers' logits for the rows of a table with `width` views an image;
-    run(batch): those of a batch.
-    """
-    batch, pending = evaluation.batch_size_for(parallel, len(rows), _BATCH), []
-    for first in range(0, len(rows), batch):
-        some = rows[first : first + batch]
-        padded = np.concatenate([some, np.zeros(batch - len(some), some.dtype)])
-        where = {
-            'index': (padded // width).astype(np.int32),
-            'slot': (padded % width).astype(np.int32),
-        }
-        pending.append((run(parallel.divide(where)), len(some)))
-    count = len(pending[0][0])
+    """The teachers' logits for the first `count` examples; run(arrays, batch): those of a batch."""
+    pending: list[Any] = []
+    for batch in batches:
+        if split.source is not None and pending:
+            pending[-1] = jax.device_get(pending[-1])  # else the images of all would be there
+        pending.append(run(split.arrays, batch))
     return [
-        np.concatenate([np.asarray(outputs[k])[:length] for outputs, length in pending])
-        for k in range(count)
+        np.concatenate([np.asarray(of[k]) for of in pending])[:count]
+        for k in range(len(pending[0]))
     ]
 
 
@@ -255,13 +294,16 @@ def fits(kept: Kind, count: int, num_classes: int, parallel: Parallel) -> bool:
     """Whether the training images' table may lie on every device, as the images do: it takes
     at most half of what is free.
     """
-    need = kept.nbytes(count, num_classes)
+    copies = len(parallel.local) if parallel.on_cpu else 1
+    return kept.nbytes(count, num_classes) * copies <= free(parallel) / 2
+
+
+def free(parallel: Parallel) -> float:
+    """Bytes of memory that are free: of each device, or those of all that are cores."""
     memory = None if parallel.on_cpu else parallel.devices[0].memory_stats()
     if memory:
-        return need <= (memory['bytes_limit'] - memory['bytes_in_use']) / 2
-    return (
-        need * len(parallel.local) <= os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2
-    )
+        return memory['bytes_limit'] - memory['bytes_in_use']
+    return os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
 
 
 def obtain(

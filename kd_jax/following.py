@@ -63,7 +63,8 @@ def stepped(logs: Sequence[JobLog], step: int) -> None:
     val = f'{100 * max(top1):.2f} %' if top1 else ''
     if len(logs) > 1 and top1:
         val = f'median {100 * statistics.median(top1):.2f} %, best {val}'
-    display.tracker().stepped(step, monitor.loss, val, len(logs) * monitor.rate)
+    rate = len(logs) * monitor.rate
+    display.tracker().stepped(step, monitor.loss, val, rate, monitor.waits)
 
 
 def tell_middle(step: int, logs: Sequence[JobLog]) -> None:

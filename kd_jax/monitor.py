@@ -12,7 +12,7 @@ from typing import Any, Self
 from etils import epath
 
 from kd_jax import display
-from kd_jax.display import clock
+from kd_jax.display import clock, waiting
 from kd_jax.errors import UserError
 
 
@@ -141,14 +141,19 @@ class Monitor:
     def __exit__(self, *_: object) -> None:
         self._closing.close()
 
-    def advance(self, step: int, loss: float) -> float:
-        """`step` updates are done; `loss` is that of the last one. Returns the seconds of
-        training since the last call.
+    def advance(self, step: int, loss: float, waited: float = 0.0) -> float:
+        """`step` updates are done; `loss` is that of the last one; the devices waited so many
+        seconds for images. Returns the seconds of training since the last call.
 
         After a pause, and at the first call, that is 0: what came before was not only training.
         """
         self.loss = loss
-        return self._pace.advance(step)
+        return self._pace.advance(step, waited)
+
+    @property
+    def waits(self) -> float:
+        """The share of the time since the last pause in which the devices waited for images."""
+        return self._pace.waits
 
     @property
     def rate(self) -> float:
@@ -167,7 +172,7 @@ class Monitor:
         ]
         if self.rate:
             left = (self._total - step) / self._pace.rate
-            parts += [f'{self.rate:.0f} images/s', f'{clock(left)} left']
+            parts += [f'{self.rate:.0f} images/s', waiting(self.waits), f'{clock(left)} left']
         detail(' · '.join(part for part in parts if part))
 
     def pause(self) -> None:
@@ -188,24 +193,29 @@ class Pace:
 
     def __init__(self) -> None:
         self.rate = 0.0  # steps a second since the last pause
+        self.waits = self._waited = 0.0  # share of that time, and seconds
         # the time of the last call, and the step then; None: there was none
         self._last: tuple[float, int | None] = (time.perf_counter(), None)
         self._mark = (self._last[0], 0)  # where the rate counts from
 
-    def advance(self, step: int) -> float:
-        """`step` steps are done; the seconds since the last call, 0 at the first one."""
+    def advance(self, step: int, waited: float = 0.0) -> float:
+        """`step` steps are done, with so many seconds of waiting; the seconds since the last call,
+        0 at the first one.
+        """
         now, (then, before) = time.perf_counter(), self._last
         self._last = (now, step)
         if before is None:
-            self._mark = (now, step)
+            self._mark, self._waited = (now, step), 0.0
             return 0.0
+        self._waited += waited
+        self.waits = self._waited / (now - self._mark[0])
         self.rate = (step - self._mark[1]) / (now - self._mark[0])  # metrics come in bursts
         return now - then
 
     def pause(self) -> None:
         """What comes until now does not count."""
         self._last = (time.perf_counter(), self._last[1])
-        self._mark = (self._last[0], self._last[1] or 0)
+        self._mark, self._waited = (self._last[0], self._last[1] or 0), 0.0
 
 
 def import_wandb(project: str) -> Any:

@@ -105,17 +105,33 @@ class Parallel:
         """This process's share of a global batch, host arrays with B on `axis`,
         laid out for `compile`d steps.
         """
-        return jax.tree.map(lambda x: self._divide(x, axis), batch)
+        return self.lay_out(self.mine(batch, axis=axis), axis=axis)
 
-    def _divide(self, x: np.ndarray, axis: int) -> np.ndarray | jax.Array:
-        if len(self) == 1 and self.mode == 'jit':
-            return x
-        share = x.shape[axis] // len(self) * len(self.local)
-        first = share * jax.process_index() if len(self.local) < len(self) else 0
-        mine = x.take(np.arange(first, first + share), axis)
-        if self.mode == 'pmap':
-            return np.stack(np.split(mine, len(self.local), axis))
-        return jax.make_array_from_process_local_data(self._divided(axis), mine, x.shape)
+    def mine(self, batch: dict[str, Any], *, axis: int = 0) -> dict[str, Any]:
+        """This process's share of a global batch, host arrays with B on `axis`."""
+        if len(self.local) == len(self):
+            return batch
+
+        def of(x: np.ndarray) -> np.ndarray:
+            first, size = share(self, x.shape[axis])
+            return x.take(np.arange(first, first + size), axis)
+
+        return jax.tree.map(of, batch)
+
+    def lay_out(self, batch: dict[str, Any], *, axis: int = 0) -> dict[str, Any]:
+        """What `mine` gave, laid out for `compile`d steps."""
+        local = len(self.local)
+
+        def of(x: np.ndarray) -> np.ndarray | jax.Array:
+            if self.mode == 'pmap':
+                size = x.shape[axis] // local
+                x = x[(slice(None),) * axis + (slice(0, size * local),)]
+                return np.stack(np.split(x, local, axis))
+            shape = list(x.shape)
+            shape[axis] *= len(self) // local
+            return jax.make_array_from_process_local_data(self._divided(axis), x, tuple(shape))
+
+        return batch if len(self) == 1 and self.mode == 'jit' else jax.tree.map(of, batch)
 
     def _divided(self, axis: int) -> NamedSharding:
         return NamedSharding(self.replicated.mesh, PartitionSpec(*[None] * axis, AXIS))
@@ -128,9 +144,10 @@ class Parallel:
         arguments: int,
         donate_first: bool = False,
         axis: int = 0,
+        sharded: int | None = None,
     ) -> Callable[..., Any]:
         """`step(a1, ..., batch)` with `arguments` arguments, of which all
-        but the last are replicated.
+        but the last, and the one numbered `sharded` (see `shards`), are replicated.
 
         precision: of its products, in `PRECISIONS`. Outputs are replicated. With `donate_first`
         the buffers of the first argument are reused for the output and must not be read
@@ -139,7 +156,7 @@ class Parallel:
         """
         step, donate = with_products(step, precision), (0,) if donate_first else ()
         if self.mode == 'pmap':
-            axes = (None,) * (arguments - 1) + (0,)
+            axes = (*(None if k != sharded else 0 for k in range(arguments - 1)), 0)
             compiled = jax.pmap(
                 step,
                 AXIS,
@@ -149,11 +166,14 @@ class Parallel:
                 devices=self._pmap_devices,
             )
         else:
-            shardings = (self.replicated,) * (arguments - 1) + (self._divided(axis),)
+            whole = [self.replicated] * (arguments - 1)
+            if sharded is not None:
+                whole[sharded] = self._divided(0)
+            shardings = (*whole, self._divided(axis))
             compiled = jax.jit(
                 step, in_shardings=shardings, out_shardings=self.replicated, donate_argnums=donate
             )
-        options = self._options()
+        options = _options(self)
         compiled = _with_options(compiled, options) if options else compiled
         alone = len(self) == 1 or not self.on_cpu
         return compiled if alone or donate_first else _one_at_a_time(compiled)
@@ -177,13 +197,38 @@ class Parallel:
         compiled = jax.pmap(
             step, in_axes=axes, out_axes=0, donate_argnums=donate, devices=self._pmap_devices
         )
-        options = self._options()
+        options = _options(self)
         return _with_options(compiled, options) if options else compiled
 
-    def _options(self) -> dict[str, str] | None:
-        if not self.fast or not self.on_cpu or jax.process_count() > 1:
-            return None
-        return KEEP_BARRIERS | (ONE_DEVICE_A_CORE if len(self.local) > 1 else {})
+
+def shards(parallel: Parallel, x: np.ndarray) -> jax.Array:
+    """An array `[N, ...]` of which each device has a part, in order; the last part is filled up."""
+    wide = len(parallel)
+    size = -(-len(x) // wide)
+    pieces = []
+    for device in parallel.local:
+        first = parallel.devices.index(device) * size
+        rows = np.minimum(np.arange(first, first + size), len(x) - 1)
+        piece = x[first : first + size] if first + size <= len(x) else x[rows]
+        piece = np.asarray(piece)
+        pieces.append(jax.device_put(piece[None] if parallel.mode == 'pmap' else piece, device))
+    shape = (wide * size, *x.shape[1:])
+    if parallel.mode == 'pmap':
+        shape = (len(parallel.local), size, *x.shape[1:])
+    return jax.make_array_from_single_device_arrays(shape, parallel._divided(0), pieces)
+
+
+def share(parallel: Parallel, batch_size: int) -> tuple[int, int]:
+    """(the first example of a global batch that is this process's, how many are)."""
+    size = batch_size // len(parallel) * len(parallel.local)
+    first = size * jax.process_index() if len(parallel.local) < len(parallel) else 0
+    return first, size
+
+
+def _options(parallel: Parallel) -> dict[str, str] | None:
+    if not parallel.fast or not parallel.on_cpu or jax.process_count() > 1:
+        return None
+    return KEEP_BARRIERS | (ONE_DEVICE_A_CORE if len(parallel.local) > 1 else {})
 
 
 class Collectives(NamedTuple):

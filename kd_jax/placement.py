@@ -2,6 +2,7 @@
 data, and what its teachers give.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,13 +10,40 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kd_jax import evaluation, extraction
-from kd_jax.data import batches
+from kd_jax import evaluation, extraction, feed
+from kd_jax.data import Dataset
+from kd_jax.data.batches import Share, TrainOrder, with_partners
+from kd_jax.data.columns import Sharded
+from kd_jax.data.dataset import Source
 from kd_jax.objectives import ensemble_logits
-from kd_jax.parallel import Parallel
+from kd_jax.parallel import Parallel, shards, share
 from kd_jax.spec import Arrays, RunSpec, TeacherData
 from kd_jax.target_store import columns, decoded
 from kd_jax.trained import Trained
+
+
+def choose(dataset: Dataset, wanted: str, parallel: Parallel) -> str:
+    """Where the images of a data set lie while a run trains: 'resident', 'sharded', 'host' or
+    'stream', see `kd_jax.data.Settings`. 'auto' is the first of them that fits: images take at
+    most half of the memory that is free.
+    """
+    splits = [dataset.source(split) for split in ('train', 'val', 'test')]
+    if any(source.streamed for source in splits):
+        return 'stream'
+    if wanted != 'auto':
+        return wanted
+    need, room = nbytes(dataset), extraction.free(parallel) / 2
+    # the cores of a processor have one memory, with a copy for each
+    copies = len(parallel.local) if parallel.on_cpu else 1
+    if need * copies <= room:
+        return 'resident'
+    return 'sharded' if need * copies / len(parallel) <= room and len(parallel) > 1 else 'host'
+
+
+def nbytes(dataset: Dataset) -> int:
+    """Of all images, decoded."""
+    count = sum(len(dataset.source(split)) for split in ('train', 'val', 'test'))
+    return count * math.prod(dataset.info.image_shape)
 
 
 class Placement:
@@ -25,42 +53,106 @@ class Placement:
 
     def __init__(self, run: RunSpec, parallel: Parallel):
         self.run, self.parallel = run, parallel
-        self._arrays: dict[str, Arrays] = {}
+        self.waited = 0.0  # seconds in which the devices had nothing to do but wait for images
+        self._splits: dict[str, evaluation.Split] = {}
         self._slots: Callable[..., Any] | None = None
+        self._feed: feed.Feed | None = None
+        self._sharded: Sharded | None = None
+        self._order: TrainOrder | None = None  # that the feed follows
 
-    def arrays(self, split: str) -> Arrays:
-        """The columns of a split."""
-        if split not in self._arrays:
-            self._arrays[split] = evaluation.on_devices(
-                self.parallel, self.run.dataset.source(split)
+    def close(self) -> None:
+        """Nothing is read ahead any more."""
+        if self._feed is not None:
+            self._feed.close()
+        self._feed = None
+
+    def split(self, name: str) -> evaluation.Split:
+        """A split as `RunSpec.images` says."""
+        if name not in self._splits:
+            # a process that decodes takes seconds to start, so that only training has some
+            self._splits[name] = evaluation.on_devices(
+                self.parallel, self.run.dataset.source(name), self.run.images.placement
             )
-        return self._arrays[split]
+        return self._splits[name]
 
-    def evaluated(self, split: str, teachers: TeacherData) -> Arrays:
-        """The columns of a split, with those that an evaluation wants besides."""
-        logits = teachers.logits(split)
-        return self.arrays(split) | ({} if logits is None else {'teacher_logits': logits})
+    def training(self) -> Arrays | Sharded:
+        """The columns of the training images that lie on the devices."""
+        if self.run.images.placement != 'sharded':
+            return self.split('train').arrays
+        if self._sharded is None:
+            source = self.run.dataset.train
+            columns = {'image': source.image, 'label': source.labels}  # type: ignore[attr-defined]
+            parts = {name: shards(self.parallel, of) for name, of in columns.items()}
+            self._sharded = Sharded(parts, self.parallel.axis_name)
+        return self._sharded
+
+    def evaluated(self, split: str, teachers: TeacherData) -> evaluation.Split:
+        """A split with the columns that an evaluation wants besides."""
+        logits, of = teachers.logits(split), self.split(split)
+        if logits is None:
+            return of
+        return of._replace(arrays=of.arrays | {'teacher_logits': logits})
 
     def batches(
-        self, order: batches.TrainOrder, step: int, count: int, teachers: TeacherData
+        self,
+        order: TrainOrder,
+        step: int,
+        count: int,
+        teachers: TeacherData,
+        busy: Callable[[], bool] = lambda: True,
     ) -> Arrays:
-        """Indices and view numbers `[S, B]` of `count` steps from `step` on; what
-        comes after those is not used.
+        """Indices and view numbers `[S, B]` of `count` steps from `step` on, laid out for the
+        steps; what comes after those is not used.
 
         With mixup also each example's partner, its neighbour in the batch; and the soft
-        targets that no device holds.
+        targets and the images that no device holds. busy(): whether the devices are.
         """
-        stack = order.stacked(step, count, self.run.timing.steps_per_dispatch)
-        partners = {f'partner_{name}': np.roll(value, 1, axis=1) for name, value in stack.items()}
-        if not self.run.step.mixup:
-            partners = {}
+        on_devices = self.run.images.placement in ('resident', 'sharded')
+        source = None if on_devices else self.split('train').source
+        if source is None:
+            stack = order.stacked(step, count, self.run.timing.steps_per_dispatch)
+            stack = with_partners(stack, axis=1) if self.run.step.mixup else stack
+            return self.parallel.divide(self._with_targets(order, stack, teachers), axis=1)
+        timing = self.run.timing
+        if count != timing.count_at(step):  # not as a training goes on
+            with self._fed(source, order, teachers, step, step + count) as once:
+                return once.get()[0]
+        if self._feed is None or self._feed.next != step or self._order is not order:
+            self.close()
+            self._feed = self._fed(source, order, teachers, step, timing.total_steps)
+            self._order = order
+        found, waited = self._feed.get(busy)
+        self.waited += waited
+        return found
+
+    def _fed(
+        self, source: Source, order: TrainOrder, teachers: TeacherData, first: int, last: int
+    ) -> feed.Feed:
+        """The batches from one step to another."""
+        timing, crop = self.run.timing, self.run.images.crop
+        if crop is not None and not crop.repeated:
+            crop = crop._replace(seed=order.seed)
+        mine = share(self.parallel, self.run.config.batch_size)
+        at = Share(order, *mine, partners=bool(self.run.step.mixup))
+        reading = feed.Reading(source, at, first, last, crop)
+
+        def finish(group: list[Arrays]) -> Arrays:
+            stack = feed.stacked(group, timing.steps_per_dispatch)
+            return self.parallel.lay_out(self._with_targets(order, stack, teachers), axis=1)
+
+        going_on = last == timing.total_steps
+        groups = timing.count_at if going_on else lambda step: last - step
+        workers = self.run.images.workers if going_on else 0
+        return feed.Feed(reading, groups, finish, workers)
+
+    def _with_targets(self, order: TrainOrder, stack: Arrays, teachers: TeacherData) -> Arrays:
         if not teachers.streamed:
-            return stack | partners
+            return stack
         slot = self.slots(order.seed, stack['index'], stack['view'])
         rows = {
             name: columns(table[stack['index'], slot]) for name, table in teachers.streamed.items()
         }
-        return stack | partners | {'targets': rows}
+        return stack | {'targets': rows}
 
     def slots(self, seed: int, index: np.ndarray, view: np.ndarray) -> np.ndarray:
         """`views.slot` on the host, of arrays of any shape."""
@@ -92,7 +184,7 @@ class Placement:
             def predicted(split: str) -> list[np.ndarray]:
                 placed = tuple(variables.values())
                 return extraction.predicted(
-                    networks, placed, self.arrays(split), parallel, run.step.precision
+                    networks, placed, self.split(split), parallel, run.step.precision
                 )
 
             return TeacherData(variables, self._averaged(predicted, weights))

@@ -51,6 +51,7 @@ class Status:
     loss: float | None = None
     val: str = ''
     rate: float = 0.0  # images a second; 0: not known yet
+    waits: float = 0.0  # the share of the time in which the devices wait for images
     ends: tuple[float, float] | None = None  # when the run does, and the study
     guessed: bool = False  # the end of the study, for some of its runs have no pace yet
 
@@ -115,7 +116,12 @@ class Tracker:
         self._show(Status(self._title, places, doing, self.clock(), step, total, epochs))
 
     def stepped(
-        self, step: int, loss: float | None = None, val: str = '', rate: float = 0.0
+        self,
+        step: int,
+        loss: float | None = None,
+        val: str = '',
+        rate: float = 0.0,
+        waits: float = 0.0,
     ) -> None:
         """So many steps are handed to the devices; the first of them waited for the compiler."""
         status, now = self.status, self.clock()
@@ -125,6 +131,7 @@ class Tracker:
             self._part.stepped(step - status.step, now - self._mark)
         self._mark = now
         status.step, status.loss, status.doing, status.rate = step, loss, '', rate
+        status.waits = waits
         status.val = val or status.val
         others = self._parts.values() if self._part is self._run else ()
         estimate(status, self._part, self._due, others, now)

@@ -76,6 +76,7 @@ class Result(msgspec.Struct):
     flops: float | None = None
     latency_ms: float | None = None
     images_per_second: float | None = None
+    data_wait: float | None = None  # share of the training
     seconds: float | None = None
     device: str | None = None
     devices: Count | None = None

@@ -7,7 +7,7 @@ of which a sweep has several.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax
 import jax
@@ -17,6 +17,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from kd_jax.data import Dataset, DatasetInfo
+from kd_jax.data.boxes import Crop
 from kd_jax.data.views import Views
 from kd_jax.models.common import Output
 from kd_jax.models.initial import Plan
@@ -97,6 +98,19 @@ class Timing:
         )
 
 
+class Images(NamedTuple):
+    """How the images of a run come to its steps. placement: where they lie, 'resident', 'sharded',
+    'host' or 'stream'. crop: of the photos of a stream. workers: processes that read it.
+    """
+
+    placement: str
+    crop: Crop | None = None
+    workers: int = 0
+
+
+ON_DEVICES = Images('resident')
+
+
 @dataclasses.dataclass(frozen=True)
 class RunSpec:
     """What the seeds of a run, and the members of a sweep, share."""
@@ -109,6 +123,7 @@ class RunSpec:
     sees: DatasetInfo  # the data as the student's network sees them
     plans: Mapping[str, Plan]  # how variables start: role -> plan, as in `TrainState.params`
     pool: np.ndarray  # the training examples that are drawn
+    images: Images
     peak: float  # the highest learning rate
     init_optimizer: Callable[[Any], Any]  # parameters -> the optimiser's state
     # `extraction.Kind`: what is kept of the teachers, instead of running them; None: they run

@@ -378,7 +378,7 @@ def make_predict_step(
     def predict_step(
         variables: Sequence[Any], arrays: Arrays, batch: Arrays
     ) -> tuple[jax.Array, ...]:
-        batch = read({'image': arrays['image']}, batch)
+        batch = read({name: of for name, of in arrays.items() if name == 'image'}, batch)
         image = batch['image'].astype(jnp.float32)
         if views is not None:
             image = views.of_slot(image, batch['index'], batch['slot'])

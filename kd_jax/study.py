@@ -188,9 +188,7 @@ class Study:
         if spec.targets is None:
             return executor.placement.teachers(teachers)
         title, models = ' and '.join(teachers), list(teachers.values())
-        wanted = extraction.Extraction(
-            models, spec.dataset, spec.targets, executor.parallel, spec.step.precision, title
-        )
+        wanted = extraction.of_run(spec, models, executor.parallel, title)
         there = [self.library.find(name, job.seed) for name in teachers]
         directories = [store_beside(teacher, self.workdir) for teacher in there]
         rows = extraction.obtain(wanted, directories, should_stop)

@@ -50,6 +50,7 @@ def train(
     """
     failures: list[str] = []
     with contextlib.ExitStack() as stack:
+        stack.callback(executor.placement.close)
         logs = [
             stack.enter_context(JobLog(job, dict(options, shown=len(jobs) == 1))) for job in jobs
         ]

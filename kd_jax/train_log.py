@@ -14,19 +14,20 @@ import jax
 import msgspec
 import numpy as np
 
-from kd_jax import evaluation, optim, parallel
+from kd_jax import evaluation, feed, optim, parallel
 from kd_jax.checkpoint import Checkpoints, Damaged, restored
 from kd_jax.errors import Diverged, UserError
 from kd_jax.executors import Dispatch
 from kd_jax.initialization import initial_state
 from kd_jax.models.common import param_count
-from kd_jax.monitor import Monitor, say, warn
+from kd_jax.monitor import Monitor, say, warn, warn_once
 from kd_jax.spec import Job, TrainState
 from kd_jax.workdir import RunDirectory, log_checksum, to_json
 
 # Steps between looks at the metrics; those of the newest dispatch are left out, so that no device
 # waits for it.
 SYNC_EVERY = 50
+LONG_ENOUGH, MUCH = 5.0, 0.2  # seconds of training, share of it: that much waiting is told
 
 
 @dataclasses.dataclass
@@ -41,9 +42,15 @@ class Progress:
     interval_sums: dict[str, float] = dataclasses.field(default_factory=dict)
     images: int = 0  # trained on, and the seconds that took: no compilation, no evaluation
     train_seconds: float = 0.0
+    waited: float = 0.0  # of the latter, for images, with nothing to do for the devices
     seconds: float = 0.0  # of everything
     # of metrics.jsonl until now, so that it can be mended; None: that of an earlier version
     lines: list[dict[str, Any]] | None = None
+
+    @property
+    def waits(self) -> float:
+        """The share of the training in which the devices waited for images."""
+        return self.waited / self.train_seconds if self.train_seconds else 0.0
 
     def add(self, metrics: dict[str, np.ndarray]) -> None:
         """The metrics `[S]` of S steps."""
@@ -144,9 +151,17 @@ class Recorder:
             self.progress.logged(self.monitor.write(step, 'val', _flat(val)))
             self.monitor.evaluated(step, val)
             self.progress.validated(step, val)
+            self._tell_waiting()
         self.progress.seconds = self.seconds()
         self.checkpoints.save(step, state, dataclasses.asdict(self.progress))
         self.monitor.pause()
+
+    def _tell_waiting(self) -> None:
+        """Says once that the devices wait for images, and what may help."""
+        progress = self.progress
+        if progress.train_seconds > LONG_ENOUGH and progress.waits > MUCH and parallel.is_main():
+            how = feed.advice(self.job.run.images, self.job.config.data.decode)
+            warn_once(f'{progress.waits:.0%} of the training waits for images: {how}')
 
     def collect(self, keep: int = 0) -> None:
         """Waits for all dispatches but the last `keep`, and takes in their
@@ -164,10 +179,12 @@ class Recorder:
             metrics = {name: x[: dispatch.count] for name, x in metrics.items()}
             self._refuse_infinite(dispatch.step - dispatch.count, metrics)
             self._take_in(dispatch.step - dispatch.count, metrics)
-        seconds = self.monitor.advance(done[-1].step, float(metrics['loss'][-1]))
+        waited = sum(dispatch.waited for dispatch in done)
+        seconds = self.monitor.advance(done[-1].step, float(metrics['loss'][-1]), waited)
         steps = sum(dispatch.count for dispatch in done)
         self.progress.images += self.job.config.batch_size * steps * (seconds > 0)
         self.progress.train_seconds += seconds
+        self.progress.waited += waited if seconds else 0.0
 
     def _take_in(self, step: int, metrics: Mapping[str, np.ndarray]) -> None:
         """The metrics `[S]` of the steps after `step` updates, with a line at each multiple of
@@ -364,6 +381,7 @@ class JobLog:
             'images_per_second': progress.images / progress.train_seconds
             if progress.train_seconds
             else None,
+            'data_wait': progress.waits if progress.train_seconds else None,
             'teacher': teacher,
             'val': val,
             'test': test or None,

@@ -49,8 +49,8 @@ def dispatched(executor, counts):
     history, real = [], Placement.batches.__get__(executor.placement)
     executor.load(executor.jobs, [initial_state(job) for job in executor.jobs])
 
-    def padded(order, step, count, teachers):
-        batch = real(order, step, count, teachers)
+    def padded(order, step, count, teachers, busy):
+        batch = real(order, step, count, teachers, busy)
         for value in batch.values():
             assert len(value) == executor.run.timing.steps_per_dispatch
             value[count:] = 59

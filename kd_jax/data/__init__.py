@@ -9,11 +9,12 @@ import numpy as np
 from kd_jax import own
 from kd_jax.data import arrays, foreign
 from kd_jax.data.arrays import Raw
-from kd_jax.data.dataset import ArraySource, Dataset, DatasetInfo
+from kd_jax.data.dataset import ArraySource, Dataset, DatasetInfo, Source
 from kd_jax.errors import UserError, renamed
 from kd_jax.fields import check, choice, field, is_number, number, several, text
 
 _CHUNK = 4096  # images counted at once when the mean is taken; bounds the temporary memory
+_SAMPLE = 2048  # images of a stream of which the mean is taken
 
 
 def _tfds(config: Any) -> Raw:
@@ -67,6 +68,16 @@ class Settings:
     on_bad_image: str = choice('skip', 'error')
     # where a folder's decoded images are kept; '' = the user's cache, 'off' = nowhere
     cache: str = text()
+    # of files: 'square': each is decoded to size x size pixels, of which views are cut; 'photo':
+    # views are cut out of the photo (augment.random_resized_crop) and then resized
+    decode: str = choice('square', 'photo')
+    # pixels of the shorter side before the middle is cut out; 0 = size
+    resize: int = number(0, at_least=0, at_most=2**12)
+    interpolation: str = choice('bicubic', 'bilinear')  # of files that are resized
+    # where images lie while a run trains: on every device, a part on each, in the host's memory
+    # (or mapped from the cache's file), or decoded when a batch wants them
+    placement: str = choice('auto', 'resident', 'sharded', 'host', 'stream')
+    workers: int = number(0, at_least=0, at_most=1024)  # processes that decode; 0 = threads
     # share of train that becomes validation where the source has none
     val_share: float = number(0.1, at_least=0, at_most=1, words=CARVED)
     val_seed: int = number(0, at_least=0)  # which images those are
@@ -96,31 +107,32 @@ def load(config: Any) -> Dataset:
     raw = foreign.load(config) if own.is_own(config.source) else SOURCES[config.source](config)
     num_classes = _num_classes(raw)
     names = raw.class_names or tuple(str(k) for k in range(num_classes))
-    shape = raw.train[0].shape[1:]
+    shape: tuple[Any, ...] = _shape_of(raw.train)
+    _check_placement(config, raw)
     train = _split(raw.name, 'train', raw.train, num_classes, shape)
     test = _split(raw.name, 'test', raw.test, num_classes, shape)
     if raw.val is not None:
         val = _split(raw.name, 'validation', raw.val, num_classes, shape)
     else:
         train, val = _carve(raw.name, train, config.val_share, config.val_seed)
-    mean, std = _moments(train.image)
+    mean, std = _moments(train)
     mean = _given('mean', config.mean, mean)
     # A constant channel is only shifted.
     std = tuple(value or 1.0 for value in _given('std', config.std, std))
     if config.labels_per_class:
         label = _few_labels(
-            raw.name, train.label, num_classes, config.labels_per_class, config.labels_seed
+            raw.name, train.labels, num_classes, config.labels_per_class, config.labels_seed
         )
-        train = ArraySource(train.image, label)
+        train = train.take(np.arange(len(train)), label)
     count = {
         'train': len(train),
-        'labelled': int((train.label >= 0).sum()),
+        'labelled': int((train.labels >= 0).sum()),
         'val': len(val),
         'test': len(test),
     }
-    info = DatasetInfo(raw.name, num_classes, tuple(names), tuple(shape), mean, std, count)
+    info = DatasetInfo(raw.name, num_classes, tuple(names), shape, mean, std, count)
     notes = [*raw.notes]
-    if not (train.label == 0).any() and not (val.label == 0).any() and not raw.class_names:
+    if not (train.labels == 0).any() and not (val.labels == 0).any() and not raw.class_names:
         notes.append(f'no image of {raw.name!r} has the label 0: classes are numbered from 0')
     return Dataset(info, train, val, test, tuple(notes))
 
@@ -128,7 +140,7 @@ def load(config: Any) -> Dataset:
 def _num_classes(raw: Raw) -> int:
     if raw.class_names:
         return len(raw.class_names)
-    label = np.asarray(raw.train[1])
+    label = np.asarray(raw.train[1] if isinstance(raw.train, tuple) else raw.train.labels)
     if not label.size or label.dtype.kind not in 'iu':
         return 1  # `_split` says what is wrong
     highest = max(int(label.max()), 0)
@@ -140,12 +152,29 @@ def _num_classes(raw: Raw) -> int:
     return highest + 1
 
 
-def _split(
-    name: str, part: str, pair: tuple[Any, Any], num_classes: int, shape: tuple[int, ...]
-) -> ArraySource:
+def _shape_of(split: Any) -> tuple[Any, ...]:
+    return np.shape(split[0])[1:] if isinstance(split, tuple) else split.image_shape
+
+
+def _check_placement(config: Settings, raw: Raw) -> None:
+    """Raises `UserError` where images that are not decoded from files are to be."""
+    if not isinstance(raw.train, tuple):
+        return
+    for name, value, other in (('placement', 'stream', 'host'), ('decode', 'photo', 'square')):
+        if getattr(config, name) == value:
+            raise UserError(
+                f'data.{name} is {value!r}, but the images of {config.source!r} are arrays, which '
+                f'are decoded already; set data.{name}={other!r}'
+            )
+
+
+def _split(name: str, part: str, given: Any, num_classes: int, shape: tuple[int, ...]) -> Source:
     """The checked `(image, label)` of one split."""
-    image, label = (np.asarray(array) for array in pair)
     where = f'the {part} split of data set {name!r}'
+    if not isinstance(given, tuple):
+        return given  # from its labels' names, by its reader
+    # what is mapped from a file stays there
+    image, label = (x if isinstance(x, np.ndarray) else np.asarray(x) for x in given)
     if image.dtype != np.uint8:
         plain = image.dtype.kind in 'fiub' and image.size
         span = f' from {float(image.min()):g} to {float(image.max()):g}' if plain else ''
@@ -190,9 +219,7 @@ def _split(
     return ArraySource(image, label.astype(np.int32))
 
 
-def _carve(
-    name: str, train: ArraySource, share: float, seed: int
-) -> tuple[ArraySource, ArraySource]:
+def _carve(name: str, train: Source, share: float, seed: int) -> tuple[Source, Source]:
     """`(train, val)`: a random `share` of `train` becomes the validation
     split; the original order is kept.
     """
@@ -201,7 +228,7 @@ def _carve(
             f'data.val_share is {share}, must be between 0 and 1 (exclusive) because data set '
             f'{name!r} has no validation split; set --config.data.val_share=0.1'
         )
-    count = len(train.label)
+    count = len(train)
     if count < 2:
         raise UserError(
             f'data set {name!r} has {count} train image, too few for a '
@@ -209,29 +236,27 @@ def _carve(
         )
     size = min(max(round(count * share), 1), count - 1)
     order = np.random.default_rng(seed).permutation(count)
-    mine, val = (
-        ArraySource(train.image[part], train.label[part])
-        for part in (np.sort(order[size:]), np.sort(order[:size]))
-    )
-    return mine, val
+    return train.take(np.sort(order[size:])), train.take(np.sort(order[:size]))
 
 
-def _moments(image: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, in 0..1 units, exact:
-    from counts of the 256 values.
+def _moments(source: Source) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, in 0..1 units, exact: from counts of the 256
+    values. Of a stream they are those of `_SAMPLE` images, evenly spaced.
     """
-    value = np.arange(256) / 255
-    mean, std = [], []
-    for channel in range(image.shape[-1]):
-        counts = np.zeros(256, np.int64)
-        for start in range(0, len(image), _CHUNK):
-            counts += np.bincount(
-                image[start : start + _CHUNK, :, :, channel].ravel(), minlength=256
-            )
-        share = counts / counts.sum()
-        mean.append(float(share @ value))
-        std.append(float(np.sqrt(share @ (value - mean[-1]) ** 2)))
-    return tuple(mean), tuple(std)
+    count = len(source)
+    index = np.arange(count)
+    if source.streamed and count > _SAMPLE:
+        index = np.linspace(0, count - 1, _SAMPLE).astype(int)
+    value, channels = np.arange(256) / 255, source.image_shape[-1]
+    counts = np.zeros((channels, 256), np.int64)
+    for start in range(0, len(index), _CHUNK):
+        image, bad = source.images(index[start : start + _CHUNK])
+        for channel in range(channels):
+            counts[channel] += np.bincount(image[~bad, :, :, channel].ravel(), minlength=256)
+    share = counts / counts.sum(axis=1, keepdims=True)
+    mean = share @ value
+    std = np.sqrt((share * (value - mean[:, None]) ** 2).sum(axis=1))
+    return tuple(mean.tolist()), tuple(std.tolist())
 
 
 def _given(field: str, given: Sequence[float], computed: tuple[float, ...]) -> tuple[float, ...]:

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from kd_jax.data.dataset import Source
 from kd_jax.errors import UserError
 
 # Where Debian's package dataset-fashion-mnist puts it.
@@ -34,18 +35,21 @@ _UNREADABLE = (
 )  # fmt: skip
 
 
+Split = tuple[np.ndarray, np.ndarray] | Source
+
+
 class Raw(NamedTuple):
-    """What a source returns: `(image [N, H, W, C], label [N])` a split, unchecked;
-    `val` is None if it has none.
+    """What a source returns: `(image [N, H, W, C], label [N])` a split, unchecked, or a
+    source; `val` is None if it has none.
 
     class_names: in label order, or () if the source does not know them. notes: sentences that the
     user should read.
     """
 
     name: str
-    train: tuple[np.ndarray, np.ndarray]
-    val: tuple[np.ndarray, np.ndarray] | None
-    test: tuple[np.ndarray, np.ndarray]
+    train: Split
+    val: Split | None
+    test: Split
     class_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 

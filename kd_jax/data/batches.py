@@ -1,5 +1,6 @@
 """Which examples a training step and an evaluation see: exact index arithmetic in numpy."""
 
+import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
@@ -73,6 +74,31 @@ class TrainOrder:
             rng = np.random.Generator(np.random.PCG64([self.seed, number]))
             self._passes[number] = rng.permutation(self._pool)
         return self._passes[number]
+
+
+def with_partners(batch: dict[str, np.ndarray], axis: int = 0) -> dict[str, np.ndarray]:
+    """A batch, or a stack of them, with each example's partner in a mixture: its neighbour, B being
+    on `axis`.
+    """
+    return batch | {f'partner_{name}': np.roll(of, 1, axis) for name, of in batch.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """What one process sees of the batches of an order: `size` examples of each from `first` on.
+    partners: with them.
+    """
+
+    order: TrainOrder
+    first: int
+    size: int
+    partners: bool = False
+
+    def __call__(self, step: int) -> dict[str, np.ndarray]:
+        """Of the batch of `step`."""
+        batch = self.order.at(step)
+        batch = with_partners(batch) if self.partners else batch
+        return {name: of[self.first : self.first + self.size] for name, of in batch.items()}
 
 
 def eval_batches(count: int, batch_size: int) -> Iterator[dict[str, np.ndarray]]:

@@ -6,11 +6,12 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 Arrays = dict[str, Any]
+_CHUNK = 4096  # images hashed at once; bounds the memory where they are mapped from a file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,14 +50,47 @@ class DatasetInfo:
         return cls(**values)
 
 
+class Source(Protocol):
+    """Examples of one split. streamed: their images are decoded when a batch wants them."""
+
+    streamed: bool
+
+    def __len__(self) -> int: ...
+
+    @property
+    def labels(self) -> np.ndarray:
+        """`[N]` int32 on the host (-1: unlabelled)."""
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(H, W, C)."""
+
+    def images(self, index: np.ndarray, crops: Any = None) -> tuple[np.ndarray, np.ndarray]:
+        """(uint8 `[B, H, W, C]`, bool `[B]`: which of them cannot be read, and are black).
+
+        crops: of photos, what is cut out of each; None: they are seen whole.
+        """
+
+    def why(self, index: int) -> str:
+        """Which image an example is, and what is wrong with it."""
+
+    def take(self, rows: np.ndarray, label: np.ndarray | None = None) -> 'Source':
+        """Some of the examples, perhaps with other labels."""
+
+    def add_to(self, digest: Any) -> None:
+        """Adds the images to a hash: a teacher sees no labels."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ArraySource:
-    """Examples that lie on every device: `image` uint8 `[N, H, W, C]`, `label`
-    int32 `[N]` (-1: unlabelled).
+    """Examples whose images are an array: `image` uint8 `[N, H, W, C]`, `label` int32 `[N]` (-1:
+    unlabelled).
     """
 
     image: np.ndarray
     label: np.ndarray
+
+    streamed = False
 
     def __len__(self) -> int:
         return len(self.label)
@@ -66,14 +100,91 @@ class ArraySource:
         """`[N]` int32 on the host."""
         return self.label
 
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(H, W, C)."""
+        return self.image.shape[1:]
+
+    def images(self, index: np.ndarray, crops: None = None) -> tuple[np.ndarray, np.ndarray]:
+        """See `Source`; all of them can be read."""
+        return self.image[index], np.zeros(len(index), bool)
+
+    def take(
+        self, rows: np.ndarray, label: np.ndarray | None = None
+    ) -> 'ArraySource | MappedSource':
+        """Some of the examples, perhaps with other labels."""
+        label = self.label[rows] if label is None else label
+        if isinstance(self.image, np.memmap):
+            return MappedSource(self.image, label, rows)
+        return ArraySource(self.image[rows], label)
+
+    def why(self, index: int) -> str:
+        """See `Source`."""
+        return f'image {index}'
+
     def arrays(self) -> Arrays:
-        """What lies on the devices while a run trains or is evaluated, as host arrays."""
+        """Its columns, as host arrays."""
         return {'image': self.image, 'label': self.label}
 
     def add_to(self, digest: Any) -> None:
         """Adds the images to a hash: a teacher sees no labels."""
         digest.update(f'{self.image.shape};'.encode())
-        digest.update(np.ascontiguousarray(self.image))
+        for start in range(0, len(self.image), _CHUNK):
+            digest.update(np.ascontiguousarray(self.image[start : start + _CHUNK]))
+
+
+@dataclasses.dataclass(frozen=True)
+class MappedSource:
+    """Some of the images of a file, `rows` `[N]` of `file` uint8 `[M, H, W, C]`, which may be
+    larger than the memory.
+    """
+
+    file: np.ndarray
+    label: np.ndarray
+    rows: np.ndarray
+
+    streamed = False
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """`[N]` int32 on the host."""
+        return self.label
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(H, W, C)."""
+        return self.file.shape[1:]
+
+    @property
+    def image(self) -> np.ndarray:
+        """All of them, read."""
+        return np.asarray(self.file[self.rows])
+
+    def images(self, index: np.ndarray, crops: None = None) -> tuple[np.ndarray, np.ndarray]:
+        """See `Source`; all of them can be read."""
+        return np.asarray(self.file[self.rows[index]]), np.zeros(len(index), bool)
+
+    def take(self, rows: np.ndarray, label: np.ndarray | None = None) -> 'MappedSource':
+        """Some of the examples, perhaps with other labels."""
+        label = self.label[rows] if label is None else label
+        return MappedSource(self.file, label, self.rows[rows])
+
+    def why(self, index: int) -> str:
+        """See `Source`."""
+        return f'image {index}'
+
+    def arrays(self) -> Arrays:
+        """Its columns, as host arrays."""
+        return {'image': self.image, 'label': self.label}
+
+    def add_to(self, digest: Any) -> None:
+        """As `ArraySource` does."""
+        digest.update(f'{(len(self), *self.image_shape)};'.encode())
+        for start in range(0, len(self), _CHUNK):
+            digest.update(np.ascontiguousarray(self.file[self.rows[start : start + _CHUNK]]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,12 +194,12 @@ class Dataset:
     """
 
     info: DatasetInfo
-    train: ArraySource
-    val: ArraySource
-    test: ArraySource
+    train: Source
+    val: Source
+    test: Source
     notes: tuple[str, ...] = ()
 
-    def source(self, split: str) -> ArraySource:
+    def source(self, split: str) -> Source:
         """Of 'train', 'val' or 'test'."""
         return getattr(self, split)
 

@@ -7,10 +7,15 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from kd_jax.data.boxes import Box
+
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'TIFF', 'GIF')
 ENDINGS = ('.jpg', '.jpeg', '.jpe', '.png', '.webp', '.bmp', '.tif', '.tiff', '.gif')
 MOST_PIXELS = 2**28  # of one image; what is larger was made to fill the memory
 GREY = ('1', 'L', 'LA', 'I', 'I;16', 'I;16B', 'I;16L', 'F')  # Pillow's modes of one channel
+
+
+ORIENTATION, ON_THEIR_SIDE = 0x0112, (5, 6, 7, 8)  # of EXIF
 
 
 class Bad(Exception):
@@ -30,35 +35,89 @@ def header(content: bytes) -> Header:
     """Of a file's content, without decoding it; raises `Bad`."""
     image = _opened(content)
     width, height = image.size
-    if image.getexif().get(0x0112, 1) in (5, 6, 7, 8):  # orientations on their side
+    if image.getexif().get(ORIENTATION, 1) in ON_THEIR_SIDE:
         width, height = height, width
     return Header(width, height, image.mode in GREY, str(image.format))
 
 
-def decode(content: bytes, side: int, channels: int) -> np.ndarray:
-    """The image as uint8 `[side, side, channels]`: upright, the shorter side resized to `side`
-    (bicubic, antialiased), the middle of the longer one. Transparency becomes white.
+class Form(NamedTuple):
+    """How a photo becomes an example: upright, the shorter side resized to `resize` (0: `side`),
+    the `side` pixels in the middle; or a box of it, resized. Transparency becomes white.
 
-    channels: 1 (grey) or 3. Raises `Bad`.
+    channels: 1 (grey) or 3. bilinear: instead of bicubic; both are antialiased.
     """
-    image = _opened(content)
-    try:
+
+    side: int
+    channels: int
+    resize: int = 0
+    bilinear: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(H, W, C)."""
+        return self.side, self.side, self.channels
+
+    def decode(self, content: bytes, box: Box | None = None) -> np.ndarray:
+        """uint8 `[side, side, channels]` of a file's content; raises `Bad`.
+
+        box: (width, height) of the upright photo -> the part that is cut, (left, top, width,
+        height).
+        """
+        image = _opened(content)
+        try:
+            found = self._whole(image) if box is None else self._part(image, box)
+        except Bad:
+            raise
+        except Exception as error:  # Pillow raises many types for damaged files
+            raise Bad(_why(error)) from error
+        return np.asarray(found).reshape(self.shape)
+
+    def into(self, target: np.ndarray, content: bytes, box: Box | None = None) -> None:
+        """`decode` into an array that is there."""
+        target[:] = self.decode(content, box)
+
+    @property
+    def _mode(self) -> str:
+        return 'L' if self.channels == 1 else 'RGB'
+
+    @property
+    def _resampling(self) -> Image.Resampling:
+        return Image.Resampling.BILINEAR if self.bilinear else Image.Resampling.BICUBIC
+
+    def _whole(self, image: Image.Image) -> Image.Image:
+        side, shorter = self.side, max(self.resize, self.side)
         # a JPEG is decoded at a half, a quarter or an eighth where that is enough
-        image.draft('RGB' if channels == 3 else 'L', (2 * side, 2 * side))
-        upright = ImageOps.exif_transpose(image)
-        plain = _plain(upright, 'L' if channels == 1 else 'RGB')
+        image.draft(self._mode, (2 * shorter, 2 * shorter))
+        plain = _plain(ImageOps.exif_transpose(image), self._mode)
         width, height = plain.size
-        scale = side / min(width, height)
+        scale = shorter / min(width, height)
         size = (max(round(width * scale), side), max(round(height * scale), side))
         left, top = (size[0] - side) // 2, (size[1] - side) // 2
         if size != plain.size:
-            plain = plain.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
-        found = np.asarray(plain.crop((left, top, left + side, top + side)))
-    except Bad:
-        raise
-    except Exception as error:  # Pillow raises many types for damaged files
-        raise Bad(_why(error)) from error
-    return found.reshape(side, side, channels)
+            plain = plain.resize(size, self._resampling, reducing_gap=3.0)
+        return plain.crop((left, top, left + side, top + side))
+
+    def _part(self, image: Image.Image, box: Box) -> Image.Image:
+        side, turned = self.side, image.getexif().get(ORIENTATION, 1) in ON_THEIR_SIDE
+        width, height = image.size[::-1] if turned else image.size
+        left, top, wide, high = box(width, height)
+        # as before, of the box
+        least = (width * side // wide, height * side // high)
+        image.draft(self._mode, least[::-1] if turned else least)
+        plain = _plain(ImageOps.exif_transpose(image), self._mode)
+        across, down = plain.size[0] / width, plain.size[1] / height
+        part = (
+            round(left * across),
+            round(top * down),
+            max(round((left + wide) * across), round(left * across) + 1),
+            max(round((top + high) * down), round(top * down) + 1),
+        )
+        return plain.crop(part).resize((side, side), self._resampling)
+
+
+def decode(content: bytes, side: int, channels: int) -> np.ndarray:
+    """`Form(side, channels)` of a file's content; raises `Bad`."""
+    return Form(side, channels).decode(content)
 
 
 def _opened(content: bytes) -> Image.Image:

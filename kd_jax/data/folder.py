@@ -5,20 +5,23 @@ decoded once, into a cache of arrays that later runs map into memory.
 import concurrent.futures
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from kd_jax import cache
 from kd_jax.data import decoding, listing
 from kd_jax.data.arrays import MAX_BYTES, Raw, place_of
+from kd_jax.data.decoding import Form
 from kd_jax.data.listing import Item
+from kd_jax.data.photos import Files, StreamSource, sizes_of
 from kd_jax.errors import UserError
 
 SIDES = (
@@ -44,13 +47,6 @@ _WINDOW = 1024  # images decoded at once; bounds the memory
 _SHOWN = 3  # files in a sentence
 
 
-class Shape(NamedTuple):
-    """Of all images of a set."""
-
-    side: int
-    channels: int
-
-
 def folder(config: Any) -> Raw:
     """The images under `config.path`.
 
@@ -68,36 +64,125 @@ def folder(config: Any) -> Raw:
     found = listing.listed(root, config.labels)
     names = listing.class_names(found.items)
     items, notes = splits_of(found.items, config.test_share, config.val_seed, root)
-    shape = shape_of(root, items, config.size)
-    size = len(items) * shape.side**2 * shape.channels
-    if size > MAX_BYTES:
-        raise UserError(
-            f'{len(items)} images of {shape.side} x {shape.side} pixels are {size:.3g} bytes, more '
-            f'than the {MAX_BYTES:.3g} that can be held; set a smaller data.size'
-        )
-    images, good, bad = _Decoded(root, items, shape, config.cache).get(notes)
-    if bad:
-        told = '; '.join(f'{root / path} {why}' for path, why in bad[:_SHOWN])
-        more = f' and {len(bad) - _SHOWN} more' if len(bad) > _SHOWN else ''
-        sentence = f'{len(bad)} of {len(items)} files are left out: {told}{more}'
-        if config.on_bad_image == 'error':
-            raise UserError(
-                f"{sentence}; mend them, or set data.on_bad_image='skip' to train without them"
-            )
-        notes.append(sentence)
+    form = form_of(root, items, config)
+    if is_streamed(config, len(items), form, config.cache):
+        pairs = _streams(root, items, names, form, config.on_bad_image, notes)
+    else:
+        pairs = _arrays(root, items, names, form, config, notes)
     notes += [f'{what} cannot be read' for what in found.unreadable[:_SHOWN]]
-    kept = [items[k] for k in good]
-    _check_whole(root, kept, names)
-    number = {name: k for k, name in enumerate(names)}
-    label = np.array([number[item.label] for item in kept], np.int32)
-    pairs = {}
-    for split in ('train', 'val', 'test'):
-        rows = [k for k, item in enumerate(kept) if item.split == split]
-        if rows:
-            # items are in the order of splits, so that each is one piece of the cache
-            pairs[split] = images[rows[0] : rows[-1] + 1], label[rows[0] : rows[-1] + 1]
     name = root.resolve().name or 'folder'
     return Raw(name, pairs['train'], pairs.get('val'), pairs['test'], names, notes=tuple(notes))
+
+
+def is_streamed(config: Any, count: int, form: Form, cache_: str) -> bool:
+    """Whether the files are decoded when a batch wants them, rather than once before.
+
+    Raises:
+      UserError: where they are to be decoded before and cannot be.
+    """
+    size = count * math.prod(form.shape)
+    if config.decode == 'photo':
+        if config.placement not in ('auto', 'stream'):
+            raise UserError(
+                "data.decode is 'photo': each view is cut out of a file when a batch wants it, and "
+                f'data.placement={config.placement!r} decodes them before; set '
+                "data.placement='stream', or data.decode='square'"
+            )
+        return True
+    if config.placement == 'auto':
+        return size > min(MAX_BYTES, _room(cache_))
+    if config.placement != 'stream' and size > MAX_BYTES:
+        raise UserError(
+            f'{count} images of {form.side} x {form.side} pixels are {size:.3g} bytes, more '
+            f"than the {MAX_BYTES:.3g} that can be held; set data.placement='stream', or a smaller "
+            'data.size'
+        )
+    return config.placement == 'stream'
+
+
+def _room(place: str) -> float:
+    """Bytes that decoded images may take, of the cache's disk or of the memory."""
+    folder = None if place == 'off' else cache_folder(place)
+    while folder is not None and not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        if folder is not None:
+            return shutil.disk_usage(folder).free / 2
+        return os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2
+    except (OSError, ValueError):
+        return math.inf
+
+
+def _streams(
+    root: Path,
+    items: Sequence[Item],
+    names: Sequence[str],
+    form: Form,
+    on_bad: str,
+    notes: list[str],
+) -> dict[str, Any]:
+    """Split -> its source. Which files are damaged is found when they are read."""
+    sizes = sizes_of(root, [item.path for item in items])
+    bad = [
+        (items[k].path, 'is empty or cannot be read') for k, size in enumerate(sizes) if not size
+    ]
+    _tell_bad(root, bad, len(items), on_bad, notes)
+    kept = [item for item, size in zip(items, sizes, strict=True) if size]
+    _check_whole(root, kept, names)
+    reader = Files(str(root), tuple(item.path for item in kept), sizes[sizes > 0])
+    label = _labels(kept, names)
+    return {
+        split: StreamSource(reader, label[rows], rows, form, on_bad)
+        for split, rows in _rows(kept).items()
+    }
+
+
+def _arrays(
+    root: Path,
+    items: Sequence[Item],
+    names: Sequence[str],
+    form: Form,
+    config: Any,
+    notes: list[str],
+) -> dict[str, Any]:
+    """Split -> (images, labels), decoded."""
+    images, good, bad = _Decoded(root, items, form, config.cache).get(notes)
+    _tell_bad(root, bad, len(items), config.on_bad_image, notes)
+    kept = [items[k] for k in good]
+    _check_whole(root, kept, names)
+    label = _labels(kept, names)
+    # items are in the order of splits, so that each is one piece of the cache
+    return {
+        split: (images[rows[0] : rows[-1] + 1], label[rows]) for split, rows in _rows(kept).items()
+    }
+
+
+def _rows(items: Sequence[Item]) -> dict[str, np.ndarray]:
+    found = {
+        split: np.array([k for k, item in enumerate(items) if item.split == split], np.int64)
+        for split in ('train', 'val', 'test')
+    }
+    return {split: rows for split, rows in found.items() if len(rows)}
+
+
+def _labels(items: Sequence[Item], names: Sequence[str]) -> np.ndarray:
+    number = {name: k for k, name in enumerate(names)}
+    return np.array([number[item.label] for item in items], np.int32)
+
+
+def _tell_bad(
+    root: Path, bad: Sequence[tuple[str, str]], count: int, on_bad: str, notes: list[str]
+) -> None:
+    if not bad:
+        return
+    told = '; '.join(f'{root / path} {why}' for path, why in bad[:_SHOWN])
+    more = f' and {len(bad) - _SHOWN} more' if len(bad) > _SHOWN else ''
+    sentence = f'{len(bad)} of {count} files are left out: {told}{more}'
+    if on_bad == 'error':
+        raise UserError(
+            f"{sentence}; mend them, or set data.on_bad_image='skip' to train without them"
+        )
+    notes.append(sentence)
 
 
 def splits_of(
@@ -126,8 +211,10 @@ def splits_of(
     return sorted(chosen, key=lambda item: (order[item.split], item.path)), notes
 
 
-def shape_of(root: Path, items: Sequence[Item], size: int) -> Shape:
-    """The side, chosen if `size` is 0, and the channels of the images."""
+def form_of(root: Path, items: Sequence[Item], config: Any) -> Form:
+    """How the photos become examples; the side, chosen if `config.size` is 0, and the channels are
+    those of the images.
+    """
     step = max(len(items) // SAMPLE, 1)
     headers = []
     for item in items[::step]:
@@ -137,15 +224,27 @@ def shape_of(root: Path, items: Sequence[Item], size: int) -> Shape:
             continue
     if not headers:
         raise UserError(f'{root} holds no image that can be read, such as {items[0].path}')
+    return form_of_headers(headers, config)
+
+
+def form_of_headers(headers: Sequence[decoding.Header], config: Any) -> Form:
+    """See `form_of`. headers: of some of the photos."""
     channels = 1 if all(found.grey for found in headers) else 3
-    if size:
-        return Shape(size, channels)
+    bilinear = config.interpolation == 'bilinear'
+    if config.size:
+        if 0 < config.resize < config.size:
+            raise UserError(
+                f'data.resize is {config.resize}, of which no {config.size} pixels (data.size) can '
+                'be cut; take that or more, or 0'
+            )
+        return Form(config.size, channels, config.resize, bilinear)
     shorter = [min(found.width, found.height) for found in headers]
     same = {(found.width, found.height) for found in headers}
-    if len(same) == 1 and shorter[0] <= SIDES[-1]:
-        return Shape(shorter[0], channels)
-    middle = float(np.median(shorter))
-    return Shape(max([side for side in SIDES if side <= middle] or [int(middle)]), channels)
+    side = shorter[0]
+    if len(same) > 1 or side > SIDES[-1]:
+        middle = float(np.median(shorter))
+        side = max([one for one in SIDES if one <= middle] or [int(middle)])
+    return Form(side, channels, config.resize and max(config.resize, side), bilinear)
 
 
 def _check_whole(root: Path, items: Sequence[Item], names: Sequence[str]) -> None:
@@ -178,8 +277,8 @@ def read(root: Path, item: Item) -> bytes:
 class _Decoded:
     """The images of a set, from the cache or into it."""
 
-    def __init__(self, root: Path, items: Sequence[Item], shape: Shape, place: str):
-        self.root, self.items, self.shape = root, items, shape
+    def __init__(self, root: Path, items: Sequence[Item], form: Form, place: str):
+        self.root, self.items, self.form = root, items, form
         self.cache = None if place == 'off' else cache_folder(place)
 
     def get(self, notes: list[str]) -> tuple[np.ndarray, list[int], list[tuple[str, str]]]:
@@ -201,7 +300,7 @@ class _Decoded:
 
     def _stamp(self) -> str:
         """Of what would be decoded: paths, sizes and times of the files, and the shape."""
-        digest = hashlib.blake2b(f'{VERSION} {self.shape} {self.root.resolve()}'.encode())
+        digest = hashlib.blake2b(f'{VERSION} {self.form} {self.root.resolve()}'.encode())
         for item in self.items:
             try:
                 about = os.stat(self.root / item.path)
@@ -229,7 +328,7 @@ class _Decoded:
         unfinished = Path(tempfile.mkdtemp(prefix='unfinished-', dir=self.cache))
         try:
             bad: list[tuple[str, str]] = []
-            good, digest = [], hashlib.blake2b(repr((VERSION, self.shape)).encode())
+            good, digest = [], hashlib.blake2b(repr((VERSION, self.form)).encode())
             with open(unfinished / 'images', 'wb') as file:
                 for k, image, content in self._decoded(bad):
                     good.append(k)
@@ -258,7 +357,7 @@ class _Decoded:
         return images, [k for k, _ in found], bad
 
     def _image(self) -> tuple[int, int, int]:
-        return self.shape.side, self.shape.side, self.shape.channels
+        return self.form.shape
 
     def _decoded(self, bad: list[tuple[str, str]]) -> Iterator[tuple[int, np.ndarray, bytes]]:
         """(number, image, hash of the file) of the good ones, in order."""
@@ -266,7 +365,7 @@ class _Decoded:
         def one(item: Item) -> tuple[np.ndarray, bytes] | str:
             try:
                 content = read(self.root, item)
-                image = decoding.decode(content, *self.shape)
+                image = self.form.decode(content)
             except decoding.Bad as error:
                 return str(error)
             return image, hashlib.blake2b(content, digest_size=16).digest()

@@ -69,9 +69,74 @@ def load(config: Any) -> Raw:
             )
     parts = ['train', test] + (['validation'] if test == 'test' and 'validation' in splits else [])
     count = sum(info.splits[split].num_examples for split in parts)
-    read = {split: _read(folder, split, image, label, count) for split in parts}
-    val = read['validation'] if len(parts) == 3 else None
-    return Raw(info.name, read['train'], val, read[test], tuple(info.features[label].names or ()))
+    names = tuple(info.features[label].names or ())
+    form, notes = _form(folder, info, image, count, config), list[str]()
+    if form is None:
+        read = {split: _read(folder, split, image, label, count) for split in parts}
+    else:
+        read = _photos(folder, info, (image, label), parts, form, config, notes)
+    if len(parts) == 3 and _unlabelled(read[test]):  # as that of ImageNet
+        notes.append(f'the test split of {folder} has no labels: validation is the test split')
+        read[test] = read.pop('validation')
+    val = read.get('validation') if test == 'test' else None
+    return Raw(info.name, read['train'], val, read[test], names, notes=tuple(notes))
+
+
+def _unlabelled(split: Any) -> bool:
+    return bool((split[1] if isinstance(split, tuple) else split.labels).max(initial=-1) < 0)
+
+
+def _form(folder: str, info: Any, image: str, count: int, config: Any) -> Any:
+    """How the set's photos become examples of one size; None: they are that already."""
+    from kd_jax.data import folder as folders
+    from kd_jax.data import tfds_photos
+
+    shape = info.features[image].shape
+    as_they_are = config.decode == 'square' and config.placement != 'stream' and not config.size
+    known = None not in shape
+    if (
+        as_they_are
+        and known
+        and (config.placement != 'auto' or count * math.prod(shape) <= MAX_BYTES)
+    ):
+        return None
+    train = tfds_photos.Records(folder, 'train', image, info.splits['train'].num_examples)
+    found = tfds_photos.headers(train)
+    same = len({(one.width, one.height) for one in found}) == 1
+    if as_they_are and same and count * found[0].width * found[0].height <= MAX_BYTES // 3:
+        return None  # as far as one can see; others are refused
+    return folders.form_of_headers(found, config)
+
+
+def _photos(
+    folder: str,
+    info: Any,
+    names: tuple[str, str],
+    parts: list[str],
+    form: Any,
+    config: Any,
+    notes: list[str],
+) -> dict[str, Any]:
+    """Split -> a stream of its photos, or `(images, labels)` of them, decoded."""
+    from kd_jax.data import folder as folders
+    from kd_jax.data import tfds_photos
+
+    image, label = names
+    counts = {split: info.splits[split].num_examples for split in parts}
+    streamed = folders.is_streamed(config, sum(counts.values()), form, 'off')
+    read: dict[str, Any] = {}
+    for split in parts:
+        reader = tfds_photos.Records(folder, split, image, counts[split])
+        source = tfds_photos.source(reader, label, form, config.on_bad_image)
+        if not streamed:
+            images, bad = source.images(np.arange(len(source)))
+            if bad.any():
+                why = f'{int(bad.sum())} of {len(bad)}: {source.why(int(np.argmax(bad)))}'
+                notes.append(f'records of {split} in {folder} are left out, {why}')
+            read[split] = images[~bad], source.labels[~bad]
+        else:
+            read[split] = source
+    return read
 
 
 def prepare(name: str, data_dir: str) -> str:
@@ -262,8 +327,8 @@ def _read(
                     if example[image].shape != first.shape:
                         raise UserError(
                             f'{folder} has images of different sizes ({first.shape}, '
-                            f'{example[image].shape}), which cannot be held as one array; resize '
-                            'them when preparing the data set'
+                            f'{example[image].shape}), which cannot be held as one array; set '
+                            'data.size to resize them to that many pixels'
                         )
                     images[place], labels[place] = example[image], example[label]
     except UserError:

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from kd_jax import data, extraction, runtime, trained
+from kd_jax import data, evaluation, extraction, runtime, trained
+from kd_jax.data.dataset import Source
 from kd_jax.errors import UserError
 from kd_jax.monitor import say
 from kd_jax.page.runs import Seed, teachers
@@ -109,15 +110,15 @@ class Predictor:
         fields = seed.config['data'] if not seed.imported else None
         if fields is None:
             raise UserError(f'{seed.run} was imported and names no data')
-        arrays = self._arrays(fields)
+        source = self._source(fields)
         share = self._probabilities(seed.directory, fields)
         taught = [self._probabilities(one, fields) for one in teachers(seed, self.workdir)]
         weights = seed.config['teacher_weights'] or None
         mean = np.average(taught, axis=0, weights=weights) if taught else None
         of: dict[str, Any] = _largest(share) | {
             'key': np.array(key_of(seed.directory)),
-            'label': np.asarray(arrays['label'], np.int32),
-            **_pictures(share, mean, arrays['image']),
+            'label': np.asarray(source.labels, np.int32),
+            **_pictures(share, mean, source),
         }
         file = io.BytesIO()
         np.savez_compressed(file, **of)
@@ -127,10 +128,10 @@ class Predictor:
         new.replace(path)
         return of
 
-    def _arrays(self, fields: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    def _source(self, fields: Mapping[str, Any]) -> Source:
         name = repr(sorted(fields.items()))
         if name not in self._sources:
-            self._sources[name] = data.load(fields).source('test').arrays()
+            self._sources[name] = data.load(fields).source('test')
         return self._sources[name]
 
     def _probabilities(self, run: RunDirectory, fields: Mapping[str, Any]) -> np.ndarray:
@@ -138,8 +139,8 @@ class Predictor:
         images = {k: v for k, v in fields.items() if not k.startswith('labels')}
         name = f'{run.path} {sorted(images.items())!r}'
         if name not in self._known:
-            model, arrays = trained.load(run), self._arrays(fields)
-            columns = self.parallel.replicate(arrays)
+            model, source = trained.load(run), self._source(fields)
+            columns = evaluation.on_devices(self.parallel, source)
             (logits,) = extraction.predicted(
                 [model.network],
                 self.parallel.replicate((model.variables,)),
@@ -163,7 +164,9 @@ def _largest(share: np.ndarray) -> dict[str, np.ndarray]:
     return {'classes': classes, 'share': np.take_along_axis(share, classes, axis=1)}
 
 
-def _pictures(share: np.ndarray, teacher: np.ndarray | None, images: Any) -> dict[str, np.ndarray]:
+def _pictures(
+    share: np.ndarray, teacher: np.ndarray | None, source: Source
+) -> dict[str, np.ndarray]:
     """The images on which student and teacher differ most, by total variation distance."""
     if teacher is None:
         picked, distance = np.zeros(0, np.int32), np.zeros(0, np.float32)
@@ -176,7 +179,7 @@ def _pictures(share: np.ndarray, teacher: np.ndarray | None, images: Any) -> dic
     return {
         'picked': picked,
         'distance': distance,
-        'picture': np.asarray(images[picked], np.uint8),
+        'picture': source.images(picked)[0],
         'teacher_classes': of['classes'],
         'teacher_share': of['share'],
     }

@@ -87,7 +87,16 @@ def make_run(
 def _result(name: str, imported: Imported, measured: Mapping[str, Any]) -> dict[str, Any]:
     """What result.json says of the run."""
     unmeasured = dict.fromkeys(
-        ('flops', 'latency_ms', 'images_per_second', 'seconds', 'teacher', 'val', 'test')
+        (
+            'flops',
+            'latency_ms',
+            'images_per_second',
+            'data_wait',
+            'seconds',
+            'teacher',
+            'val',
+            'test',
+        )
     )
     result = {
         'run': name,

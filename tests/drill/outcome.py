@@ -20,7 +20,7 @@ from kd_jax.target_store import TargetStore
 from kd_jax.workdir import RunDirectory
 
 # what depends on the machine and its load
-TIMES = {'seconds', 'images_per_second', 'images/s', 'latency_ms', 'latency ms'}
+TIMES = {'seconds', 'images_per_second', 'data_wait', 'images/s', 'latency_ms', 'latency ms'}
 MISSING = 'nothing'
 _one_at_a_time = threading.Lock()  # orbax's readers
 

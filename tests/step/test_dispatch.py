@@ -148,7 +148,7 @@ def test_products_have_the_precision_that_was_asked(
         state, *executor.arguments(2), placement.batches(order, 0, 2, TeacherData({}, None))
     )
     evaluation = executor.evaluators['student'].lower(
-        selected(state), placement.arrays('val'), evaluated
+        selected(state), placement.split('val').arrays, evaluated
     )
     for lowered, least in ((step, 3 * layers - 1), (evaluation, layers)):
         lines = re.findall(r'stablehlo\.(?:dot_general|convolution).*', lowered.as_text())

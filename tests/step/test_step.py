@@ -215,7 +215,7 @@ def test_evaluation_counts_every_example_once_for_every_batch_size():
     logits = np.float64(predict(variables, np.float32(splits.val.image)).logits)
     expected = (logits.argmax(-1) == splits.val.label).mean()
     fn = par.compile(make_eval_step(net), 'float32', arguments=3)
-    arrays = evaluation.on_devices(par, splits.val)
+    arrays = evaluation.on_devices(par, splits.val).arrays
     for most in (5, 22, 64):
         total = 0.0
         correct = 0.0

@@ -292,15 +292,16 @@ def test_a_cache_that_cannot_be_written_costs_time_only(root, tmp_path_factory):
 
 
 def test_the_side_follows_from_the_images(root):
+    form = lambda items, **fields: folder.form_of(root, items, data_lib.Settings(**fields)).shape  # noqa: E731
     items = [SimpleNamespace(path=f'{k}.png') for k in range(3)]
     for k, (width, height) in enumerate(((100, 70), (50, 90), (300, 65))):
         Image.new('L', (width, height)).save(root / f'{k}.png')
-    assert folder.shape_of(root, items, 0) == (64, 1)
-    assert folder.shape_of(root, items, 33) == (33, 1)
+    assert form(items) == (64, 64, 1)
+    assert form(items, size=33) == (33, 33, 1)
     Image.new('RGB', (9, 9)).save(root / '0.png')
     Image.new('P', (9, 9)).save(root / '1.png')
-    assert folder.shape_of(root, items, 0) == (9, 3)
-    assert folder.shape_of(root, items[:1], 0) == (9, 3)
+    assert form(items) == (9, 9, 3)
+    assert form(items[:1]) == (9, 9, 3)
 
 
 def test_what_is_there_is_told_before_training(root, capsys, monkeypatch):

@@ -10,6 +10,7 @@ import pytest
 from etils import epath
 
 from kd_jax import metrics, page, report
+from kd_jax.data import ArraySource
 from kd_jax.page import charts, document, figures, predictions, runs
 from kd_jax.page.charts import Figure
 from kd_jax.page.runs import Seed
@@ -53,7 +54,7 @@ def predicted_of(share, label, teacher=None):
         'key': np.array(''),
         'label': np.asarray(label, np.int32),
         **predictions._largest(share),
-        **predictions._pictures(share, teacher, picture),
+        **predictions._pictures(share, teacher, ArraySource(picture, np.zeros(len(share)))),
     }
 
 

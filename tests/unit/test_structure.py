@@ -41,10 +41,11 @@ LAYERS = (
         'distributed',
     ),
     ('locking',),
-    ('config', 'spec', 'parallel', 'target_store', 'pretrained'),
+    ('config', 'spec', 'parallel', 'target_store', 'pretrained', 'feed'),
     ('config_check', 'methods', 'step', 'teacher_outputs', 'trained', 'jobs'),
     ('evaluation', 'extraction', 'imported', 'initialization'),
-    ('build', 'library', 'placement', 'executors', 'page'),
+    ('placement', 'timing'),
+    ('build', 'library', 'executors', 'page'),
     ('divergence', 'train_log', 'following', 'train', 'report'),
     ('study',),
     ('overview',),
@@ -83,7 +84,9 @@ MANY_MEMBERS = {
     'kd_jax/config.py: Run': 'a record: the fields of a run',
     'kd_jax/data/__init__.py: Settings': 'a record: the fields of a data set',
     'kd_jax/optim.py: Settings': 'a record: the fields of an optimiser',
+    'kd_jax/progress.py: Status': 'a record: what there is to show',
     'kd_jax/records.py: Result': 'a record: the fields of result.json',
+    'kd_jax/spec.py: RunSpec': 'a record: what the seeds of a run share',
     'kd_jax/data/tfds_description.py: Description': 'a record: the fields of dataset_info.json',
 }
 

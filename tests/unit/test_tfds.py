@@ -19,8 +19,10 @@ from helpers import REPOSITORY
 from tensorflow_datasets import features as tfds_features
 
 from kd_jax import data
-from kd_jax.data import tfds
+from kd_jax.data import folder, tfds
+from kd_jax.data.batches import Share, TrainOrder
 from kd_jax.errors import UserError
+from kd_jax.feed import Feed, Reading
 
 
 def load(path, name='cifar10', **changes):
@@ -292,25 +294,56 @@ def test_a_set_in_tfrecord_format_says_how_to_get_array_record(copy):
     )
 
 
-def test_images_of_different_sizes_are_refused(tmp_path):
+def test_images_of_different_sizes_are_resized_where_that_is_seen_or_asked(tmp_path):
     features = {'image': tfds_features.Image(shape=(None, None, 3)), 'label': FEATURES['label']}
     tfds_sets.prepare(
         tmp_path / 'a', features, {'train': [*examples(10), *examples(5, 30)], 'test': examples(5)}
     )
-    text = sentence(tmp_path / 'a', 'custom')
-    assert 'different sizes' in text and '(30, 32, 3)' in text and 'resize' in text
+    assert load(tmp_path / 'a', 'custom').train.image.shape[1:] == (32, 32, 3)
     tfds_sets.prepare(tmp_path / 'b', features, {'train': examples(10), 'test': examples(5, 30)})
-    assert '(30, 32, 3)' in sentence(tmp_path / 'b', 'custom')
+    text = sentence(tmp_path / 'b', 'custom')
+    assert 'different sizes' in text and '(30, 32, 3)' in text and 'set data.size' in text
+    assert load(tmp_path / 'b', 'custom', size=20).test.image.shape == (5, 20, 20, 3)
     tfds_sets.prepare(tmp_path / 'c', features, {'train': examples(10), 'test': examples(5)})
     assert load(tmp_path / 'c', 'custom').test.image.shape == (5, 32, 32, 3)
 
 
-def test_a_set_beyond_memory_is_refused(cifar, monkeypatch):
-    monkeypatch.setattr(tfds, 'MAX_BYTES', 310 * 32 * 32 * 3 - 1)
-    text = sentence(cifar[0])
-    assert '310 images' in text and '(32, 32, 3)' in text
-    monkeypatch.setattr(tfds, 'MAX_BYTES', 310 * 32 * 32 * 3)
-    assert len(load(cifar[0]).test.label) == 60
+def test_a_set_beyond_memory_is_streamed(cifar, monkeypatch):
+    whole = load(cifar[0])
+    for module in (tfds, folder):
+        monkeypatch.setattr(module, 'MAX_BYTES', 310 * 32 * 32 * 3 - 1)
+    streamed = load(cifar[0])
+    assert streamed.info == whole.info and streamed.train.streamed
+    with pytest.raises(UserError, match='310 images'):
+        load(cifar[0], placement='resident')
+    for module in (tfds, folder):
+        monkeypatch.setattr(module, 'MAX_BYTES', 310 * 32 * 32 * 3)
+    assert len(load(cifar[0]).test.image) == 60
+
+
+def test_records_and_arrays_give_the_same_images(cifar):
+    """Also read by another process; their labels are read once and kept."""
+    arrays, records = load(cifar[0]), load(cifar[0], placement='stream')
+    for split in ('train', 'val', 'test'):
+        source, expected = records.source(split), arrays.source(split)
+        np.testing.assert_array_equal(source.labels, expected.labels)
+        order = Share(TrainOrder(np.arange(len(source)), len(source), 16, 0), 0, 16)
+        for workers in (0, 1) if split == 'val' else (0,):
+            with Feed(Reading(source, order, 0, 3), workers=workers) as ahead:
+                for _ in range(3):
+                    batch = ahead.get()[0]
+                    np.testing.assert_array_equal(batch['image'], expected.image[batch['index']])
+    assert records.checksum != arrays.checksum
+
+
+def test_a_test_split_without_labels_gives_way_to_the_validation_split(tmp_path):
+    """As that of ImageNet."""
+    hidden = [example | {'label': -1} for example in examples(5)]
+    splits = {'train': examples(20), 'validation': examples(7), 'test': hidden}
+    tfds_sets.prepare(tmp_path, FEATURES, splits)
+    for placement in ('auto', 'stream'):
+        found = load(tmp_path, 'custom', placement=placement)
+        assert found.info.count == {'train': 16, 'labelled': 16, 'val': 4, 'test': 7}
 
 
 @pytest.mark.parametrize(
