@@ -69,9 +69,9 @@ class Executor:
         gave them or as host arrays.
         """
         self.jobs = list(jobs)
-        run, order_seed = self.run, self.jobs[0].order_seed
+        run, config, order_seed = self.run, self.run.config, self.jobs[0].order_seed
         self._order = batches.TrainOrder(
-            run.pool, len(run.dataset.train), run.config.batch_size, order_seed
+            run.pool, len(run.dataset.train), config.batch_size, order_seed, config.augment.repeats
         )
 
     def train(self, step: int, count: int) -> list[Dispatch]:

@@ -15,6 +15,7 @@ from etils import epath
 
 from kd_jax import checkpoint, evaluation
 from kd_jax.data import Dataset
+from kd_jax.data.mixing import Mixing
 from kd_jax.data.views import Views
 from kd_jax.display import clock, tracker
 from kd_jax.errors import UserError
@@ -53,17 +54,19 @@ class Kind:
 
 
 def kind(
-    field: str, wanted: str, dtype: str, top_k: int, views: Views, mixup: float, num_classes: int
+    field: str, wanted: str, dtype: str, top_k: int, views: Views, mixing: Mixing, num_classes: int
 ) -> Kind:
     """What `wanted`, 'exact' or the number of views, means for a run with these views.
 
     Raises:
       UserError: if that cannot be kept, or is no such number.
     """
-    if mixup:
+    if mixing.on:
+        those = ' and '.join(f'augment.{name}={value}' for name, value in mixing.on.items())
+        off = ' and '.join(f'augment.{name}=0.' for name in mixing.on)
         raise UserError(
-            f'{field} is {wanted!r}, but with augment.mixup={mixup} every image is mixed with '
-            "another one every time; set augment.mixup=0. or soft_targets='live'"
+            f'{field} is {wanted!r}, but with {those} every image is mixed with another one every '
+            f"time; set {off} or soft_targets='live'"
         )
     top_k_field = '--top_k' if field.startswith('--') else f'{field}_top_k'
     if top_k >= num_classes:
@@ -99,9 +102,6 @@ class Extraction:
         """Everything that a teacher's targets depend on."""
         assert teacher.variables is not None
         info, kind = self.dataset.info, self.kind
-        views = dataclasses.asdict(kind.views)
-        if not kind.views.cutout:
-            del views['fill']
 
         def shape(split: str) -> list[Any]:
             width = kind.views.count if split == 'train' else 1
@@ -125,7 +125,7 @@ class Extraction:
                 'num_classes': info.num_classes,
                 'checksum': self.dataset.checksum,
             },
-            'augment': views,
+            'augment': kind.views.record,
             'precision': self.precision,
             'dtype': kind.dtype,
             'top_k': kind.top_k,

@@ -47,13 +47,13 @@ class Placement:
         """Indices and view numbers `[S, B]` of `count` steps from `step` on; what
         comes after those is not used.
 
-        With mixup also each example's partner, its neighbour in the batch; and the soft
-        targets that no device holds.
+        With mixtures also each example's partner, its neighbour in the batch (with repeats the
+        next other image's view); and the soft targets that no device holds.
         """
         stack = order.stacked(step, count, self.run.timing.steps_per_dispatch)
-        partners = {f'partner_{name}': np.roll(value, 1, axis=1) for name, value in stack.items()}
-        if not self.run.step.mixup:
-            partners = {}
+        far, partners = self.run.config.augment.repeats, {}
+        if self.run.step.mixing.on:
+            partners = {f'partner_{name}': np.roll(x, far, axis=1) for name, x in stack.items()}
         if not teachers.streamed:
             return stack | partners
         slot = self.slots(order.seed, stack['index'], stack['view'])

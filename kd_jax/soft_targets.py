@@ -18,6 +18,7 @@ from kd_jax import display, extraction, runtime, signals, trained
 from kd_jax.command import load_config, parse
 from kd_jax.config import Run
 from kd_jax.config_check import check_study
+from kd_jax.data.mixing import Mixing
 from kd_jax.data.views import Views
 from kd_jax.errors import UserError, fail, told_to_the_user
 from kd_jax.fields import checked
@@ -47,17 +48,15 @@ def _runs(path: epath.Path) -> list[RunDirectory]:
 
 def _kind(config: ConfigDict, dataset: data_lib.Dataset) -> extraction.Kind:
     """What the flags ask to keep."""
-    limits, augment, wanted = fields_of(Run), dict(config.augment), _VIEWS.value
+    limits, wanted, info = fields_of(Run), _VIEWS.value, dataset.info
     if wanted == 'live' or not limits['soft_targets'].metadata['limit'].allowed(wanted):
         raise UserError(
             f"--views is {wanted!r}; it must be 'exact' or a number of views, such as '8'"
         )
     top_k = checked('--top_k', _TOP_K.value, limits['soft_targets_top_k'])
-    mixup = augment.pop('mixup')
-    views = Views(**augment, fill=dataset.info.mean_pixel)
-    return extraction.kind(
-        '--views', wanted, _DTYPE.value, top_k, views, mixup, dataset.info.num_classes
-    )
+    views, mixing = Views.of(config.augment, info.mean_pixel), Mixing.of(config.augment)
+    views.check(info.image_shape, 'augment')
+    return extraction.kind('--views', wanted, _DTYPE.value, top_k, views, mixing, info.num_classes)
 
 
 def main(argv: list[str]) -> None:

@@ -3,13 +3,19 @@ known set that can be met again.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from kd_jax.data import augment
+from kd_jax.data.colour import CHANNELS
 from kd_jax.errors import UserError
+from kd_jax.fields import own
+
+_TOGETHER = ('crop', 'random_resized_crop'), ('rand_augment', 'trivial_augment')
+_COLOURED = ('rand_augment', 'trivial_augment', 'color_jitter')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,10 +34,29 @@ class Views(augment.Parts):
     repeated: int = 0
     seed: int = 0
 
+    @classmethod
+    def of(cls, settings: Mapping[str, Any], fill: Sequence[float]) -> 'Views':
+        """What the fields `augment` of a run say about them."""
+        return cls(**{name: settings[name] for name in own(augment.Parts)}, fill=tuple(fill))
+
     def check(self, image_shape: Sequence[int], path: str) -> None:
-        """Raises `UserError` where a crop or hole may leave nothing of images `(H, W, C)`. path:
-        of the fields, for the sentence.
+        """Raises `UserError` for parts that exclude each other, that need other channels than those
+        of images `(H, W, C)`, or that may leave nothing of them. path: of the fields, for the
+        sentence.
         """
+        for one, other in _TOGETHER:
+            if getattr(self, one) and getattr(self, other):
+                raise UserError(
+                    f'{path}.{one} is {getattr(self, one)} and {path}.{other} is '
+                    f'{getattr(self, other)}; they do not go together: turn one of them off'
+                )
+        coloured = [name for name in _COLOURED if getattr(self, name)]
+        if coloured and image_shape[2] not in CHANNELS:
+            raise UserError(
+                f'{path}.{coloured[0]} is {getattr(self, coloured[0])} for images of '
+                f'{image_shape[2]} channels; it knows grey and red-green-blue images, of 1 or 3: '
+                'turn it off'
+            )
         side = min(image_shape[:2])
         for name in ('crop', 'cutout'):
             if getattr(self, name) >= side:
@@ -55,7 +80,17 @@ class Views(augment.Parts):
     @property
     def uncountable(self) -> list[str]:
         """The parts that are on and make more views than can be counted."""
-        return [name for name in augment.DRAWN if getattr(self, name)]
+        return [name for name in augment.UNCOUNTABLE if getattr(self, name)]
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The fields that say which views these are: without those that change nothing."""
+        fields = dataclasses.asdict(self)
+        if not any(part.blanks and getattr(self, name) for name, part in augment.DRAWN.items()):
+            del fields['fill']
+        if not self.rand_augment:
+            del fields['rand_augment_magnitude']
+        return fields
 
     def augment(
         self, key: jax.Array, images: jax.Array, index: jax.Array, number: jax.Array
@@ -88,6 +123,25 @@ class Views(augment.Parts):
         return jax.vmap(
             lambda image, number: augment.window(image, number, crop=self.crop, flip=self.flip)
         )(images, slot)
+
+    def boxes(
+        self,
+        key: jax.Array,
+        index: jax.Array,
+        number: jax.Array,
+        height: jax.Array,
+        width: jax.Array,
+    ) -> jax.Array:
+        """The boxes `[B, 4]` of the random resized crops of those views, in originals of `height`
+        and `width` `[B]`: for those who cut them out before the rest of the view is made, by
+        `dataclasses.replace(views, random_resized_crop=0.0)`.
+        """
+        key, number = self._which(key, number)
+
+        def one(index: jax.Array, number: jax.Array, height: Any, width: Any) -> jax.Array:
+            return augment.draw_box(_key(key, index, number), height, width, self)
+
+        return jax.vmap(one)(index, number, height, width)
 
     def _which(self, key: jax.Array, number: jax.Array) -> tuple[jax.Array, jax.Array]:
         return (

@@ -14,7 +14,8 @@ import scipy.ndimage
 import scipy.stats
 from helpers import FASTEST_COMPILE, quickly
 
-from kd_jax.data.augment import Parts, augment, mixup_share, rotate_image
+from kd_jax.data.augment import Parts, augment, rotate_image
+from kd_jax.data.mixing import mixup_share
 
 
 def image_of(height, width, channels, seed=0):
