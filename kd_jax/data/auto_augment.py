@@ -5,6 +5,7 @@ images go through, of which at most one changes an image: a map of places, a ble
 made of the image, a table of grey levels. All give whole grey levels, as PIL does.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -52,11 +53,12 @@ def rand_augment(key: jax.Array, image: jax.Array, count: int, magnitude: float)
     """RandAugment (Cubuk et al. 2020, arXiv:1909.13719): `count` operations, each drawn from all of
     them, at one magnitude.
     """
-    image = _whole(image)
-    for number in range(count):
+
+    def one(number: jax.Array, image: jax.Array) -> jax.Array:
         which, sign = jax.random.split(jax.random.fold_in(key, number))
-        image = operate(image, _drawn(which), magnitude, _sign(sign), RAND)
-    return image
+        return operate(image, _drawn(which), magnitude, _sign(sign), RAND)
+
+    return jax.lax.fori_loop(0, count, one, _whole(image))
 
 
 def trivial_augment(key: jax.Array, image: jax.Array) -> jax.Array:
@@ -82,15 +84,23 @@ def operate(
     operation = jnp.asarray(operation, jnp.int32)
     magnitude = jnp.asarray(magnitude, jnp.float32)
     signed = sign * magnitude / STRONGEST
-    image = _moved(image, operation, signed, space)
-    image = _blended(image, operation, signed, space)
-    table = _table(image, operation, magnitude, space)
+    # What is seen of another place comes last: nothing has to look at it.
+    blended = _blended(image, operation, signed, space)
+    # XLA would compute a table again for each pixel that looks into it; the result of a product is
+    # kept, and whole numbers to 255 are exact in every precision.
+    table = _table(image, operation, magnitude, space).astype(image.dtype) @ jnp.eye(256)
     channel = jnp.arange(image.shape[-1])[None, None, :]
-    return table[channel, image.astype(jnp.int32)].astype(image.dtype)
+    found = table[channel, image.astype(jnp.int32)]
+    found = jnp.where(_is_any(operation, _BLENDS), blended, found)
+    return _moved(found, operation, signed, space)
 
 
 def _is(operation: jax.Array, name: str) -> jax.Array:
     return operation == OPERATIONS.index(name)
+
+
+def _is_any(operation: jax.Array, names: Sequence[str]) -> jax.Array:
+    return jnp.isin(operation, jnp.array([OPERATIONS.index(name) for name in names]))
 
 
 def _drawn(key: jax.Array) -> jax.Array:
@@ -140,9 +150,7 @@ def _blended(image: jax.Array, operation: jax.Array, signed: jax.Array, space: S
     other = jnp.where(_is(operation, 'contrast'), jnp.floor(shade.mean() + 0.5), shade)
     other = jnp.where(_is(operation, 'brightness'), 0.0, other)
     other = jnp.where(_is(operation, 'sharpness'), _smooth(image), other)
-    one_of_them = jnp.isin(operation, jnp.array([OPERATIONS.index(name) for name in _BLENDS]))
-    factor = 1.0 + jnp.where(one_of_them, space.blend * signed, 0.0)
-    return jnp.floor(blend(image, other, factor))
+    return jnp.floor(blend(image, other, 1.0 + space.blend * signed))
 
 
 def _smooth(image: jax.Array) -> jax.Array:
