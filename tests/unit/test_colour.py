@@ -60,7 +60,7 @@ def test_a_turned_hue_is_that_of_the_colour_circle(changed):
         planes = np.array(Image.fromarray(image).convert('HSV'))
         planes[..., 0] += np.int32(part * 255).astype(np.uint8)
         theirs = np.asarray(Image.fromarray(planes, 'HSV').convert('RGB'))
-        assert np.abs(found - theirs).max() <= 8 and np.abs(found - theirs).mean() < 1
+        assert np.abs(found - theirs).max() < 9 and np.abs(found - theirs).mean() < 1.5
 
 
 def test_every_order_of_the_four_is_drawn_alike(monkeypatch):
