@@ -211,7 +211,7 @@ def test_a_view_depends_on_its_key_and_image_alone(parts, apart, different):
 
 def test_a_sub_key_stays_with_its_part():
     """Another one would be another training run for everyone who resumes."""
-    assert {name: part.place for name, part in DRAWN.items()} == {
+    places = {
         'rotate': 2,
         'cutout': 3,
         'rand_augment': 5,
@@ -219,7 +219,10 @@ def test_a_sub_key_stays_with_its_part():
         'color_jitter': 7,
         'random_erasing': 8,
     }
+    assert {name: DRAWN[name].place for name in places} == places
     assert RESIZED_CROP == 4
+    taken = [0, 1, RESIZED_CROP, *(part.place for part in DRAWN.values())]
+    assert len(set(taken)) == len(taken)
 
 
 def test_a_resized_crop_is_of_the_box_that_can_be_asked_for():

@@ -50,7 +50,9 @@ def test_changes_are_pil_s(changed, which):
 
 
 def test_a_turned_hue_is_that_of_the_colour_circle(changed):
-    """That of `colorsys` exactly; PIL's has 256 steps of hue and of saturation: eight levels."""
+    """That of `colorsys`; PIL's has 256 steps of hue and of saturation, and torchvision moves it by
+    255 of them at most: together that is less than fourteen levels, and one in the mean.
+    """
     image = photos()[1]
     rows = image[::12, ::12].reshape(-1, 3)
     for part, found in zip(TURNS, changed[1], strict=True):
@@ -60,7 +62,7 @@ def test_a_turned_hue_is_that_of_the_colour_circle(changed):
         planes = np.array(Image.fromarray(image).convert('HSV'))
         planes[..., 0] += np.int32(part * 255).astype(np.uint8)
         theirs = np.asarray(Image.fromarray(planes, 'HSV').convert('RGB'))
-        assert np.abs(found - theirs).max() < 9 and np.abs(found - theirs).mean() < 1.5
+        assert np.abs(found - theirs).max() < 14 and np.abs(found - theirs).mean() < 1.5
 
 
 def test_every_order_of_the_four_is_drawn_alike(monkeypatch):
