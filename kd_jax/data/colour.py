@@ -37,18 +37,25 @@ def color_jitter(key: jax.Array, image: jax.Array, most: Sequence[float]) -> jax
     low = jnp.array([max(0.0, 1.0 - amount) for amount in amounts], jnp.float32)
     high = jnp.array([1.0 + amount for amount in amounts], jnp.float32)
     factors = jax.random.uniform(factor_key, (3,), minval=low, maxval=high)
-    order = jax.random.permutation(order_key, jnp.array(on, jnp.int32)) if on else ()
+    if on:
+        order = jax.random.permutation(order_key, jnp.array(on, jnp.int32))
+        factors = factors[order]
+
+    def scaled(image: jax.Array, now: jax.Array | bool) -> jax.Array:
+        """By those places of the order that are `now`."""
+        if not on:
+            return image
+        turn = jnp.where(now, factors, 1.0)
+        # A loop, whose images XLA keeps: it would compute them again for each mean.
+        return jax.lax.fori_loop(
+            0, len(on), lambda place, image: _scaled(image, order[place], turn[place]), image
+        )
+
     if not hue:
-        for which in order:
-            image = _scaled(image, which, factors[which])
-        return image
-    first = jax.random.randint(place_key, (), 0, len(on) + 1)
-    for place, which in enumerate(order):
-        image = _scaled(image, which, jnp.where(place < first, factors[which], 1.0))
-    image = turned_hue(image, jax.random.uniform(hue_key, minval=-hue, maxval=hue))
-    for place, which in enumerate(order):
-        image = _scaled(image, which, jnp.where(place < first, 1.0, factors[which]))
-    return image
+        return scaled(image, True)
+    before = jnp.arange(len(on)) < jax.random.randint(place_key, (), 0, len(on) + 1)
+    image = turned_hue(scaled(image, before), jax.random.uniform(hue_key, minval=-hue, maxval=hue))
+    return scaled(image, ~before)
 
 
 def _scaled(image: jax.Array, which: jax.Array, factor: jax.Array) -> jax.Array:
