@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from kd_jax.data import augment
 from kd_jax.data.colour import CHANNELS
 from kd_jax.errors import UserError
-from kd_jax.fields import own
+from kd_jax.fields import defaults, own
 
 _TOGETHER = ('crop', 'random_resized_crop'), ('rand_augment', 'trivial_augment')
 _COLOURED = ('rand_augment', 'trivial_augment', 'color_jitter')
@@ -44,11 +44,13 @@ class Views(augment.Parts):
         of images `(H, W, C)`, or that may leave nothing of them. path: of the fields, for the
         sentence.
         """
+        usual = defaults(augment.Parts)
         for one, other in _TOGETHER:
             if getattr(self, one) and getattr(self, other):
                 raise UserError(
                     f'{path}.{one} is {getattr(self, one)} and {path}.{other} is '
-                    f'{getattr(self, other)}; they do not go together: turn one of them off'
+                    f'{getattr(self, other)}; they do not go together: set {path}.{one}=0 or '
+                    f'{path}.{other}={usual[other]}'
                 )
         coloured = [name for name in _COLOURED if getattr(self, name)]
         if coloured and image_shape[2] not in CHANNELS:
