@@ -66,7 +66,7 @@ class Settings(Mixing, Parts):
 
 
 def augment(key: jax.Array, image: jax.Array, parts: Parts, fill: Fill = 0.0) -> jax.Array:
-    """A random view of an image: a window of it, then each part of `DRAWN` that is on.
+    """A random view of an image: a part of it resized or a window, then what of `DRAWN` is on.
 
     Each part draws from its own sub-key, so that switching one on does
     not change what another draws.
