@@ -9,11 +9,10 @@ validation images, of which the shorter side becomes 256 pixels and the middle 2
 
     python -m kd_jax.main --config=configs/imagenet.py:method=kl,pair=resnet50-mobilenet_v1
         --config.teachers.teacher.torch=resnet50-0676ba61.pth
-        --config.data.source=folder --config.data.path=ILSVRC2012
+        --config.data.path=ILSVRC2012
 
-ILSVRC2012 has train/n01440764/*.JPEG ... and val/n01440764/*.JPEG ...; or, with
-`--config.data.source=tfds --config.data.name=imagenet2012`, it is the data_dir in which TFDS
-prepared the set. The teacher's file is torchvision's (a state dict). With
+ILSVRC2012 has train/n01440764/*.JPEG ... and val/n01440764/*.JPEG ...; with `data=tfds` as another
+argument it is the data_dir in which TFDS prepared imagenet2012. The teacher's file is torchvision's (a state dict). With
 `--config.runs.student.soft_targets=8` what the teacher says of 8 views of each image is kept and
 read beside the images (FKD, Shen and Xing 2022, arXiv:2112.01528).
 
@@ -45,11 +44,12 @@ OF_PAIR = {'resnet34-resnet18': {'dkd': {'dkd.beta': 0.5}, 'reviewkd': {'reviewk
 
 
 def get_config(argument: str = ''):
-    chosen = common.arguments(argument, method=METHODS, pair=PAIRS)
+    chosen = common.arguments(argument, method=METHODS, pair=PAIRS, data=('folder', 'tfds'))
     teacher, student = chosen['pair'].split('-')
     config = common.study()
     config.precision = 'bfloat16'
-    config.data.source, config.data.name = 'folder', 'imagenet2012'
+    config.data.source = chosen['data']
+    config.data.name = 'imagenet2012' if chosen['data'] == 'tfds' else ''
     config.data.size, config.data.resize = 224, 256
     config.data.decode, config.data.interpolation = 'photo', 'bilinear'
     config.data.mean, config.data.std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

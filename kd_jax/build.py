@@ -13,6 +13,8 @@ from ml_collections import ConfigDict
 
 from kd_jax import extraction, objectives, optim, placement, teacher_outputs, trained
 from kd_jax.data import Dataset, DatasetInfo
+from kd_jax.data.batches import check_repeats
+from kd_jax.data.mixing import Mixing
 from kd_jax.data.views import Views
 from kd_jax.errors import UserError, unknown
 from kd_jax.initialization import (
@@ -123,7 +125,7 @@ def run_spec(
         sees=sees,
         plans=plans,
         pool=_pool(dataset, step.objective),
-        images=Images(lie, None, run.data.workers),
+        images=Images(lie, run.data.workers),
         peak=settings.learning_rate,
         init_optimizer=jax.jit(optimizer({}).init),
         targets=targets,
@@ -145,11 +147,10 @@ def _step(
     what is kept of the teachers.
     """
     info = dataset.info
-    augment = dict(run.augment)
-    mixup = augment.pop('mixup')
-    views = Views(**augment, fill=info.mean_pixel)
+    views, mixing = _views(run, info), Mixing.of(run.augment)
     views.check(info.image_shape, f'runs.{name}.augment')
-    targets = _targets(name, run, views, mixup, info.num_classes, teachers)
+    check_repeats(run.augment.repeats, run.batch_size, f'runs.{name}.augment.repeats')
+    targets = _targets(name, run, views, mixing, info.num_classes, teachers)
     specs = _teachers(
         run, teachers, students['student'], parallel.fast, timing, stored=targets is not None
     )
@@ -167,11 +168,15 @@ def _step(
         views=views if targets is None else targets.views,
         precision=run.precision,
         steps_per_epoch=timing.steps_per_epoch,
-        mixup=mixup,
+        mixing=mixing,
         accumulate=settings.accumulate,
         ema_decay=settings.ema_decay,
         snapshot_steps=_snapshot_steps(run, timing),
     ), targets
+
+
+def _views(run: ConfigDict, info: DatasetInfo) -> Views:
+    return Views.of(run.augment, info.mean_pixel, photos=run.data.decode == 'photo')
 
 
 def _settings(run: ConfigDict, teachers: Mapping[str, Trained]) -> optim.Settings:
@@ -211,7 +216,7 @@ def _targets(
     name: str,
     run: ConfigDict,
     views: Views,
-    mixup: float,
+    mixing: Mixing,
     num_classes: int,
     teachers: Mapping[str, Trained],
 ) -> extraction.Kind | None:
@@ -230,7 +235,7 @@ def _targets(
             "run in teachers, or set 'live'"
         )
     wanted = run.soft_targets, run.soft_targets_dtype, run.soft_targets_top_k
-    return extraction.kind(path, *wanted, views, mixup, num_classes)
+    return extraction.kind(path, *wanted, views, mixing, num_classes)
 
 
 def _teachers(

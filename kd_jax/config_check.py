@@ -52,6 +52,10 @@ _SWITCHES: dict[str, tuple[str, Callable[[ConfigDict], bool]]] = {
         )
         for name in ('size', 'labels', 'test_share', 'on_bad_image', 'cache')
     },
+    'augment.rand_augment_magnitude': (
+        'augment.rand_augment is more than 0',
+        lambda run: run.augment.rand_augment > 0,
+    ),
     'data.labels_seed': (
         'data.labels_per_class is more than 0',
         lambda run: run.data.labels_per_class > 0,

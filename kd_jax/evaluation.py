@@ -10,7 +10,7 @@ import numpy as np
 
 from kd_jax import feed, metrics, step
 from kd_jax.data import ArraySource, batches
-from kd_jax.data.boxes import Crop
+from kd_jax.data.crops import Crop
 from kd_jax.data.dataset import MappedSource, Source
 from kd_jax.networks import Ensemble, Network
 from kd_jax.parallel import Parallel, with_products

@@ -75,9 +75,9 @@ class Executor:
         """
         self.jobs = list(jobs)
         self.placement.close()
-        run, order_seed = self.run, self.jobs[0].order_seed
+        run, config, order_seed = self.run, self.run.config, self.jobs[0].order_seed
         self._order = batches.TrainOrder(
-            run.pool, len(run.dataset.train), run.config.batch_size, order_seed
+            run.pool, len(run.dataset.train), config.batch_size, order_seed, config.augment.repeats
         )
 
     def train(self, step: int, count: int) -> list[Dispatch]:

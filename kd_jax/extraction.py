@@ -18,7 +18,7 @@ from etils import epath
 
 from kd_jax import checkpoint, evaluation
 from kd_jax.data import Dataset
-from kd_jax.data.boxes import Crop
+from kd_jax.data.mixing import Mixing
 from kd_jax.data.views import Views
 from kd_jax.display import clock, tracker
 from kd_jax.errors import UserError
@@ -45,7 +45,6 @@ class Kind:
     views: Views
     dtype: str = 'float16'
     top_k: int = 0  # so many classes of each view; 0: all
-    crop: Crop | None = None  # that the views are of the photos
 
     def row_type(self, split: str, num_classes: int) -> np.dtype:
         if split == 'train':
@@ -58,17 +57,19 @@ class Kind:
 
 
 def kind(
-    field: str, wanted: str, dtype: str, top_k: int, views: Views, mixup: float, num_classes: int
+    field: str, wanted: str, dtype: str, top_k: int, views: Views, mixing: Mixing, num_classes: int
 ) -> Kind:
     """What `wanted`, 'exact' or the number of views, means for a run with these views.
 
     Raises:
       UserError: if that cannot be kept, or is no such number.
     """
-    if mixup:
+    if mixing.on:
+        those = ' and '.join(f'augment.{name}={value}' for name, value in mixing.on.items())
+        off = ' and '.join(f'augment.{name}=0.' for name in mixing.on)
         raise UserError(
-            f'{field} is {wanted!r}, but with augment.mixup={mixup} every image is mixed with '
-            "another one every time; set augment.mixup=0. or soft_targets='live'"
+            f'{field} is {wanted!r}, but with {those} every image is mixed with another one every '
+            f"time; set {off} or soft_targets='live'"
         )
     top_k_field = '--top_k' if field.startswith('--') else f'{field}_top_k'
     if top_k >= num_classes:
@@ -105,9 +106,6 @@ class Extraction:
         """Everything that a teacher's targets depend on."""
         assert teacher.variables is not None
         info, kind = self.dataset.info, self.kind
-        views = dataclasses.asdict(kind.views)
-        if not kind.views.cutout:
-            del views['fill']
 
         def shape(split: str) -> list[Any]:
             width = kind.views.count if split == 'train' else 1
@@ -131,7 +129,7 @@ class Extraction:
                 'num_classes': info.num_classes,
                 'checksum': self.dataset.checksum,
             },
-            'augment': views,
+            'augment': kind.views.record,
             'precision': self.precision,
             'dtype': kind.dtype,
             'top_k': kind.top_k,
@@ -207,7 +205,7 @@ class Extraction:
             every = [
                 index for s, rows, w in work if s == split for index in _indices(rows, w, parallel)
             ]
-            crop = self.kind.crop if split == 'train' else None
+            crop = self.kind.views.cut(0) if split == 'train' else None
             ahead = closing.enter_context(contextlib.closing(of.batches(parallel, every, crop)))
             return partial(run, variables), of, ahead
 

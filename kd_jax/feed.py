@@ -15,7 +15,7 @@ from absl import flags
 
 from kd_jax import runtime
 from kd_jax.data import stream
-from kd_jax.data.boxes import Crop
+from kd_jax.data.crops import Crop
 from kd_jax.data.dataset import Arrays, Source
 from kd_jax.errors import UserError
 from kd_jax.monitor import warn, warn_once

@@ -60,6 +60,11 @@ class Placement:
         self._sharded: Sharded | None = None
         self._order: TrainOrder | None = None  # that the feed follows
 
+    @property
+    def _far(self) -> int:
+        """How far an example's partner in a mixture is; 0: it has none."""
+        return self.run.config.augment.repeats if self.run.step.mixing.on else 0
+
     def close(self) -> None:
         """Nothing is read ahead any more."""
         if self._feed is not None:
@@ -104,14 +109,15 @@ class Placement:
         """Indices and view numbers `[S, B]` of `count` steps from `step` on, laid out for the
         steps; what comes after those is not used.
 
-        With mixup also each example's partner, its neighbour in the batch; and the soft
-        targets and the images that no device holds. busy(): whether the devices are.
+        With mixtures also each example's partner, its neighbour in the batch (with repeats the
+        next other image's view); and the soft targets and the images that no device holds.
+        busy(): whether the devices are.
         """
         on_devices = self.run.images.placement in ('resident', 'sharded')
         source = None if on_devices else self.split('train').source
         if source is None:
             stack = order.stacked(step, count, self.run.timing.steps_per_dispatch)
-            stack = with_partners(stack, axis=1) if self.run.step.mixup else stack
+            stack = with_partners(stack, self._far, axis=1)
             return self.parallel.divide(self._with_targets(order, stack, teachers), axis=1)
         timing = self.run.timing
         if count != timing.count_at(step):  # not as a training goes on
@@ -129,11 +135,9 @@ class Placement:
         self, source: Source, order: TrainOrder, teachers: TeacherData, first: int, last: int
     ) -> feed.Feed:
         """The batches from one step to another."""
-        timing, crop = self.run.timing, self.run.images.crop
-        if crop is not None and not crop.repeated:
-            crop = crop._replace(seed=order.seed)
+        timing, crop = self.run.timing, self.run.step.views.cut(order.seed)
         mine = share(self.parallel, self.run.config.batch_size)
-        at = Share(order, *mine, partners=bool(self.run.step.mixup))
+        at = Share(order, *mine, self._far)
         reading = feed.Reading(source, at, first, last, crop)
 
         def finish(group: list[Arrays]) -> Arrays:

@@ -14,16 +14,18 @@ from etils import epath
 from ml_collections import ConfigDict, config_flags
 
 from kd_jax import data as data_lib
-from kd_jax import display, extraction, runtime, signals, trained
+from kd_jax import display, extraction, placement, runtime, signals, trained
 from kd_jax.command import load_config, parse
 from kd_jax.config import Run
 from kd_jax.config_check import check_study
+from kd_jax.data.mixing import Mixing
 from kd_jax.data.views import Views
 from kd_jax.errors import UserError, fail, told_to_the_user
 from kd_jax.fields import checked
 from kd_jax.fields import own as fields_of
 from kd_jax.monitor import say
 from kd_jax.parallel import Parallel
+from kd_jax.spec import Images
 from kd_jax.workdir import RunDirectory, find_run, matches
 
 _TEACHER = flags.DEFINE_multi_string(
@@ -47,17 +49,16 @@ def _runs(path: epath.Path) -> list[RunDirectory]:
 
 def _kind(config: ConfigDict, dataset: data_lib.Dataset) -> extraction.Kind:
     """What the flags ask to keep."""
-    limits, augment, wanted = fields_of(Run), dict(config.augment), _VIEWS.value
+    limits, wanted, info = fields_of(Run), _VIEWS.value, dataset.info
     if wanted == 'live' or not limits['soft_targets'].metadata['limit'].allowed(wanted):
         raise UserError(
             f"--views is {wanted!r}; it must be 'exact' or a number of views, such as '8'"
         )
     top_k = checked('--top_k', _TOP_K.value, limits['soft_targets_top_k'])
-    mixup = augment.pop('mixup')
-    views = Views(**augment, fill=dataset.info.mean_pixel)
-    return extraction.kind(
-        '--views', wanted, _DTYPE.value, top_k, views, mixup, dataset.info.num_classes
-    )
+    photos, mixing = config.data.decode == 'photo', Mixing.of(config.augment)
+    views = Views.of(config.augment, info.mean_pixel, photos=photos)
+    views.check(info.image_shape, 'augment')
+    return extraction.kind('--views', wanted, _DTYPE.value, top_k, views, mixing, info.num_classes)
 
 
 def main(argv: list[str]) -> None:
@@ -79,8 +80,10 @@ def main(argv: list[str]) -> None:
             trained.check_teacher(teacher, dataset.info)
         parallel = Parallel(config.parallel, config.devices or None, fast=config.fast)
         title = ', '.join(str(run.path) for run in runs)
+        lie = placement.choose(dataset, config.data.placement, parallel)
+        images, kept = Images(lie, config.data.workers), _kind(config, dataset)
         wanted = extraction.Extraction(
-            teachers, dataset, _kind(config, dataset), parallel, config.precision, title
+            teachers, dataset, kept, parallel, config.precision, title, images
         )
         places = [run.path for run in runs]
         with display.showing(display.choose(stopping=lambda: bool(stop))):

@@ -17,7 +17,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from kd_jax.data import Dataset, DatasetInfo
-from kd_jax.data.boxes import Crop
+from kd_jax.data.mixing import Mixing
 from kd_jax.data.views import Views
 from kd_jax.models.common import Output
 from kd_jax.models.initial import Plan
@@ -74,7 +74,7 @@ class StepSpec:
     precision: str
     steps_per_epoch: float
     optimizer: Callable[[Hparams], optax.GradientTransformation] | None = None
-    mixup: float = 0.0  # 0: off
+    mixing: Mixing = dataclasses.field(default_factory=Mixing)  # of the training images
     accumulate: int = 1  # parts of a batch, one after the other
     ema_decay: float = 0.0  # 0: no average
     snapshot_steps: int = 0  # updates between snapshots; 0: none
@@ -100,11 +100,10 @@ class Timing:
 
 class Images(NamedTuple):
     """How the images of a run come to its steps. placement: where they lie, 'resident', 'sharded',
-    'host' or 'stream'. crop: of the photos of a stream. workers: processes that read it.
+    'host' or 'stream'. workers: processes that read a stream.
     """
 
     placement: str
-    crop: Crop | None = None
     workers: int = 0
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import optax
 
 from kd_jax import metrics, optim
-from kd_jax.data import augment
+from kd_jax.data import mixing
 from kd_jax.data.columns import read
 from kd_jax.data.views import Views
 from kd_jax.models.common import Output, mean_probabilities
@@ -43,10 +43,10 @@ def make_prepare(spec: StepSpec) -> Callable[..., Arrays]:
     for every student of a sweep.
 
     seed: of views. teachers: name -> variables. arrays: the columns of a resident data set,
-    `[N, ...]`. batch: `index`, `view` `[B]` int32 and, with mixup, `partner_index`,
-    `partner_view` and `mix` (see `_mixed`); `targets`: stored rows, where they come with the batch.
+    `[N, ...]`. batch: `index`, `view` `[B]` int32 and, with mixtures, `partner_index`,
+    `partner_view` and what `_mixed` adds; `targets`: stored rows, where they come with the batch.
     The result has `image` `[B, H, W, C]` float32 in 0..255, `label` `[B]` int32, `mask`
-    `[B]`, with mixup also `mixed_label` `[B]` and `mix`, a scalar; and `teachers`,
+    `[B]`, with mixtures also `mixed_label` `[B]` and `mix`, a scalar; and `teachers`,
     name -> `Output` of those that need no state.
     """
     views = spec.views
@@ -56,11 +56,11 @@ def make_prepare(spec: StepSpec) -> Callable[..., Arrays]:
         batch = read(arrays, batch)
         index, view = batch['index'], batch['view']
         image = views.augment(key, batch['image'], index, view)
-        if spec.mixup:
+        if spec.mixing.on:
             partner = views.augment(
                 key, batch['partner_image'], batch['partner_index'], batch['partner_view']
             )
-            image = batch['mix'] * image + (1 - batch['mix']) * partner
+            image = mixing.mixed(image, partner, batch)
         batch = without_partners(batch) | {'image': image}
         if any(teacher.network is None and teacher.shared for teacher in spec.teachers):
             batch['slot'] = views.slot(key, index, view)
@@ -70,17 +70,20 @@ def make_prepare(spec: StepSpec) -> Callable[..., Arrays]:
             if t.shared
         }
         return {
-            name: column for name, column in batch.items() if name not in ('slot', 'targets')
+            name: column for name, column in batch.items() if name not in ('cut', 'slot', 'targets')
         } | {'teachers': said}
 
     return prepare
 
 
-def _mixed(spec: StepSpec, seed: jax.Array, step: jax.Array | np.ndarray, batch: Arrays) -> Arrays:
-    """The batch and, with mixup, `mix`: the share of each image's own in its mixture, a scalar."""
-    if not spec.mixup:
+def _mixed(
+    spec: StepSpec, arrays: Arrays, seed: jax.Array, step: jax.Array | np.ndarray, batch: Arrays
+) -> Arrays:
+    """The batch and, with mixtures, what they are, see `mixing.draw`: the same for all of it."""
+    if not spec.mixing.on:
         return batch
-    return batch | {'mix': augment.mixup_share(_step_key(seed, step), spec.mixup)}
+    sides = read(arrays, batch)['image'].shape[1:3]
+    return batch | mixing.draw(_step_key(seed, step), spec.mixing, *sides)
 
 
 def without_partners(batch: Arrays) -> Arrays:
@@ -290,7 +293,7 @@ def make_train_step(spec: StepSpec, axis_name: str | None = None) -> Step:
         batch: Arrays,
     ) -> tuple[TrainState, Arrays]:
         labels = without_partners(read(arrays, batch))
-        batch = _mixed(spec, seeds[0], state.step, batch)
+        batch = _mixed(spec, arrays, seeds[0], state.step, batch)
 
         def part(number: int) -> Arrays:
             return prepare(seeds[0], teachers, arrays, every(batch, number, spec.accumulate))
@@ -315,7 +318,7 @@ def make_prepare_step(
     def prepare_step(
         step: jax.Array, seed: jax.Array, teachers: Teachers, arrays: Arrays, batch: Arrays
     ) -> tuple[jax.Array, Arrays]:
-        prepared = prepare(seed, teachers, arrays, _mixed(spec, seed, step, batch))
+        prepared = prepare(seed, teachers, arrays, _mixed(spec, arrays, seed, step, batch))
         if not features:
             prepared['teachers'] = {
                 name: Output(said.logits, {}) for name, said in prepared['teachers'].items()

@@ -26,7 +26,7 @@ FEATURES = {
     ),
     'peer': ({}, {}, ('self:peer',)),
     'stored targets': ({'soft_targets': 'exact'}, {}, ()),
-    'mixup': ({}, {'mixup': 1.0}, ()),
+    'mixup': ({}, {'mixup': 1.0, 'cutmix': 1.0}, ()),
     'accumulation': ({'optim.accumulate': 2}, {}, ()),
     'average of weights': ({'optim.ema_decay': 0.9}, {}, ()),
     'freezing': ({'optim.freeze': ('stage1',)}, {}, ()),

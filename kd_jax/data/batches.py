@@ -15,7 +15,9 @@ class TrainOrder:
 
     The draws are passes over the pool, one after the other, each a random permutation of it; step s
     takes draws s*B ... s*B + B - 1. So batches straddle passes, nothing is dropped, and every
-    element is drawn equally often.
+    element is drawn equally often. With `repeats` each draw of a pass counts so often, one after
+    the other (Hoffer et al. 2020, arXiv:1901.09335, Berman et al. 2019, arXiv:1902.05509); a batch
+    may end among them, and the next one goes on.
 
     Args:
       pool: distinct integers `[P]`, the indices that may be drawn.
@@ -23,9 +25,12 @@ class TrainOrder:
         if the pool is a part of it).
       batch_size: B; may be larger than the pool.
       seed: 0 or more.
+      repeats: how often an element is drawn at once, each time for another view.
     """
 
-    def __init__(self, pool: np.ndarray, epoch_size: int, batch_size: int, seed: int):
+    def __init__(
+        self, pool: np.ndarray, epoch_size: int, batch_size: int, seed: int, repeats: int = 1
+    ):
         self._pool = np.asarray(pool, np.int32)
         if (
             self._pool.ndim != 1
@@ -38,27 +43,31 @@ class TrainOrder:
         if seed < 0:
             raise UserError(f'the seed is {seed}, must be 0 or more; choose another one')
         _check_batch_size(batch_size)
+        check_repeats(repeats, batch_size, 'repeats')
         self.steps_per_epoch: float = epoch_size / batch_size
         self._batch_size = int(batch_size)
-        self.seed = int(seed)
+        self.seed, self._repeats = int(seed), int(repeats)
         self._passes: dict[int, np.ndarray] = {}
 
     def at(self, step: int) -> dict[str, np.ndarray]:
         """The batch of `step` (from 0): `index` int32 `[B]` and `view` int32 `[B]`, the
-        pass that a draw belongs to.
+        pass that a draw belongs to; with repeats, the pass and the repetition together.
 
         No `(index, view)` comes twice: an augmentation made from (seed, index, view) never repeats.
         """
-        first = int(step) * self._batch_size
-        index, view = np.empty(self._batch_size, np.int32), np.empty(self._batch_size, np.int32)
+        first, again = divmod(int(step) * self._batch_size, self._repeats)
+        count = -(-(again + self._batch_size) // self._repeats)
+        index, view = np.empty(count, np.int32), np.empty(count, np.int32)
         filled = 0
-        while filled < self._batch_size:
+        while filled < count:
             number, place = divmod(first + filled, len(self._pool))
-            drawn = self._permutation(number)[place : place + self._batch_size - filled]
+            drawn = self._permutation(number)[place : place + count - filled]
             index[filled : filled + len(drawn)] = drawn
-            view[filled : filled + len(drawn)] = number
+            view[filled : filled + len(drawn)] = number * self._repeats
             filled += len(drawn)
-        return {'index': index, 'view': view}
+        view = (view[:, None] + np.arange(self._repeats, dtype=np.int32)[None, :]).ravel()
+        mine = slice(again, again + self._batch_size)
+        return {'index': index.repeat(self._repeats)[mine], 'view': view[mine]}
 
     def stacked(self, step: int, count: int, size: int) -> dict[str, np.ndarray]:
         """The batches of `count` steps from `step` on, stacked `[size, B]`; what
@@ -76,28 +85,29 @@ class TrainOrder:
         return self._passes[number]
 
 
-def with_partners(batch: dict[str, np.ndarray], axis: int = 0) -> dict[str, np.ndarray]:
-    """A batch, or a stack of them, with each example's partner in a mixture: its neighbour, B being
-    on `axis`.
+def with_partners(batch: dict[str, np.ndarray], far: int, axis: int = 0) -> dict[str, np.ndarray]:
+    """A batch, or a stack of them, with each example's partner in a mixture: `far` places before
+    it, B being on `axis`; 0: it has none.
     """
-    return batch | {f'partner_{name}': np.roll(of, 1, axis) for name, of in batch.items()}
+    if not far:
+        return batch
+    return batch | {f'partner_{name}': np.roll(of, far, axis) for name, of in batch.items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class Share:
     """What one process sees of the batches of an order: `size` examples of each from `first` on.
-    partners: with them.
+    far: see `with_partners`.
     """
 
     order: TrainOrder
     first: int
     size: int
-    partners: bool = False
+    far: int = 0
 
     def __call__(self, step: int) -> dict[str, np.ndarray]:
         """Of the batch of `step`."""
-        batch = self.order.at(step)
-        batch = with_partners(batch) if self.partners else batch
+        batch = with_partners(self.order.at(step), self.far)
         return {name: of[self.first : self.first + self.size] for name, of in batch.items()}
 
 
@@ -115,6 +125,15 @@ def eval_batches(count: int, batch_size: int) -> Iterator[dict[str, np.ndarray]]
             'index': np.where(inside, place, 0).astype(np.int32),
             'mask': inside.astype(np.float32),
         }
+
+
+def check_repeats(repeats: int, batch_size: int, path: str) -> None:
+    """Raises `UserError` for repeats that leave a batch one image only. path: of the field."""
+    if repeats < 1 or 1 < repeats >= batch_size:
+        raise UserError(
+            f'{path} is {repeats} in batches of {batch_size}; it must be at least 1 and less than '
+            'the batch size, so that a batch has several images: take fewer'
+        )
 
 
 def _check_batch_size(batch_size: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from kd_jax.data import decoding
-from kd_jax.data.boxes import Box
+from kd_jax.data.crops import Box
 from kd_jax.data.stream import each_piece
 from kd_jax.errors import UserError
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from kd_jax.data.boxes import Crop
+from kd_jax.data.crops import Crop
 from kd_jax.data.dataset import Arrays, Source
 
 _SLICES = 4  # pieces of a batch a thread

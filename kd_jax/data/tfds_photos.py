@@ -43,9 +43,12 @@ class Records:
         return f'record {number} of {self.split} in {self.folder}'
 
     def describe(self) -> str:
-        files = sorted(Path(self.folder).glob(f'*-{self.split}.*'))
-        sizes = [(file.name, file.stat().st_size) for file in files]
+        sizes = [(file.name, file.stat().st_size) for file in self.files()]
         return f'records {self.count} {hashlib.sha256(repr(sizes).encode()).hexdigest()}'
+
+    def files(self) -> list[Path]:
+        """Of this split."""
+        return sorted(Path(self.folder).glob(f'*-{self.split}.*'))
 
 
 @functools.cache
@@ -78,7 +81,9 @@ def headers(reader: Records) -> list[decoding.Header]:
 def labels(reader: Records, name: str) -> np.ndarray:
     """Int64 `[N]`; they stand in the records, which are read once: then they are kept."""
     base = cache.folder()
-    key = hashlib.sha256(f'{VERSION} {reader.describe()} {name}'.encode()).hexdigest()[:32]
+    times = [file.stat().st_mtime_ns for file in reader.files()]
+    of = f'{VERSION} {Path(reader.folder).resolve()} {reader.describe()} {times} {name}'
+    key = hashlib.sha256(of.encode()).hexdigest()[:32]
     path = None if base is None else base / 'labels' / f'{key}.npy'
     with contextlib.suppress(OSError, ValueError, EOFError):
         if path is not None:

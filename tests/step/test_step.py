@@ -3,17 +3,21 @@ devices, under jit and under pmap.
 """
 
 import itertools
+from functools import partial
+from operator import itemgetter
 
 import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from helpers import FASTEST_COMPILE, quickly, random_splits
 from steps import BATCH, MODES, drawn, largest_difference, run_of, start, train
 
 from kd_jax import config, evaluation, models
-from kd_jax.data import batches
+from kd_jax.data import batches, mixing
+from kd_jax.data.mixing import Mixing
 from kd_jax.data.views import Views
 from kd_jax.errors import UserError
 from kd_jax.initialization import initial_state
@@ -92,15 +96,71 @@ def test_a_mixture_has_the_larger_share_of_its_own_image_and_names_its_partners_
     np.testing.assert_array_equal(prepared['mixed_label'], splits.train.label[other])
 
 
+def test_a_cut_mixture_has_a_box_of_its_partner_and_its_labels_count_by_the_true_area():
+    splits = random_splits()
+    spec = start(run_of(augment={'cutmix': 1.0}, objective=config.labels()), splits, steps=1)[0]
+    arrays = {'image': splits.train.image, 'label': splits.train.label}
+    one, other = np.arange(BATCH), np.roll(np.arange(BATCH), 1)
+    passes = np.zeros(BATCH, np.int32)
+    batch = {'index': one, 'view': passes, 'partner_index': other, 'partner_view': passes}
+    prepare = quickly(make_prepare_step(spec.run.step), FASTEST_COMPILE)
+    image, shares = np.float32(splits.train.image), []
+    for step in range(6):
+        _, prepared = prepare(step, 0, {}, arrays, batch)
+        assert 'cut' not in prepared
+        theirs = np.asarray(prepared['image'] != image[one]).any((0, 3))
+        inside = np.ix_(theirs.any(1), theirs.any(0))
+        assert theirs[inside].all()  # it is a box
+        expected = np.where(theirs[None, :, :, None], image[other], image[one])
+        np.testing.assert_array_equal(prepared['image'], expected)
+        np.testing.assert_allclose(prepared['mix'], 1 - theirs.mean(), atol=1e-6)
+        np.testing.assert_array_equal(prepared['mixed_label'], splits.train.label[other])
+        shares.append(float(prepared['mix']))
+    assert len(set(shares)) > 3
+
+
+def test_of_two_kinds_of_mixtures_a_batch_has_either():
+    keys = jax.random.split(jax.random.key(0), 1000)
+    both, cuts, mixes = (
+        jax.vmap(partial(mixing.draw, mixing=kind, height=32, width=32))
+        for kind in (Mixing(mixup=0.2, cutmix=1.0), Mixing(cutmix=1.0), Mixing(mixup=0.2))
+    )
+    found, cut, mix = quickly(lambda k: (both(k), cuts(k), mixes(k)), FASTEST_COMPILE)(keys)
+    area = np.asarray(found['cut']['box'][2] * found['cut']['box'][3])
+    is_cut = np.asarray(found['cut']['own'] == 1.0) & (area > 0)
+    assert 430 < is_cut.sum() < 570
+    np.testing.assert_array_equal(area[~is_cut] * (found['mix'][~is_cut] < 1), 0)
+    np.testing.assert_array_equal(found['mix'], np.where(is_cut, cut['mix'], mix['mix']))
+    np.testing.assert_allclose(found['mix'][is_cut], 1 - area[is_cut] / 32**2, atol=1e-6)
+    assert scipy.stats.kstest(cut['mix'], 'uniform').statistic > 0.1  # clipped boxes are smaller
+    assert 'cut' not in mix and set(cut['cut']) == {'box'}
+    images, others = np.ones((2, 32, 32, 1)), np.zeros((2, 32, 32, 1))
+    for number in (int(is_cut.argmax()), int((~is_cut).argmax())):
+        mixture = mixing.mixed(images, others, jax.tree.map(itemgetter(number), found))
+        np.testing.assert_allclose(mixture.mean(), found['mix'][number], atol=1e-4)
+        assert np.unique(mixture).size == (2 if is_cut[number] else 1)
+
+
+def test_the_partner_of_a_repeated_image_is_another_image():
+    executor, _ = start(run_of(None, config.labels(), {'mixup': 1.0, 'repeats': 3}), steps=2)
+    batch = executor.placement.batches(executor._order, 5, 2, executor._teachers)
+    assert batch['index'].shape == (2, BATCH)
+    assert (batch['index'] != batch['partner_index']).all()
+    np.testing.assert_array_equal(batch['partner_index'], np.roll(batch['index'], 3, axis=1))
+    with pytest.raises(UserError, match=f'own.augment.repeats is {BATCH} in batches of {BATCH}'):
+        start(run_of(None, config.labels(), {'repeats': BATCH}))
+
+
 def test_accumulating_in_parts_is_one_step_on_the_whole_batch():
     """Without BatchNorm and dropout the parts' gradients add up to the batch's,
-    also with unlabelled examples.
+    also with unlabelled examples and mixtures.
     """
     whole, parts = (
         trained(
             random_splits(unlabelled=20),
             steps=4,
             model='cnn',
+            augment=VIEWS | {'mixup': 0.5, 'cutmix': 1.0, 'repeats': 2},
             **{'model.dropout': 0.0, 'optim.accumulate': count},
         )
         for count in (1, 2)

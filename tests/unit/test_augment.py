@@ -14,7 +14,9 @@ import scipy.ndimage
 import scipy.stats
 from helpers import FASTEST_COMPILE, quickly
 
-from kd_jax.data.augment import Parts, augment, mixup_share, rotate_image
+from kd_jax.data import boxes
+from kd_jax.data.augment import DRAWN, RESIZED_CROP, Parts, augment, draw_box, rotate_image
+from kd_jax.data.mixing import mixup_share
 
 
 def image_of(height, width, channels, seed=0):
@@ -169,32 +171,81 @@ def test_a_part_draws_the_same_whatever_else_is_on():
     holes = (views(image, 300, cutout=3, fill=-1.0) == -1).all(-1, keepdims=True)
     everything = views(image, 300, crop=2, flip=True, cutout=3, fill=-1.0)
     np.testing.assert_array_equal(everything, np.where(holes, -1, both))
+    jittered = views(image, 300, crop=2, flip=True, color_jitter=JITTER, cutout=3, fill=-1.0)
+    np.testing.assert_array_equal((jittered == -1).all(-1, keepdims=True), holes)
     turned = views(image, 300, rotate=10.0)
     np.testing.assert_array_equal(
         views(image, 300, rotate=10.0, cutout=3, fill=-1.0), np.where(holes, -1, turned)
     )
 
 
+JITTER = (0.4, 0.4, 0.4, 0.1)
 ALL = {'crop': 2, 'flip': True, 'rotate': 15.0, 'cutout': 3, 'fill': (1.0, 2.0, 3.0)}
+OTHERS = {
+    'random_resized_crop': 0.3,
+    'flip': True,
+    'rand_augment': 2,
+    'color_jitter': JITTER,
+    'random_erasing': 0.5,
+}
 
 
-def test_a_view_depends_on_its_key_and_image_alone():
+# Where grey levels are rounded, another program may round one up that this one rounds down.
+@pytest.mark.parametrize(
+    ('parts', 'apart', 'different'),
+    [(ALL, 1e-4, 6), (OTHERS, 5.0, 6), ({'trivial_augment': True}, 1.0, 3)],
+)
+def test_a_view_depends_on_its_key_and_image_alone(parts, apart, different):
     images = jnp.asarray(np.stack([image_of(8, 8, 3, seed) for seed in range(6)]))
     keys = jax.random.split(jax.random.key(1), 6)
-    view = quickly(jax.vmap(viewed(**ALL)), FASTEST_COMPILE)
+    view = quickly(jax.vmap(viewed(**parts)), FASTEST_COMPILE)
     whole = view(keys, images)
     order = np.array([4, 1, 5, 0, 2, 2])
     np.testing.assert_array_equal(view(keys[order], images[order]), whole[order])
-    alone = quickly(viewed(**ALL), FASTEST_COMPILE)(keys[2], images[2])
+    alone = quickly(viewed(**parts), FASTEST_COMPILE)(keys[2], images[2])
     assert alone.shape == (8, 8, 3) and alone.dtype == jnp.float32
-    np.testing.assert_allclose(alone, whole[2], atol=1e-4)
-    assert len({one.tobytes() for one in np.asarray(view(keys, images[:1].repeat(6, 0)))}) == 6
+    np.testing.assert_allclose(alone, whole[2], atol=apart)
+    same = np.asarray(view(keys, images[:1].repeat(6, 0)))
+    assert len({one.tobytes() for one in same}) >= different
+
+
+def test_a_sub_key_stays_with_its_part():
+    """Another one would be another training run for everyone who resumes."""
+    places = {
+        'rotate': 2,
+        'cutout': 3,
+        'rand_augment': 5,
+        'trivial_augment': 6,
+        'color_jitter': 7,
+        'random_erasing': 8,
+    }
+    assert {name: DRAWN[name].place for name in places} == places
+    assert RESIZED_CROP == 4
+    taken = [0, 1, RESIZED_CROP, *(part.place for part in DRAWN.values())]
+    assert len(set(taken)) == len(taken)
+
+
+def test_a_resized_crop_is_of_the_box_that_can_be_asked_for():
+    """Before the flip, so that a file can be cut before anything else is done."""
+    image, parts = image_of(16, 16, 3), Parts(random_resized_crop=0.2)
+
+    def of(keys):
+        drawn = jax.vmap(lambda key: draw_box(key, 16, 16, parts))(keys)
+        return drawn, jax.vmap(lambda box: boxes.crop_resized(image, box))(drawn)
+
+    keys = jax.random.split(jax.random.key(0), 200)
+    drawn, expected = quickly(of, FASTEST_COMPILE)(keys)
+    found = views(image, 200, random_resized_crop=0.2, flip=True)
+    plain, mirrored = ((found == x).all((1, 2, 3)) for x in (expected, expected[:, :, ::-1]))
+    assert (plain | mirrored).all() and 60 < plain.sum() < 140
+    assert len({tuple(box) for box in np.asarray(drawn).tolist()}) > 150
 
 
 def test_parts_that_are_off_are_not_in_the_program():
     image = jnp.zeros((4, 4, 1))
-    program = jax.make_jaxpr(viewed())(jax.random.key(0), image)
-    assert program.eqns == []
+    for parts in ({}, {'rand_augment_magnitude': 20.0}):
+        program = jax.make_jaxpr(viewed(**parts))(jax.random.key(0), image)
+        assert program.eqns == []
 
 
 @cache

@@ -28,6 +28,25 @@ def test_each_pass_draws_every_element_of_the_pool_once(size, batch):
     assert len(set(zip(index, view, strict=True))) == len(index)
 
 
+@pytest.mark.parametrize('size, batch, repeats', [(12, 6, 3), (10, 7, 3), (5, 8, 2), (1, 4, 3)])
+def test_repeats_stand_side_by_side_and_each_is_another_view(size, batch, repeats):
+    pool = np.arange(size) * 3 + 100
+    once = TrainOrder(pool, size, batch, seed=5)
+    order = TrainOrder(pool, size, batch, seed=5, repeats=repeats)
+    assert order.steps_per_epoch == once.steps_per_epoch
+    steps = 20 + 4 * size * repeats // batch
+    index, view = draws(order, steps)
+    images, passes = (x[: -(-len(index) // repeats)] for x in draws(once, steps))
+    np.testing.assert_array_equal(index, images.repeat(repeats)[: len(index)])
+    np.testing.assert_array_equal(view // repeats, passes.repeat(repeats)[: len(index)])
+    assert len(set(zip(index, view, strict=True))) == len(index)
+    for step in (17, 3, 0):
+        other = TrainOrder(pool, size, batch, seed=5, repeats=repeats).at(step)
+        np.testing.assert_array_equal(other['index'], index[step * batch : (step + 1) * batch])
+        np.testing.assert_array_equal(other['view'], view[step * batch : (step + 1) * batch])
+        assert other['view'].dtype == np.int32
+
+
 def test_batches_have_one_shape_and_type():
     batch = TrainOrder(np.arange(10), 10, 4, seed=0).at(2)  # straddles two passes
     assert {name: (array.shape, array.dtype.name) for name, array in batch.items()} == {
@@ -97,6 +116,9 @@ def test_bad_sizes_are_refused():
         TrainOrder(np.arange(3), 3, 0, 0)
     with pytest.raises(UserError, match='seed is -1'):
         TrainOrder(np.arange(3), 3, 1, -1)
+    for repeats in (0, 4, 9):
+        with pytest.raises(UserError, match=f'repeats is {repeats} in batches of 4; .* take fewer'):
+            TrainOrder(np.arange(9), 9, 4, 0, repeats)
     with pytest.raises(UserError, match='batch size is -2'):
         list(eval_batches(3, -2))
 

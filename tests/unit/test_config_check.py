@@ -22,6 +22,7 @@ VALUES = {
     'snapshot_epochs': (2.0, {'teachers': ('self:ema',)}),
     'soft_targets_dtype': ('float32', {'soft_targets': 'live'}),
     'soft_targets_top_k': (5, {'soft_targets': 'live'}),
+    'augment.rand_augment_magnitude': (5.0, {'augment.rand_augment': 0}),
     'data.size': (32, {'data.source': 'npz'}),
     'data.labels': ('x.csv', {'data.source': 'npz'}),
     'data.test_share': (0.5, {'data.source': 'npz'}),
@@ -44,6 +45,7 @@ WITH_EFFECT = {
     'snapshot_epochs': {'teachers': ('self:snapshot',)},
     'soft_targets_dtype': {'soft_targets': 'exact'},
     'soft_targets_top_k': {'soft_targets': '8'},
+    'augment.rand_augment_magnitude': {'augment.rand_augment': 1},
     'data.labels_seed': {'data.labels_per_class': 5},
     **{
         f'data.{name}': {'data.source': 'folder'}

@@ -6,7 +6,7 @@ import jax
 import pytest
 from helpers import REPOSITORY, folder_of_images
 
-from configs import common, methods
+from configs import common, imagenet, methods
 from kd_jax import build, jobs, models, objectives
 from kd_jax.config import changed
 from kd_jax.config_check import check_run, without_effect
@@ -23,6 +23,12 @@ CONFIGS = {
     'cifar10': (None,),
     'pretrained': (None,),
     'finetune': (None,),
+    'imagenet': (
+        '',
+        *(f'method={name}' for name in imagenet.METHODS),
+        *(f'pair={name}' for name in imagenet.PAIRS),
+        'data=tfds',
+    ),
     'cifar100': (
         '',
         *(f'method={name}' for name in methods.METHODS),
@@ -58,10 +64,10 @@ def test_the_table_is_complete():
 def test_a_config_makes_a_study(name, argument):
     config = get(name, argument).lock()
     names = jobs.order(config.runs)
-    if name == 'pretrained':
-        assert (
-            list(config.teachers) == ['teacher'] and (ROOT / config.teachers.teacher.torch).exists()
-        )
+    if name in ('pretrained', 'imagenet'):
+        file = ROOT / config.teachers.teacher.torch
+        # ImageNet's is to be fetched
+        assert list(config.teachers) == ['teacher'] and file.exists() == (name == 'pretrained')
     else:
         assert 'teacher' in names
     every = (argument or '').endswith('all') and 'student' not in names

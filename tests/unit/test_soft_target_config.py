@@ -40,6 +40,14 @@ def data(tmp_path_factory):
         ({'soft_targets': 'exact', 'augment.cutout': 2}, 'augment.cutout makes more views'),
         ({'soft_targets': '4', 'augment.mixup': 0.2}, 'augment.mixup=0.2 every image is mixed'),
         (
+            {'soft_targets': '4', 'augment.mixup': 0.2, 'augment.cutmix': 1.0},
+            'augment.mixup=0.2 and augment.cutmix=1.0 every .* set augment.mixup=0. and augm',
+        ),
+        (
+            {'soft_targets': 'exact', 'augment.random_resized_crop': 0.1, 'augment.crop': 0},
+            'augment.random_resized_crop makes more views',
+        ),
+        (
             {'soft_targets': '4', 'teachers': (), 'objective.kl.weight': 0.0},
             'the run has no teacher',
         ),

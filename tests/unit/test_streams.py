@@ -15,7 +15,7 @@ from PIL import Image
 
 from kd_jax import data as data_lib
 from kd_jax import feed
-from kd_jax.data import boxes, decoding, stream
+from kd_jax.data import crops, decoding, stream
 from kd_jax.data.batches import Share, TrainOrder
 from kd_jax.errors import UserError
 from kd_jax.feed import Feed, Reading
@@ -65,9 +65,9 @@ def test_arrays_files_and_processes_give_the_same_batches(root, order):
     assert not arrays.train.streamed and files.train.streamed
     assert arrays.info.count == files.info.count
     np.testing.assert_allclose(arrays.info.mean, files.info.mean, atol=1e-12)
-    expected = batches(arrays.train, order, partners=True)
-    same(batches(files.train, order, partners=True), expected)
-    same(batches(files.train, order, partners=True, workers=2), expected)
+    expected = batches(arrays.train, order, far=1)
+    same(batches(files.train, order, far=1), expected)
+    same(batches(files.train, order, far=1, workers=2), expected)
     for name in ('image', 'label'):
         of = getattr(arrays.train, name)
         for batch in expected:
@@ -77,9 +77,9 @@ def test_arrays_files_and_processes_give_the_same_batches(root, order):
 
 def test_a_share_of_a_batch_is_that_part_of_it(root, order):
     files = data_lib.load(settings(path=str(root), placement='stream')).train
-    whole = batches(files, order, partners=True)
+    whole = batches(files, order, far=1)
     for first, size in ((0, 2), (2, 4), (6, 2)):
-        with Feed(Reading(files, Share(order, first, size, partners=True), 0, 9)) as ahead:
+        with Feed(Reading(files, Share(order, first, size, far=1), 0, 9)) as ahead:
             for batch in whole:
                 part = {name: of[first : first + size] for name, of in batch.items()}
                 same([ahead.get()[0]], [part])
@@ -92,7 +92,7 @@ def test_batches_can_begin_anywhere(root, order):
 
 def test_views_of_photos_are_functions_of_seed_index_and_pass(root, order):
     whole = data_lib.load(settings(path=str(root), decode='photo'))
-    crop = boxes.Crop(0.1, seed=5)
+    crop = crops.Crop(0.1, seed=5)
     one = batches(whole.train, order, crop=crop)
     same(batches(whole.train, order, crop=crop, workers=1), one)
     images = np.concatenate([batch['image'] for batch in one])
@@ -110,7 +110,7 @@ def test_views_of_photos_are_functions_of_seed_index_and_pass(root, order):
 
 def test_boxes_are_those_of_the_paper():
     """8 to 100 % of the area, ratios from 3/4 to 4/3, anywhere; the middle of what is too long."""
-    crop, found = boxes.Crop(0.08, seed=1), []
+    crop, found = crops.Crop(0.08, seed=1), []
     for index in range(2000):
         left, top, width, height = crop.draw(index, 0)(500, 375)
         assert left >= 0 and top >= 0 and left + width <= 500 and top + height <= 375
@@ -122,8 +122,8 @@ def test_boxes_are_those_of_the_paper():
     # log-uniform ratios have as many below 1 as above, but wide ones fit more often here
     assert 0.45 < (ratio > 1).mean() < 0.62
     assert 0.4 < share.mean() < 0.5  # large ones fit less often
-    assert boxes.random_box(np.full((boxes.TRIES, 4), 0.99), 0.9, 1000, 10) == (493, 0, 13, 10)
-    assert boxes.random_box(np.full((boxes.TRIES, 4), 0.99), 0.9, 10, 1000) == (0, 493, 10, 13)
+    assert crops.random_box(np.full((crops.TRIES, 4), 0.99), 0.9, 1000, 10) == (493, 0, 13, 10)
+    assert crops.random_box(np.full((crops.TRIES, 4), 0.99), 0.9, 10, 1000) == (0, 493, 10, 13)
 
 
 def test_parts_of_photos_are_what_pillow_cuts_and_resizes(tmp_path):
