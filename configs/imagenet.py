@@ -29,7 +29,7 @@ from kd_jax import methods
 PAIRS = (
     'resnet50-mobilenet_v1',
     'resnet34-resnet18',
-    'resnet50-mobilenet_v2',
+    'resnet50-imagenet_mobilenet_v2',
     'resnet50-mobilenet_v3_large',
     'resnet50-resnet18',
 )

@@ -50,8 +50,19 @@ _SWITCHES: dict[str, tuple[str, Callable[[ConfigDict], bool]]] = {
             "data.source is 'folder'",
             lambda run: run.data.source == 'folder' or own.is_own(run.data.source),
         )
-        for name in ('size', 'labels', 'test_share', 'on_bad_image', 'cache')
+        for name in ('labels', 'test_share', 'cache')
     },
+    **{
+        f'data.{name}': (
+            "data.source is 'folder' or 'tfds'",
+            lambda run: run.data.source in ('folder', 'tfds') or own.is_own(run.data.source),
+        )
+        for name in ('size', 'resize', 'interpolation', 'on_bad_image')
+    },
+    'data.workers': (
+        "data.placement is 'stream' or 'auto'",
+        lambda run: run.data.placement in ('stream', 'auto'),
+    ),
     'augment.rand_augment_magnitude': (
         'augment.rand_augment is more than 0',
         lambda run: run.augment.rand_augment > 0,

@@ -28,6 +28,9 @@ VALUES = {
     'data.test_share': (0.5, {'data.source': 'npz'}),
     'data.on_bad_image': ('error', {'data.source': 'npz'}),
     'data.cache': ('off', {'data.source': 'npz'}),
+    'data.resize': (40, {'data.source': 'idx'}),
+    'data.interpolation': ('bilinear', {'data.source': 'digits'}),
+    'data.workers': (2, {'data.placement': 'host'}),
     'data.labels_seed': (3, {'data.labels_per_class': 0}),
 }
 # And fields with which it has one.
@@ -47,10 +50,12 @@ WITH_EFFECT = {
     'soft_targets_top_k': {'soft_targets': '8'},
     'augment.rand_augment_magnitude': {'augment.rand_augment': 1},
     'data.labels_seed': {'data.labels_per_class': 5},
+    **{f'data.{name}': {'data.source': 'folder'} for name in ('labels', 'test_share', 'cache')},
     **{
-        f'data.{name}': {'data.source': 'folder'}
-        for name in ('size', 'labels', 'test_share', 'on_bad_image', 'cache')
+        f'data.{name}': {'data.source': 'tfds'}
+        for name in ('size', 'resize', 'interpolation', 'on_bad_image')
     },
+    'data.workers': {'data.placement': 'stream'},
 }
 
 
