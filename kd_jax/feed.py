@@ -2,7 +2,8 @@
 
 import contextlib
 import dataclasses
-import functools
+import multiprocessing
+import os
 import queue
 import threading
 import time
@@ -60,12 +61,22 @@ class Reading:
             return iter(batches.to_iter_dataset(one))
         options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=_A_WORKER)
         none = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-        one_thread = functools.partial(_of_worker, 1)
-        return iter(batches.to_iter_dataset(none).mp_prefetch(options, one_thread))
+        return iter(batches.to_iter_dataset(none).mp_prefetch(options, _begin_worker))
 
 
-def _of_worker(threads: int, *_: Any) -> None:
-    stream.use_threads(threads)
+def _begin_worker(*_: Any) -> None:
+    """A process that reads has one thread for it, and ends with the one that asked for it, however
+    that ended.
+    """
+    stream.use_threads(1)
+    parent = multiprocessing.parent_process()
+
+    def end() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()
 
 
 class Feed:
