@@ -241,7 +241,8 @@ def describe(spec: RunSpec, parallel: Parallel) -> str:
     params = param_count(spec.plans['student'].shapes)
     return (
         f'{spec.config.model.name}, {params:,} parameters, on {images} of '
-        f'{spec.dataset.info.name}{LIE[spec.images.placement]}; {spec.timing.total_steps} steps of {spec.config.batch_size} '
+        f'{spec.dataset.info.name}{LIE[spec.images.placement]}; {spec.timing.total_steps} steps '
+        f'of {spec.config.batch_size} '
         f'({parallel.mode} on {devices})'
     )
 
