@@ -5,6 +5,7 @@ import dataclasses
 import multiprocessing
 import os
 import queue
+import sys
 import threading
 import time
 import warnings
@@ -27,6 +28,9 @@ _A_WORKER = 2  # batches that a process has ready
 _POLL = 0.002  # seconds between looks whether the devices are still busy
 _SHOWN = 3  # files in a sentence
 MOST_RESTARTS = 3
+# Grain frees the memory that processes share in a thread of its own, which may not get to it at the
+# end. A process of Python's frees it then; that is started with these options, and need not say so.
+_NO_ADVICE = 'ignore::UserWarning:multiprocessing.resource_tracker'
 FEW_CORES = 4  # with no more of them, processes are no faster than threads
 
 
@@ -59,6 +63,8 @@ class Reading:
         one = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
         if not workers:  # the threads of this process share each batch
             return iter(batches.to_iter_dataset(one))
+        if _NO_ADVICE not in sys.warnoptions:
+            sys.warnoptions.append(_NO_ADVICE)
         options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=_A_WORKER)
         none = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
         return iter(batches.to_iter_dataset(none).mp_prefetch(options, _begin_worker))
