@@ -119,6 +119,8 @@ class Feed:
             if idle is None and not busy():
                 idle = time.perf_counter()
             item = self._ready_item()
+            if item is None and not self._thread.is_alive() and self._ready.empty():
+                raise RuntimeError('there are no more batches')
         if isinstance(item, Exception):
             self.close()
             raise item
