@@ -34,6 +34,10 @@ class Header(NamedTuple):
 
 def header(content: bytes) -> Header:
     """Of a file's content, without decoding it; raises `Bad`."""
+    known = quick.plain(content)
+    if known and known.width * known.height <= MOST_PIXELS:
+        kind = 'JPEG' if known.is_jpeg else 'PNG'
+        return Header(known.width, known.height, known.channels == 1, kind)
     image = _opened(content)
     width, height = image.size
     if image.getexif().get(ORIENTATION, 1) in ON_THEIR_SIDE:
@@ -147,6 +151,26 @@ class Form(NamedTuple):
 def decode(content: bytes, side: int, channels: int) -> np.ndarray:
     """`Form(side, channels)` of a file's content; raises `Bad`."""
     return Form(side, channels).decode(content)
+
+
+def as_it_is(content: bytes, channels: int | None, most_pixels: int) -> np.ndarray:
+    """`[H, W, C]` of a file's content, neither turned nor resized, in its own type; raises `Bad`.
+
+    channels: that it should have; None: its own.
+    """
+    known = quick.plain(content)
+    if known and known.channels == channels and known.width * known.height <= most_pixels:
+        found = quick.pixels(content, known, known.channels)
+        if found is not None:
+            return found
+    image = _opened(content)
+    if image.width * image.height > most_pixels:
+        raise Bad(f'claims {image.width} x {image.height} pixels, more than {most_pixels}')
+    try:
+        array = np.asarray(image)
+    except Exception as error:  # as above
+        raise Bad(_why(error)) from error
+    return array if array.ndim == 3 else array[..., None]
 
 
 def _opened(content: bytes) -> Image.Image:

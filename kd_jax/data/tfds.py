@@ -17,7 +17,6 @@ import re
 import socket
 import urllib.parse
 import urllib.request
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -302,16 +301,23 @@ def _read(
     """
     import tensorflow_datasets as tfds
 
+    from kd_jax.data import decoding
+
     try:
-        with _no_advice(), _pixels_at_most(MOST_PIXELS):
+        with _no_advice():
             builder = tfds.builder_from_directory(folder)
             if not builder.info.splits[split].num_examples:
                 raise UserError(f'the {split} split of {folder} is empty; choose another data set')
-            source = builder.as_data_source(split, file_format='array_record')
-            first = source[0][image]
-            if first.dtype != np.uint8:
+            skip = {image: tfds.decode.SkipDecoding()}  # which would not mind their size
+            source = builder.as_data_source(split, decoders=skip, file_format='array_record')
+            feature = builder.info.features[image]
+            channels = feature.shape[-1]
+            decode = lambda content: decoding.as_it_is(content, channels, MOST_PIXELS)  # noqa: E731
+            first = decode(source[0][image])
+            kind = first.dtype if feature.np_dtype == np.uint8 else np.dtype(feature.np_dtype)
+            if kind != np.uint8:
                 raise UserError(
-                    f'{folder} has {first.dtype} images, must be uint8; choose another data set'
+                    f'{folder} has {kind} images, must be uint8; choose another data set'
                 )
             if count * math.prod(first.shape) > MAX_BYTES:
                 raise UserError(
@@ -324,13 +330,14 @@ def _read(
             for start in range(0, len(source), _CHUNK):
                 keys = range(start, min(start + _CHUNK, len(source)))
                 for place, example in zip(keys, source.__getitems__(keys), strict=True):
-                    if example[image].shape != first.shape:
+                    found = decode(example[image])
+                    if found.shape != first.shape:
                         raise UserError(
                             f'{folder} has images of different sizes ({first.shape}, '
-                            f'{example[image].shape}), which cannot be held as one array; set '
+                            f'{found.shape}), which cannot be held as one array; set '
                             'data.size to resize them to that many pixels'
                         )
-                    images[place], labels[place] = example[image], example[label]
+                    images[place], labels[place] = found, example[label]
     except UserError:
         raise
     except Exception as error:
@@ -356,21 +363,6 @@ def _no_advice() -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(_is_not_advice)
-
-
-@contextlib.contextmanager
-def _pixels_at_most(most: int) -> Iterator[None]:
-    """A larger image is an error of Pillow, before its pixels are there."""
-    from PIL import Image
-
-    before = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = most // 2  # a warning; twice as many are an error
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore', Image.DecompressionBombWarning)
-            yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
 
 
 def main(argv: list[str] | None = None) -> None:
