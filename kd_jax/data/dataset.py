@@ -20,7 +20,8 @@ class DatasetInfo:
 
     image_shape: (H, W, C). mean, std: one value a channel, of the training
       images, for images scaled to 0..1.
-    count: examples by split, and 'labelled': training examples with a label.
+    count: examples by split; 'labelled': training examples with a label; and, where there are any,
+      'unlabelled': the images of `data.unlabelled`, which come after those of 'train'.
     """
 
     name: str
@@ -51,9 +52,10 @@ class DatasetInfo:
 
 
 class Source(Protocol):
-    """Examples of one split. streamed: their images are decoded when a batch wants them."""
+    """Examples of one split. streamed: whether their images are decoded when a batch wants them."""
 
-    streamed: bool
+    @property
+    def streamed(self) -> bool: ...
 
     def __len__(self) -> int: ...
 
