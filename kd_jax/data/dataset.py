@@ -32,6 +32,14 @@ class DatasetInfo:
     std: tuple[float, ...]
     count: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
+    def same_classes(self, other: 'DatasetInfo') -> bool:
+        """Whether the classes of another data set are these: as many, and of the same names where
+        both have some (numbers are none).
+        """
+        numbers = tuple(map(str, range(self.num_classes)))
+        named = {tuple(info.class_names) for info in (self, other)} - {(), numbers}
+        return self.num_classes == other.num_classes and len(named) < 2
+
     @property
     def mean_pixel(self) -> tuple[float, ...]:
         """In 0..255."""
@@ -204,6 +212,11 @@ class Dataset:
     def source(self, split: str) -> Source:
         """Of 'train', 'val' or 'test'."""
         return getattr(self, split)
+
+    @property
+    def unlabelled(self) -> int:
+        """How many images of `data.unlabelled` are the last ones of `train`."""
+        return self.info.count.get('unlabelled', 0)
 
     @functools.cached_property
     def checksum(self) -> str:
