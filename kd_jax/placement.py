@@ -188,8 +188,14 @@ class Placement:
         that `extraction.obtain` gave.
         """
         run, parallel = self.run, self.parallel
-        # what others say of their classes is compared with nothing
-        same = [name for name, of in trained.items() if of.info.same_classes(run.dataset.info)]
+        # a teacher of other classes is compared with nothing; where no term compares logits, its
+        # classes may be others of the same number
+        sure = not any(loss.reads_logits() for _, loss in run.step.objective.losses)
+        same = [
+            name
+            for name, teacher in trained.items()
+            if teacher.info.same_classes(run.dataset.info, sure=sure)
+        ]
         weights = [teacher.weight for teacher in run.step.teachers if teacher.name in same]
         weights = weights if any(weights) else [1.0] * len(weights)
         if rows is None:

@@ -193,10 +193,11 @@ def check_teacher(
         reading = [label for label, loss in terms if loss.reads_logits()]
         if reading:
             rest = ', '.join(label for label, loss in terms if not loss.reads_logits())
+            but = f' and {rest} does not' if rest else ''
             raise UserError(
-                f'{why}, and {", ".join(reading)} of the objective learns from its logits'
-                f'{f" ({rest} does not)" if rest else ""}; train a teacher on the same classes, or '
-                "take terms on features, such as at, sp or rkd, with only_where='always'"
+                f'{why}; train a teacher on the same classes, or take terms on features alone, '
+                "such as at, sp or rkd with only_where='always': of the objective, "
+                f'{", ".join(reading)} learns from logits{but}'
             )
     here, there = info.image_shape[-1], teacher.info.image_shape[-1]
     if here != there and here != 1:

@@ -32,13 +32,14 @@ class DatasetInfo:
     std: tuple[float, ...]
     count: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
-    def same_classes(self, other: 'DatasetInfo') -> bool:
-        """Whether the classes of another data set are these: as many, and of the same names where
-        both have some (numbers are none).
+    def same_classes(self, other: 'DatasetInfo', *, sure: bool = False) -> bool:
+        """Whether the classes of another data set may be these: as many, of the same names where
+        both have some. Numbers are no names; with `sure` they are.
         """
         numbers = tuple(map(str, range(self.num_classes)))
-        named = {tuple(info.class_names) for info in (self, other)} - {(), numbers}
-        return self.num_classes == other.num_classes and len(named) < 2
+        named = {tuple(info.class_names) for info in (self, other)}
+        known = named if sure else named - {(), numbers}
+        return self.num_classes == other.num_classes and len(known) < 2
 
     @property
     def mean_pixel(self) -> tuple[float, ...]:

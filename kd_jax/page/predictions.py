@@ -112,9 +112,11 @@ class Predictor:
             raise UserError(f'{seed.run} was imported and names no data')
         source = self._source(fields)
         share = self._probabilities(seed.directory, fields)
-        taught = teachers(seed, self.workdir)
+        assert seed.result is not None
+        compared = seed.result.get('teacher') is not None
+        taught = teachers(seed, self.workdir) if compared else []
         weights = seed.config['teacher_weights'] or [1.0] * len(taught)
-        # those of other classes say nothing of these images
+        # one of other classes says nothing of these images
         said = [
             (self._probabilities(one, fields), weight)
             for one, weight in zip(taught, weights, strict=False)
