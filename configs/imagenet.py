@@ -12,9 +12,9 @@ validation images, of which the shorter side becomes 256 pixels and the middle 2
         --config.data.path=ILSVRC2012
 
 ILSVRC2012 has train/n01440764/*.JPEG ... and val/n01440764/*.JPEG ...; with `data=tfds` as another
-argument it is the data_dir in which TFDS prepared imagenet2012. The teacher's file is torchvision's (a state dict). With
-`--config.runs.student.soft_targets=8` what the teacher says of 8 views of each image is kept and
-read beside the images (FKD, Shen and Xing 2022, arXiv:2112.01528).
+argument it is the data_dir in which TFDS prepared imagenet2012. The teacher's file is torchvision's
+(a state dict). With `--config.runs.student.soft_targets=8` what the teacher says of 8 views of each
+image is kept and read beside the images (FKD, Shen and Xing 2022, arXiv:2112.01528).
 
 Duration: 100 epochs a run, meant for 8 accelerators: a host decodes some 500 photos a second with
 each core. Expected (the tables, top-1 %): the teacher 76.13 (torchvision's V1 weights) or 76.16,
@@ -29,7 +29,7 @@ from kd_jax import methods
 PAIRS = (
     'resnet50-mobilenet_v1',
     'resnet34-resnet18',
-    'resnet50-mobilenet_v2',
+    'resnet50-imagenet_mobilenet_v2',
     'resnet50-mobilenet_v3_large',
     'resnet50-resnet18',
 )

@@ -51,18 +51,28 @@ _SWITCHES: dict[str, tuple[str, Callable[[ConfigDict], bool]]] = {
             "data.source is 'folder'",
             lambda run: run.data.source == 'folder' or own.is_own(run.data.source),
         )
-        for name in ('size', 'labels', 'test_share')
+        for name in ('labels', 'test_share')
     },
+    'data.size': (
+        "data.source is 'folder' or 'tfds'",
+        lambda run: run.data.source in ('folder', 'tfds') or own.is_own(run.data.source),
+    ),
+    'data.cache': (
+        "data.source is 'folder', or data.unlabelled names files",
+        lambda run: (
+            run.data.source == 'folder' or own.is_own(run.data.source) or bool(run.data.unlabelled)
+        ),
+    ),
     **{
         f'data.{name}': (
-            "data.source is 'folder', or data.unlabelled names files",
+            "data.source is 'folder' or 'tfds', or data.unlabelled names files",
             lambda run: (
-                run.data.source == 'folder'
+                run.data.source in ('folder', 'tfds')
                 or own.is_own(run.data.source)
                 or bool(run.data.unlabelled)
             ),
         )
-        for name in ('on_bad_image', 'cache')
+        for name in ('resize', 'interpolation', 'on_bad_image')
     },
     'data.unlabelled_share': (
         'data.unlabelled names images',
@@ -71,6 +81,10 @@ _SWITCHES: dict[str, tuple[str, Callable[[ConfigDict], bool]]] = {
     'data.unlabelled_crops': (
         'data.unlabelled is one image file',
         lambda run: Path(run.data.unlabelled).suffix not in ('', '.npz'),
+    ),
+    'data.workers': (
+        "data.placement is 'stream' or 'auto'",
+        lambda run: run.data.placement in ('stream', 'auto'),
     ),
     'augment.rand_augment_magnitude': (
         'augment.rand_augment is more than 0',

@@ -1,5 +1,6 @@
 """Evaluation of networks on a split, every example counted once, and what a forward pass costs."""
 
+import math
 import time
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from kd_jax.data.crops import Crop
 from kd_jax.data.dataset import MappedSource, Source
 from kd_jax.data.joined import JoinedSource
 from kd_jax.networks import Ensemble, Network
-from kd_jax.parallel import Parallel, with_products
+from kd_jax.parallel import Parallel, free_memory, with_products
 from kd_jax.spec import Arrays
 
 _UNDER_WAY = 3  # batches with images that the devices have at once
@@ -54,11 +55,15 @@ class Split(NamedTuple):
 
 
 def on_devices(
-    parallel: Parallel, source: Source, placement: str = 'resident', workers: int = 0
+    parallel: Parallel, source: Source, placement: str = 'auto', workers: int = 0
 ) -> Split:
-    """A source as `placement` says, see `kd_jax.data.Settings`. A stream stays one; what is sharded
-    for training comes from the host.
+    """A source as `placement` says, see `kd_jax.data.Settings`: 'auto' holds on every device what
+    fits there. A stream stays one; what is sharded for training comes from the host.
     """
+    if placement == 'auto':
+        copies = len(parallel.local) if parallel.on_cpu else 1
+        size = len(source) * math.prod(source.image_shape) * copies
+        placement = 'resident' if size <= free_memory(parallel) / 2 else 'host'
     if source.streamed or placement in ('host', 'sharded'):
         return Split({}, len(source), source, workers)
     assert isinstance(source, (ArraySource, MappedSource, JoinedSource))

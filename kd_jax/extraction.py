@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import hashlib
 import itertools
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -24,7 +23,14 @@ from kd_jax.display import clock, tracker
 from kd_jax.errors import UserError
 from kd_jax.monitor import detail, say
 from kd_jax.networks import Network
-from kd_jax.parallel import Parallel, barrier, in_any_process, is_main, only_here
+from kd_jax.parallel import (
+    Parallel,
+    barrier,
+    free_memory,
+    in_any_process,
+    is_main,
+    only_here,
+)
 from kd_jax.spec import ON_DEVICES, Arrays, Images, RunSpec
 from kd_jax.step import make_predict_step
 from kd_jax.target_store import CHUNK, TargetStore, description, row_type, rows_of
@@ -293,15 +299,7 @@ def fits(kept: Kind, count: int, num_classes: int, parallel: Parallel) -> bool:
     at most half of what is free.
     """
     copies = len(parallel.local) if parallel.on_cpu else 1
-    return kept.nbytes(count, num_classes) * copies <= free(parallel) / 2
-
-
-def free(parallel: Parallel) -> float:
-    """Bytes of memory that are free: of each device, or those of all that are cores."""
-    memory = None if parallel.on_cpu else parallel.devices[0].memory_stats()
-    if memory:
-        return memory['bytes_limit'] - memory['bytes_in_use']
-    return os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    return kept.nbytes(count, num_classes) * copies <= free_memory(parallel) / 2
 
 
 def obtain(

@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
-import functools
+import multiprocessing
+import os
 import queue
+import sys
 import threading
 import time
 import warnings
@@ -26,6 +28,9 @@ _A_WORKER = 2  # batches that a process has ready
 _POLL = 0.002  # seconds between looks whether the devices are still busy
 _SHOWN = 3  # files in a sentence
 MOST_RESTARTS = 3
+# Grain frees the memory that processes share in a thread of its own, which may not get to it at the
+# end. A process of Python's frees it then; that is started with these options, and need not say so.
+_NO_ADVICE = 'ignore::UserWarning:multiprocessing.resource_tracker'
 FEW_CORES = 4  # with no more of them, processes are no faster than threads
 
 
@@ -58,14 +63,26 @@ class Reading:
         one = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
         if not workers:  # the threads of this process share each batch
             return iter(batches.to_iter_dataset(one))
+        if _NO_ADVICE not in sys.warnoptions:
+            sys.warnoptions.append(_NO_ADVICE)
         options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=_A_WORKER)
         none = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-        one_thread = functools.partial(_of_worker, 1)
-        return iter(batches.to_iter_dataset(none).mp_prefetch(options, one_thread))
+        return iter(batches.to_iter_dataset(none).mp_prefetch(options, _begin_worker))
 
 
-def _of_worker(threads: int, *_: Any) -> None:
-    stream.use_threads(threads)
+def _begin_worker(*_: Any) -> None:
+    """A process that reads has one thread for it, and ends with the one that asked for it, however
+    that ended.
+    """
+    stream.use_threads(1)
+    parent = multiprocessing.parent_process()
+
+    def end() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()
 
 
 class Feed:
@@ -102,6 +119,8 @@ class Feed:
             if idle is None and not busy():
                 idle = time.perf_counter()
             item = self._ready_item()
+            if item is None and not self._thread.is_alive() and self._ready.empty():
+                raise RuntimeError('there are no more batches')
         if isinstance(item, Exception):
             self.close()
             raise item

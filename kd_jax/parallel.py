@@ -3,6 +3,7 @@ that knows which of the two.
 """
 
 import contextlib
+import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -199,6 +200,14 @@ class Parallel:
         )
         options = _options(self)
         return _with_options(compiled, options) if options else compiled
+
+
+def free_memory(parallel: Parallel) -> float:
+    """Bytes of memory that are free: of each device, or those of all that are cores."""
+    memory = None if parallel.on_cpu else parallel.devices[0].memory_stats()
+    if memory:
+        return memory['bytes_limit'] - memory['bytes_in_use']
+    return os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
 
 
 def shards(parallel: Parallel, x: np.ndarray) -> jax.Array:

@@ -16,7 +16,7 @@ from kd_jax.data.batches import JoinedOrder, Order, Share, TrainOrder, parts_of,
 from kd_jax.data.columns import Sharded
 from kd_jax.data.dataset import Source
 from kd_jax.objectives import ensemble_logits
-from kd_jax.parallel import Parallel, shards, share
+from kd_jax.parallel import Parallel, free_memory, shards, share
 from kd_jax.spec import Arrays, RunSpec, TeacherData
 from kd_jax.target_store import columns, decoded
 from kd_jax.trained import Trained
@@ -32,7 +32,7 @@ def choose(dataset: Dataset, wanted: str, parallel: Parallel) -> str:
         return 'stream'
     if wanted != 'auto':
         return wanted
-    need, room = nbytes(dataset), extraction.free(parallel) / 2
+    need, room = nbytes(dataset), free_memory(parallel) / 2
     # the cores of a processor have one memory, with a copy for each
     copies = len(parallel.local) if parallel.on_cpu else 1
     if need * copies <= room:

@@ -221,6 +221,15 @@ def write_page(workdir: PathLike, predict: int) -> bool:
     return finished
 
 
+# Where images lie, if that is not on every device.
+LIE = {
+    'resident': '',
+    'sharded': ', divided among the devices',
+    'host': ', held by the host',
+    'stream': ', streamed',
+}
+
+
 def describe(spec: RunSpec, parallel: Parallel) -> str:
     """One line on what is about to be trained."""
     count = spec.dataset.info.count
@@ -236,7 +245,8 @@ def describe(spec: RunSpec, parallel: Parallel) -> str:
     params = param_count(spec.plans['student'].shapes)
     return (
         f'{spec.config.model.name}, {params:,} parameters, on {images} of '
-        f'{spec.dataset.info.name}; {spec.timing.total_steps} steps of {spec.config.batch_size} '
+        f'{spec.dataset.info.name}{LIE[spec.images.placement]}; {spec.timing.total_steps} steps '
+        f'of {spec.config.batch_size} '
         f'({parallel.mode} on {devices})'
     )
 

@@ -50,6 +50,12 @@ class Cifar10(Custom, skip_registration=True):
     VERSION = tfds.core.Version('3.0.2')
 
 
+class Imagenet2012(Custom, skip_registration=True):
+    """The set 'imagenet2012' of the version that TFDS has."""
+
+    VERSION = tfds.core.Version('5.1.0')
+
+
 def png(image: np.ndarray) -> io.BytesIO:
     """TFDS writes encoded images as they are; arrays it would encode with TensorFlow."""
     buffer = io.BytesIO()

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from kd_jax.data import quick
 from kd_jax.data.crops import Box
 
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'TIFF', 'GIF')
@@ -63,14 +64,18 @@ class Form(NamedTuple):
         box: (width, height) of the upright photo -> the part that is cut, (left, top, width,
         height).
         """
+        found = self._quickly(content, box)
+        if found is not None:
+            return found
         image = _opened(content)
         try:
-            found = self._whole(image) if box is None else self._part(image, box)
+            if box is None:
+                return np.asarray(self._whole(image)).reshape(self.shape)
+            return self._part(image, box)
         except Bad:
             raise
         except Exception as error:  # Pillow raises many types for damaged files
             raise Bad(_why(error)) from error
-        return np.asarray(found).reshape(self.shape)
 
     def into(self, target: np.ndarray, content: bytes, box: Box | None = None) -> None:
         """`decode` into an array that is there."""
@@ -107,7 +112,36 @@ class Form(NamedTuple):
             plain = plain.resize(size, self._resampling, reducing_gap=3.0)
         return plain.crop((left, top, left + side, top + side))
 
-    def _part(self, image: Image.Image, box: Box) -> Image.Image:
+    def _quickly(self, content: bytes, box: Box | None) -> np.ndarray | None:
+        """The same where the file is plain, and a part or of the right size; None: it is not."""
+        known = quick.plain(content)
+        if known is None or known.width * known.height > MOST_PIXELS:
+            return None
+        if box is None:
+            fits = known.width == known.height == self.side == max(self.resize, self.side)
+            # colours become grey as Pillow has it
+            fits = fits and (known.channels <= self.channels or known.is_jpeg)
+            return quick.pixels(content, known, self.channels) if fits else None
+        left, top, wide, high = box(known.width, known.height)
+        reduction = 1
+        while known.is_jpeg and reduction < 8 and min(wide, high) >= 2 * reduction * self.side:
+            reduction *= 2
+        found = quick.pixels(content, known, self.channels, top + high, reduction)
+        if found is None:
+            return None
+        edges = (left, top, left + wide, top + high)
+        return self._cut(found, edges, (1 / reduction, 1 / reduction))
+
+    def _cut(
+        self, pixels: np.ndarray, edges: tuple[int, int, int, int], scale: tuple[float, float]
+    ) -> np.ndarray:
+        """A part, (left, top, right, bottom) of the whole photo, of which `pixels` may be fewer."""
+        left, right = (round(edge * scale[0]) for edge in edges[::2])
+        top, bottom = (round(edge * scale[1]) for edge in edges[1::2])
+        part = pixels[top : max(bottom, top + 1), left : max(right, left + 1)]
+        return quick.resized(part, self.side, bilinear=self.bilinear)
+
+    def _part(self, image: Image.Image, box: Box) -> np.ndarray:
         side, turned = self.side, image.getexif().get(ORIENTATION, 1) in ON_THEIR_SIDE
         width, height = image.size[::-1] if turned else image.size
         left, top, wide, high = box(width, height)
@@ -115,14 +149,9 @@ class Form(NamedTuple):
         least = (width * side // wide, height * side // high)
         image.draft(self._mode, least[::-1] if turned else least)
         plain = _plain(ImageOps.exif_transpose(image), self._mode)
-        across, down = plain.size[0] / width, plain.size[1] / height
-        part = (
-            round(left * across),
-            round(top * down),
-            max(round((left + wide) * across), round(left * across) + 1),
-            max(round((top + high) * down), round(top * down) + 1),
-        )
-        return plain.crop(part).resize((side, side), self._resampling)
+        scale = plain.size[0] / width, plain.size[1] / height
+        pixels = np.asarray(plain).reshape(plain.size[1], plain.size[0], self.channels)
+        return self._cut(pixels, (left, top, left + wide, top + high), scale)
 
 
 def decode(content: bytes, side: int, channels: int) -> np.ndarray:

@@ -14,6 +14,8 @@ from kd_jax.data.crops import Box
 from kd_jax.data.stream import each_piece
 from kd_jax.errors import UserError
 
+SMALL = 64  # pixels
+
 
 class Reader(Protocol):
     """Where the images of a data set stand. It can be sent to another process, which opens the
@@ -112,7 +114,8 @@ class StreamSource:
                         ) from None
                     bad[place] = True
 
-        each_piece(decode, len(index))
+        # of small files most of the time is Python's, whose threads take turns
+        each_piece(decode, len(index), 0 if self.form.side > SMALL else 1)
         return images, bad
 
     def why(self, index: int) -> str:

@@ -14,11 +14,11 @@ from kd_jax.data.dataset import Arrays, Source
 _SLICES = 4  # pieces of a batch a thread
 
 
-def each_piece(work: Callable[[range], None], count: int) -> None:
-    """Calls `work` for pieces of `range(count)` in the threads of this process, side by side:
-    decoders let others run meanwhile.
+def each_piece(work: Callable[[range], None], count: int, threads: int = 0) -> None:
+    """Calls `work` for pieces of `range(count)` in threads of this process, side by side: decoders
+    let others run meanwhile. threads: 0 for as many as `use_threads` said.
     """
-    threads = _threads()
+    threads = threads or _threads()
     pieces = min(threads * _SLICES, count)
     if pieces < 2 or threads < 2:
         return work(range(count))

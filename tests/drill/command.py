@@ -25,7 +25,7 @@ from drill.processes import blocks, ended, files, start, unshield
 from drill.resuming import resume
 from drill.subjects import subjects
 
-SUBJECTS = ('run', 'population', 'extraction', 'search')
+SUBJECTS = ('run', 'stream', 'population', 'extraction', 'search')
 
 
 @dataclasses.dataclass

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from helpers import random_splits, save_npz
+from PIL import Image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +25,24 @@ class Subject:
         if not self.before:
             return None
         return 'kd_jax.main', tuple(flag.format(workdir=workdir) for flag in self.before)
+
+
+def streamed(folder):
+    """Flags: the data as files, which another process decodes for every batch."""
+    root, splits = Path(folder, 'files'), random_splits(seed=1, train=320, val=60, test=60)
+    for split in ('train', 'val', 'test'):
+        source = splits.source(split)
+        for number, (image, label) in enumerate(zip(source.image, source.label, strict=True)):
+            place = root / split / f'class {label}'
+            place.mkdir(parents=True, exist_ok=True)
+            if not (place / f'{number}.png').exists():
+                Image.fromarray(image.squeeze()).save(place / f'{number}.png')
+    return (
+        '--config.data.source=folder',
+        f'--config.data.path={root}',
+        '--config.data.placement=stream',
+        '--config.data.workers=1',
+    )
 
 
 def subjects(folder):
@@ -85,6 +104,7 @@ def subjects(folder):
     )
     found = (
         Subject('run', 'kd_jax.main', run),
+        Subject('stream', 'kd_jax.main', (*run, *streamed(folder))),
         Subject('population', 'kd_jax.main', population),
         Subject('extraction', 'kd_jax.soft_targets', extraction, before=(*study, '--only=teacher')),
         Subject('search', 'kd_jax.search', search),

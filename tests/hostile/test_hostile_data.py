@@ -10,9 +10,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from helpers import SMALL
+from PIL import Image
 from refusals import refused
 
 from kd_jax import data
+from kd_jax.data import decoding
 
 KEYS = ('train_image', 'train_label', 'test_image', 'test_label')
 IMAGE, LABEL = np.zeros((6, 4, 4, 1), np.uint8), np.arange(6) % 3
@@ -134,3 +136,52 @@ def test_an_idx_file_that_claims_more_than_it_has(tmp_path, packed, count):
     for part in ('train-labels-idx1', 't10k-images-idx3', 't10k-labels-idx1'):
         (tmp_path / f'{part}-ubyte').write_bytes(struct.pack('>2I', 2049, 3) + bytes(3))
     refused_as('idx', tmp_path, path)
+
+
+def photos():
+    """Of every kind that is decoded, one of 40 x 30 pixels."""
+    photo = Image.effect_noise((40, 30), 90).convert('RGB')
+    found = {}
+    for kind, options in (
+        ('JPEG', {}),
+        ('JPEG', {'progressive': True}),
+        ('PNG', {}),
+        ('WEBP', {}),
+        ('GIF', {}),
+        ('TIFF', {}),
+        ('BMP', {}),
+    ):
+        file = io.BytesIO()
+        photo.save(file, kind, **options)
+        found[f'{kind}{"".join(options)}'] = file.getvalue()
+    return found
+
+
+PHOTOS = photos()
+
+
+@pytest.mark.parametrize('kind', PHOTOS)
+def test_whatever_stands_in_a_photo_it_is_decoded_or_bad(kind):
+    """Bytes changed, taken out or put in, most of them at the beginning, where the headers are."""
+    rng, content = np.random.default_rng(sorted(PHOTOS).index(kind)), PHOTOS[kind]
+    outcomes = set()
+    for _ in range(400):
+        damaged = bytearray(content)
+        for _ in range(int(rng.integers(1, 4))):
+            place = int(len(damaged) * rng.random() ** int(rng.integers(1, 5)))
+            action, value = rng.integers(3), int(rng.integers(256))
+            if action == 0 and place < len(damaged):
+                damaged[place] = value
+            elif action == 1:
+                damaged[place:place] = bytes([value]) * int(rng.integers(1, 4))
+            else:
+                del damaged[place : place + int(rng.integers(1, 4))]
+        for box in (None, lambda width, height: (width // 4, height // 4, width // 2, height // 2)):
+            try:
+                found = decoding.Form(16, 3).decode(bytes(damaged), box)
+            except decoding.Bad:
+                outcomes.add('bad')
+                continue
+            assert found.shape == (16, 16, 3) and found.dtype == np.uint8
+            outcomes.add('decoded')
+    assert outcomes == {'bad', 'decoded'}

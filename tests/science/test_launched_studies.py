@@ -58,9 +58,22 @@ def alone(tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize('mode', ['auto', pytest.param('jit', marks=pytest.mark.long)])
-def test_two_processes_of_two_devices_train_the_same_parameters_as_one(alone, tmp_path, mode):
-    done = local(2, *STUDY, f'--workdir={tmp_path}', f'--config.parallel={mode}', devices=2)
+@pytest.mark.parametrize(
+    'mode, placement',
+    [
+        ('auto', 'resident'),
+        ('auto', 'host'),  # each process reads its share of a batch
+        pytest.param('auto', 'sharded', marks=pytest.mark.long),
+        pytest.param('jit', 'resident', marks=pytest.mark.long),
+        pytest.param('jit', 'host', marks=pytest.mark.long),
+        pytest.param('jit', 'sharded', marks=pytest.mark.long),
+    ],
+)
+def test_two_processes_of_two_devices_train_the_same_parameters_as_one(
+    alone, tmp_path, mode, placement
+):
+    how = f'--config.parallel={mode}', f'--config.data.placement={placement}'
+    done = local(2, *STUDY, f'--workdir={tmp_path}', *how, devices=2)
     assert done.returncode == 0, done.stderr
     assert f'8 steps of 64 ({"pmap" if mode == "auto" else mode} on 4 devices)' in done.stdout
     for run, steps in (('teacher', 48), ('student', 8)):

@@ -110,6 +110,6 @@ def test_images_lie_where_they_fit(monkeypatch):
     dataset, parallel = data_lib.Dataset(info, array, array, array), Parallel('pmap', 4)
     assert placement.nbytes(dataset) == 4800
     for free, where in ((2 * 4 * 4800, 'resident'), (8 * 4800 - 1, 'sharded'), (9599, 'host')):
-        monkeypatch.setattr(placement.extraction, 'free', lambda _, free=free: free)
+        monkeypatch.setattr(placement, 'free_memory', lambda _, free=free: free)
         assert placement.choose(dataset, 'auto', parallel) == where
         assert placement.choose(dataset, 'host', parallel) == 'host'

@@ -1,16 +1,19 @@
 """Steps on batches of which a part has no labels, and from teachers of other classes."""
 
 import dataclasses
+import io
 
 import jax
 import numpy as np
 import pytest
 import steps
 from helpers import random_splits
+from PIL import Image
 from steps import largest_difference, run_of, start, train
 
 from kd_jax import evaluation
 from kd_jax.data import ArraySource
+from kd_jax.data.decoding import Form
 from kd_jax.data.joined import JoinedSource
 from kd_jax.data.photos import StreamSource
 from kd_jax.errors import UserError
@@ -25,15 +28,15 @@ def dataset(seed=1, streamed=False):
     more = random_splits(seed=seed, train=MORE).train.image
     second = ArraySource(more, np.full(MORE, -1, np.int32))
     if streamed:
-        reader = Raw(tuple(image.tobytes() for image in more))
-        second = StreamSource(reader, second.label, np.arange(MORE), RawForm())
+        reader = Held(tuple(map(png, more)))
+        second = StreamSource(reader, second.label, np.arange(MORE), Form(8, 1))
     info = dataclasses.replace(splits.info, count={**splits.info.count, 'unlabelled': MORE})
     return dataclasses.replace(splits, info=info, train=JoinedSource.of(splits.train, second))
 
 
 @dataclasses.dataclass(frozen=True)
-class Raw:
-    """Files that are pixels."""
+class Held:
+    """Files that are in memory."""
 
     files: tuple[bytes, ...]
 
@@ -41,13 +44,10 @@ class Raw:
         return self.files[number]
 
 
-class RawForm:
-    """They become images by themselves."""
-
-    shape = (8, 8, 1)
-
-    def into(self, target, content, box=None):
-        target[:] = np.frombuffer(content, np.uint8).reshape(self.shape)
+def png(image):
+    file = io.BytesIO()
+    Image.fromarray(image[..., 0]).save(file, 'PNG')
+    return file.getvalue()
 
 
 def learned(

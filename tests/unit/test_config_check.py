@@ -28,6 +28,9 @@ VALUES = {
     'data.test_share': (0.5, {'data.source': 'npz'}),
     'data.on_bad_image': ('error', {'data.source': 'npz'}),
     'data.cache': ('off', {'data.source': 'npz'}),
+    'data.resize': (40, {'data.source': 'idx'}),
+    'data.interpolation': ('bilinear', {'data.source': 'digits'}),
+    'data.workers': (2, {'data.placement': 'host'}),
     'data.labels_seed': (3, {'data.labels_per_class': 0}),
     'data.unlabelled_share': (0.25, {'data.unlabelled': ''}),
     'data.unlabelled_crops': (50, {'data.unlabelled': 'more.npz'}),
@@ -51,10 +54,12 @@ WITH_EFFECT = {
     'data.labels_seed': {'data.labels_per_class': 5},
     'data.unlabelled_share': {'data.unlabelled': 'more'},
     'data.unlabelled_crops': {'data.unlabelled': 'photo.jpg'},
+    **{f'data.{name}': {'data.source': 'folder'} for name in ('labels', 'test_share', 'cache')},
     **{
-        f'data.{name}': {'data.source': 'folder'}
-        for name in ('size', 'labels', 'test_share', 'on_bad_image', 'cache')
+        f'data.{name}': {'data.source': 'tfds'}
+        for name in ('size', 'resize', 'interpolation', 'on_bad_image')
     },
+    'data.workers': {'data.placement': 'stream'},
 }
 
 
