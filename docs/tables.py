@@ -140,9 +140,9 @@ def source_of(name: str) -> str:
 
 def needs(loss: type) -> str:
     """What a loss learns from."""
-    teachers = 'features' if loss.needs_features else 'logits'
     asked = (
-        (loss.needs_teacher, teachers),
+        (loss.needs_teacher and loss.needs_features, 'features'),
+        (loss.needs_teacher and loss.needs_teacher_logits, 'logits'),
         (loss.needs_label, 'labels'),
         (loss.needs_heads, 'heads'),
     )

@@ -13,10 +13,11 @@ from ml_collections import ConfigDict
 
 from kd_jax import extraction, objectives, optim, placement, teacher_outputs, trained
 from kd_jax.data import Dataset, DatasetInfo
-from kd_jax.data.batches import check_repeats
+from kd_jax.data.batches import check_repeats, parts_of
+from kd_jax.data.joined import without_unlabelled
 from kd_jax.data.mixing import Mixing
 from kd_jax.data.views import Views
-from kd_jax.errors import UserError, unknown
+from kd_jax.errors import UserError
 from kd_jax.initialization import (
     check_foreign,
     check_memory,
@@ -29,47 +30,9 @@ from kd_jax.monitor import warn
 from kd_jax.networks import Network
 from kd_jax.parallel import Parallel
 from kd_jax.spec import Hparams, Images, Job, RunSpec, StepSpec, TeacherSpec, Timing
-from kd_jax.teacher_outputs import EMA, PEER, SELF_TEACHERS, SNAPSHOT
+from kd_jax.teacher_outputs import EMA, PEER, SNAPSHOT, check_teachers
 from kd_jax.timing import timing_of
 from kd_jax.trained import Trained
-
-
-def check_teachers(name: str, run: ConfigDict) -> None:
-    """Raises `UserError` for teachers that are unknown, named twice, or do not
-    go with the rest of the run.
-    """
-    path, names = f'runs.{name}', tuple(run.teachers)
-    for teacher in names:
-        if teacher.startswith('self:') and teacher not in SELF_TEACHERS:
-            raise unknown(f'teacher of {path}', teacher, SELF_TEACHERS)
-        if names.count(teacher) > 1:
-            raise UserError(
-                f'{path}.teachers {names} names {teacher} twice; once is '
-                'enough, teacher_weights weighs it'
-            )
-    from_itself = [teacher for teacher in names if teacher in SELF_TEACHERS]
-    if run.teacher_weights and len(run.teacher_weights) != len(names):
-        raise UserError(
-            f'teacher_weights {tuple(run.teacher_weights)} of {path} has '
-            f'{len(run.teacher_weights)} entries for {len(names)} teachers; give one each'
-        )
-    if EMA in from_itself and not run.optim.ema_decay:
-        raise UserError(
-            f'{path} learns from {EMA}, but keeps no average; set optim.ema_decay, such as 0.999'
-        )
-    if PEER in from_itself and len(from_itself) > 1:
-        raise UserError(
-            f'{path}.teachers {names}: {PEER} does not go with the others; take one of them'
-        )
-    if PEER in from_itself and run.init:
-        raise UserError(
-            f'{path} starts from {run.init}, but its peer would start at '
-            'random; take one of the two away'
-        )
-    if run.peer and PEER not in from_itself:
-        raise UserError(
-            f'{path}.peer is {run.peer!r}, but {PEER} is not among its teachers; name it there'
-        )
 
 
 def run_spec(
@@ -91,17 +54,18 @@ def run_spec(
       UserError: for anything in the config that makes no sense with this data,
         these teachers or these devices.
     """
-    info = dataset.info
-    for teacher in teachers.values():
-        trained.check_teacher(teacher, info)
     check_teachers(name, run)
-    settings = _settings(run, teachers)
+    objective = _objective(run, dataset.info, teachers, parallel)
+    if not any(loss.uses_unlabelled() for _, loss in objective.losses):
+        dataset = without_unlabelled(dataset)
+    info, settings = dataset.info, _settings(run, teachers)
     parallel.check_batch_size(run.batch_size, f'runs.{name}.batch_size', settings.accumulate)
     lie = placement.choose(dataset, run.data.placement, parallel)
     timing = timing_of(run, dataset, parallel, steps_per_dispatch, lie)
     sees = trained.sees(name, run, start, info)
     students = _students(run, sees, info, parallel.fast)
-    step, targets = _step(name, run, dataset, teachers, settings, timing, parallel, students)
+    given = objective, teachers, settings, timing, parallel, students
+    step, targets = _step(name, run, dataset, *given)
     batch = example(info.image_shape, train_label=dataset.train.labels)
     plans = student_plans(step, batch)
     _check_heads(name, run, step.objective, plans)
@@ -137,6 +101,7 @@ def _step(
     name: str,
     run: ConfigDict,
     dataset: Dataset,
+    objective: objectives.Objective,
     teachers: Mapping[str, Trained],
     settings: optim.Settings,
     timing: Timing,
@@ -147,18 +112,13 @@ def _step(
     what is kept of the teachers.
     """
     info = dataset.info
-    views, mixing = _views(run, info), Mixing.of(run.augment)
+    photos, mixing = run.data.decode == 'photo', Mixing.of(run.augment)
+    views = Views.of(run.augment, info.mean_pixel, photos=photos)
     views.check(info.image_shape, f'runs.{name}.augment')
-    check_repeats(run.augment.repeats, run.batch_size, f'runs.{name}.augment.repeats')
-    targets = _targets(name, run, views, mixing, info.num_classes, teachers)
+    _check_batches(name, run, dataset)
+    targets = _targets(name, run, views, mixing, info, teachers)
     specs = _teachers(
         run, teachers, students['student'], parallel.fast, timing, stored=targets is not None
-    )
-    objective = objectives.build(
-        run.objective,
-        teacher_weights=tuple(teacher.weight for teacher in specs),
-        num_classes=info.num_classes,
-        fast=parallel.fast and parallel.on_cpu,
     )
     _check_features(name, run, objective, targets)
     return StepSpec(
@@ -175,8 +135,32 @@ def _step(
     ), targets
 
 
-def _views(run: ConfigDict, info: DatasetInfo) -> Views:
-    return Views.of(run.augment, info.mean_pixel, photos=run.data.decode == 'photo')
+def _objective(
+    run: ConfigDict, info: DatasetInfo, teachers: Mapping[str, Trained], parallel: Parallel
+) -> objectives.Objective:
+    """What the run minimises, if it can learn from these teachers."""
+    objective = objectives.build(
+        run.objective,
+        teacher_weights=_weights(run),
+        num_classes=info.num_classes,
+        fast=parallel.fast and parallel.on_cpu,
+    )
+    for teacher in teachers.values():
+        trained.check_teacher(teacher, info, objective.losses)
+    return objective
+
+
+def _weights(run: ConfigDict) -> tuple[float, ...]:
+    """One for each of the run's teachers."""
+    return tuple(run.teacher_weights) or (1.0,) * len(run.teachers)
+
+
+def _check_batches(name: str, run: ConfigDict, dataset: Dataset) -> None:
+    path, repeats = f'runs.{name}.augment.repeats', run.augment.repeats
+    check_repeats(repeats, run.batch_size, path)
+    if dataset.unlabelled:
+        least = min(parts_of(run.batch_size, run.data.unlabelled_share))
+        check_repeats(repeats, least, path, 'parts of a batch (data.unlabelled_share)')
 
 
 def _settings(run: ConfigDict, teachers: Mapping[str, Trained]) -> optim.Settings:
@@ -217,7 +201,7 @@ def _targets(
     run: ConfigDict,
     views: Views,
     mixing: Mixing,
-    num_classes: int,
+    info: DatasetInfo,
     teachers: Mapping[str, Trained],
 ) -> extraction.Kind | None:
     """What is kept of the teachers; None: they run in every step."""
@@ -234,8 +218,14 @@ def _targets(
             f'{path} is {run.soft_targets!r}, but {why}: name a trained '
             "run in teachers, or set 'live'"
         )
+    for teacher in teachers.values():
+        if not teacher.info.same_classes(info):
+            raise UserError(
+                f'{path} is {run.soft_targets!r}, which keeps logits, but the teacher '
+                f"{teacher.source} has other classes than the student's data; set it to 'live'"
+            )
     wanted = run.soft_targets, run.soft_targets_dtype, run.soft_targets_top_k
-    return extraction.kind(path, *wanted, views, mixing, num_classes)
+    return extraction.kind(path, *wanted, views, mixing, info.num_classes)
 
 
 def _teachers(
@@ -261,8 +251,9 @@ def _teachers(
             return teacher_outputs.stored(name, weight, teacher.info.num_classes)
         return teacher_outputs.live(name, weight, teacher.network.computing(run.precision, fast))
 
-    weights = tuple(run.teacher_weights) or (1.0,) * len(run.teachers)
-    return tuple(spec(name, weight) for name, weight in zip(run.teachers, weights, strict=True))
+    return tuple(
+        spec(name, weight) for name, weight in zip(run.teachers, _weights(run), strict=True)
+    )
 
 
 def _snapshot_steps(run: ConfigDict, timing: Timing) -> int:
@@ -274,10 +265,10 @@ def _snapshot_steps(run: ConfigDict, timing: Timing) -> int:
 
 
 def _pool(dataset: Dataset, objective: objectives.Objective) -> np.ndarray:
-    """Images without a label are drawn where a loss can learn from them."""
+    """Images of the data set without a label are drawn where a loss can learn from them."""
     uses_unlabelled = any(not loss.needs_label for _, loss in objective.losses)
     return (
-        np.arange(len(dataset.train))
+        np.arange(len(dataset.train) - dataset.unlabelled)
         if uses_unlabelled
         else np.flatnonzero(dataset.train.labels >= 0)
     )

@@ -102,7 +102,7 @@ class Run:
     # of the order and the views of the images; None = the seed
     order_seed: int | None = optional(int, Limit(lambda value: value >= 0, '0 or more'))
     batch_size: int = number(64, at_least=1, at_most=2**20)  # over all devices
-    # passes over the training images; fractions count
+    # passes over the training images, those of data.unlabelled apart; fractions count
     epochs: float = number(30.0, above=0, words='greater than 0')
     # epochs between validations, each with a checkpoint
     eval_every: float = number(1.0, above=0, words='greater than 0')

@@ -1,6 +1,7 @@
 """Whether what a config says is complete, known, allowed, and has an effect."""
 
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -50,15 +51,37 @@ _SWITCHES: dict[str, tuple[str, Callable[[ConfigDict], bool]]] = {
             "data.source is 'folder'",
             lambda run: run.data.source == 'folder' or own.is_own(run.data.source),
         )
-        for name in ('labels', 'test_share', 'cache')
+        for name in ('labels', 'test_share')
     },
+    'data.size': (
+        "data.source is 'folder' or 'tfds'",
+        lambda run: run.data.source in ('folder', 'tfds') or own.is_own(run.data.source),
+    ),
+    'data.cache': (
+        "data.source is 'folder', or data.unlabelled names files",
+        lambda run: (
+            run.data.source == 'folder' or own.is_own(run.data.source) or bool(run.data.unlabelled)
+        ),
+    ),
     **{
         f'data.{name}': (
-            "data.source is 'folder' or 'tfds'",
-            lambda run: run.data.source in ('folder', 'tfds') or own.is_own(run.data.source),
+            "data.source is 'folder' or 'tfds', or data.unlabelled names files",
+            lambda run: (
+                run.data.source in ('folder', 'tfds')
+                or own.is_own(run.data.source)
+                or bool(run.data.unlabelled)
+            ),
         )
-        for name in ('size', 'resize', 'interpolation', 'on_bad_image')
+        for name in ('resize', 'interpolation', 'on_bad_image')
     },
+    'data.unlabelled_share': (
+        'data.unlabelled names images',
+        lambda run: bool(run.data.unlabelled),
+    ),
+    'data.unlabelled_crops': (
+        'data.unlabelled is one image file',
+        lambda run: Path(run.data.unlabelled).suffix not in ('', '.npz'),
+    ),
     'data.workers': (
         "data.placement is 'stream' or 'auto'",
         lambda run: run.data.placement in ('stream', 'auto'),
@@ -94,6 +117,12 @@ def without_effect(runs: Mapping[str, ConfigDict]) -> list[str]:
                 found.setdefault(f'{path} is {loss.ramp_from!r}{_NO_EFFECT}{words}', []).append(
                     name
                 )
+    more = {name: run for name, run in runs.items() if run.data.unlabelled}
+    if not any(objectives.uses_unlabelled(run.objective) for run in more.values()):
+        words = 'a term of one of the runs needs no labels, such as kl or at'
+        for name, run in more.items():
+            path = f'data.unlabelled is {run.data.unlabelled!r}{_NO_EFFECT}{words}'
+            found.setdefault(path, []).append(name)
     return [f'in {", ".join(names)}: {told}' for told, names in found.items()]
 
 

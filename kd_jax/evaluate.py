@@ -54,7 +54,7 @@ def evaluate_together(workdirs: Sequence[epath.Path], split: str = 'test') -> di
             )
     fields = [config_lib.upgraded(config)['data'] for config in configs]
     images = [
-        {name: value for name, value in of.items() if not name.startswith('labels')}
+        {name: value for name, value in of.items() if not name.startswith(('labels', 'unlabelled'))}
         for of in fields
     ]
     for run, trained_on in zip(runs, images, strict=True):
@@ -63,7 +63,7 @@ def evaluate_together(workdirs: Sequence[epath.Path], split: str = 'test') -> di
                 f'{run.path} was trained on other data than '
                 f'{runs[0].path}; take runs of the same data'
             )
-    source = data.load(fields[0]).source(split)
+    source = data.load(fields[0] | {'unlabelled': ''}).source(split)
     precision = (
         models[0].precision if len({model.precision for model in models}) == 1 else 'float32'
     )

@@ -13,6 +13,7 @@ from kd_jax import feed, metrics, step
 from kd_jax.data import ArraySource, batches
 from kd_jax.data.crops import Crop
 from kd_jax.data.dataset import MappedSource, Source
+from kd_jax.data.joined import JoinedSource
 from kd_jax.networks import Ensemble, Network
 from kd_jax.parallel import Parallel, free_memory, with_products
 from kd_jax.spec import Arrays
@@ -65,7 +66,7 @@ def on_devices(
         placement = 'resident' if size <= free_memory(parallel) / 2 else 'host'
     if source.streamed or placement in ('host', 'sharded'):
         return Split({}, len(source), source, workers)
-    assert isinstance(source, (ArraySource, MappedSource))
+    assert isinstance(source, (ArraySource, MappedSource, JoinedSource))
     return Split(parallel.replicate(source.arrays()), len(source))
 
 

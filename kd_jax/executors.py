@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from kd_jax import evaluation, runtime
-from kd_jax.data import batches
+from kd_jax.data.batches import Order
 from kd_jax.dispatch import scan_steps
 from kd_jax.networks import variables_of
 from kd_jax.parallel import Parallel
-from kd_jax.placement import Placement
+from kd_jax.placement import Placement, order_of
 from kd_jax.spec import Arrays, Job, RunSpec, TeacherData, TrainState
 from kd_jax.step import make_eval_step, make_member_step, make_prepare_step, make_train_step
 
@@ -54,7 +54,7 @@ class Executor:
         self.placement = Placement(run, parallel)
         self.jobs: list[Job] = []
         self._teachers = TeacherData({}, lambda split: None)
-        self._order: batches.TrainOrder | None = None
+        self._order: Order | None = None
         self._cost: dict[str, float] | None = None
         self._last: dict[str, jax.Array] = {}  # metrics of the last dispatch
 
@@ -75,10 +75,7 @@ class Executor:
         """
         self.jobs = list(jobs)
         self.placement.close()
-        run, config, order_seed = self.run, self.run.config, self.jobs[0].order_seed
-        self._order = batches.TrainOrder(
-            run.pool, len(run.dataset.train), config.batch_size, order_seed, config.augment.repeats
-        )
+        self._order = order_of(self.run, self.jobs[0].order_seed)
 
     def train(self, step: int, count: int) -> list[Dispatch]:
         """Hands `count` steps of every job, after `step` updates, to the devices."""

@@ -76,7 +76,9 @@ def load(
         )
         return trained.load(directory)
     sees = _input(f'teachers.{name}', spec, weights.channels, data)
-    info = DatasetInfo(data.name, weights.num_classes, tuple(data.class_names), *sees)
+    count = weights.num_classes  # such as ImageNet's 1000, of which the weights say no names
+    names = tuple(data.class_names) if count == data.num_classes else tuple(map(str, range(count)))
+    info = DatasetInfo(data.name, count, names, *sees)
     network = trained.build_network(weights.model, info, PRECISION, resize=True)
     return trained.Trained(
         spec['torch'], network, info, PRECISION, None, weights.variables, weights
@@ -150,17 +152,21 @@ def make_run(
     data: Dataset,
     par: parallel.Parallel,
 ) -> None:
-    """Writes the teacher as a finished run, measured on the study's validation and test splits."""
+    """Writes the teacher as a finished run, measured on the study's validation and test splits if
+    those have its classes.
+    """
     begin = time.perf_counter()
     tracker().busy(name, 'imports and measures it')
-    trained.check_teacher(model, data.info)
+    trained.check_teacher(model, data.info, ())
     network = model.network.computing(model.precision, par.fast)
     assert model.imported is not None  # what has just been read from its file
+    known = model.info.same_classes(data.info)
     measured: dict[str, Any] = {
         split: evaluation.evaluate(
             network, model.variables, data.source(split), par, model.precision
         )
         for split in ('val', 'test')
+        if known
     }
     measured |= evaluation.forward_cost(
         network, model.variables, model.info.image_shape, model.precision
@@ -171,7 +177,7 @@ def make_run(
         directory, name, model.imported, data_name=data.info.name, measured=measured, **sees
     )
     if parallel.is_main():
-        say(
-            f'{name} · imported from {model.source} · test top-1 '
-            f'{100 * measured["test"]["top1"]:.2f} %'
-        )
+        result = f'{model.info.num_classes} classes, not those of {data.info.name}'
+        if known:
+            result = f'test top-1 {100 * measured["test"]["top1"]:.2f} %'
+        say(f'{name} · imported from {model.source} · {result}')

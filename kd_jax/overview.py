@@ -143,6 +143,8 @@ def data_in_short(info: DatasetInfo) -> str:
     count: Any = info.count
     there = (split for split in ('train', 'val', 'test') if split in count)  # of earlier versions
     sizes = ', '.join(f'{count[split]:,} {split}' for split in there)
+    if count.get('unlabelled'):
+        sizes += f', {count["unlabelled"]:,} more without labels'
     shape = ' × '.join(map(str, info.image_shape))
     return f'{info.name}: {sizes}; {info.num_classes} classes; {shape}'
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from kd_jax import evaluation, extraction, feed
 from kd_jax.data import Dataset
-from kd_jax.data.batches import Share, TrainOrder, with_partners
+from kd_jax.data.batches import JoinedOrder, Order, Share, TrainOrder, parts_of, with_partners
 from kd_jax.data.columns import Sharded
 from kd_jax.data.dataset import Source
 from kd_jax.objectives import ensemble_logits
@@ -46,6 +46,21 @@ def nbytes(dataset: Dataset) -> int:
     return count * math.prod(dataset.info.image_shape)
 
 
+def order_of(run: RunSpec, seed: int) -> Order:
+    """Which examples the steps of a run see. Where it has images of `data.unlabelled`, each batch
+    has some of them after the others, and both are drawn in passes of their own.
+    """
+    count, size = len(run.dataset.train), run.config.batch_size
+    repeats, more = run.config.augment.repeats, run.dataset.unlabelled
+    if not more:
+        return TrainOrder(run.pool, count, size, seed, repeats)
+    mine, others = parts_of(size, run.config.data.unlabelled_share)
+    return JoinedOrder(
+        TrainOrder(run.pool, count - more, mine, seed, repeats),
+        TrainOrder(np.arange(count - more, count), more, others, seed, repeats, stream=1),
+    )
+
+
 class Placement:
     """The data of a run on the devices, each split when it is first asked for;
     and the batches of its steps.
@@ -58,7 +73,7 @@ class Placement:
         self._slots: Callable[..., Any] | None = None
         self._feed: feed.Feed | None = None
         self._sharded: Sharded | None = None
-        self._order: TrainOrder | None = None  # that the feed follows
+        self._order: Order | None = None  # that the feed follows
 
     @property
     def _far(self) -> int:
@@ -100,7 +115,7 @@ class Placement:
 
     def batches(
         self,
-        order: TrainOrder,
+        order: Order,
         step: int,
         count: int,
         teachers: TeacherData,
@@ -132,7 +147,7 @@ class Placement:
         return found
 
     def _fed(
-        self, source: Source, order: TrainOrder, teachers: TeacherData, first: int, last: int
+        self, source: Source, order: Order, teachers: TeacherData, first: int, last: int
     ) -> feed.Feed:
         """The batches from one step to another."""
         timing, crop = self.run.timing, self.run.step.views.cut(order.seed)
@@ -149,7 +164,7 @@ class Placement:
         workers = self.run.images.workers if going_on else 0
         return feed.Feed(reading, groups, finish, workers)
 
-    def _with_targets(self, order: TrainOrder, stack: Arrays, teachers: TeacherData) -> Arrays:
+    def _with_targets(self, order: Order, stack: Arrays, teachers: TeacherData) -> Arrays:
         if not teachers.streamed:
             return stack
         slot = self.slots(order.seed, stack['index'], stack['view'])
@@ -173,7 +188,15 @@ class Placement:
         that `extraction.obtain` gave.
         """
         run, parallel = self.run, self.parallel
-        weights = [teacher.weight for teacher in run.step.teachers if teacher.name in trained]
+        # a teacher of other classes is compared with nothing; where no term compares logits, its
+        # classes may be others of the same number
+        sure = not any(loss.reads_logits() for _, loss in run.step.objective.losses)
+        same = [
+            name
+            for name, teacher in trained.items()
+            if teacher.info.same_classes(run.dataset.info, sure=sure)
+        ]
+        weights = [teacher.weight for teacher in run.step.teachers if teacher.name in same]
         weights = weights if any(weights) else [1.0] * len(weights)
         if rows is None:
             variables = {
@@ -182,11 +205,11 @@ class Placement:
             networks = [
                 teacher.network
                 for teacher in run.step.teachers
-                if teacher.name in trained and teacher.network is not None
+                if teacher.name in same and teacher.network is not None
             ]
 
             def predicted(split: str) -> list[np.ndarray]:
-                placed = tuple(variables.values())
+                placed = tuple(variables[name] for name in same)
                 return extraction.predicted(
                     networks, placed, self.split(split), parallel, run.step.precision
                 )

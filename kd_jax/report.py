@@ -13,6 +13,7 @@ import numpy as np
 from etils import epath
 
 from kd_jax import own, page, records
+from kd_jax.data.batches import parts_of
 from kd_jax.errors import Parser, UserError, told_to_the_user
 from kd_jax.markdown import table
 from kd_jax.models.common import param_count
@@ -237,6 +238,9 @@ def describe(spec: RunSpec, parallel: Parallel) -> str:
         images += f', {count["labelled"]} of them labelled'
     if len(spec.pool) < count['train']:
         images = f'the {len(spec.pool)} labelled of {count["train"]} images'
+    if more := spec.dataset.unlabelled:
+        _, here = parts_of(spec.config.batch_size, spec.config.data.unlabelled_share)
+        images += f', and {more} without labels, {here} in each batch,'
     devices = '1 device' if len(parallel) == 1 else f'{len(parallel)} devices'
     params = param_count(spec.plans['student'].shapes)
     return (

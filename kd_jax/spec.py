@@ -121,7 +121,8 @@ class RunSpec:
     dataset: Dataset
     sees: DatasetInfo  # the data as the student's network sees them
     plans: Mapping[str, Plan]  # how variables start: role -> plan, as in `TrainState.params`
-    pool: np.ndarray  # the training examples that are drawn
+    # the training examples that are drawn, those of `data.unlabelled` apart
+    pool: np.ndarray
     images: Images
     peak: float  # the highest learning rate
     init_optimizer: Callable[[Any], Any]  # parameters -> the optimiser's state

@@ -16,6 +16,7 @@ from kd_jax.library import Library, begun, record, store_beside, taught_alike
 from kd_jax.monitor import detail, import_wandb, say
 from kd_jax.runtime import forget_programs
 from kd_jax.spec import Job, RunSpec, TeacherData
+from kd_jax.teacher_outputs import check_teachers
 from kd_jax.train import Prune, Stopped, train
 from kd_jax.train_log import mend_log
 from kd_jax.trained import Trained
@@ -42,7 +43,7 @@ class Study:
         self.chosen = self.plan.chosen(only)
         for name, run in self.plan.runs.items():
             check_run(name, run)
-            build.check_teachers(name, run)
+            check_teachers(name, run)
         self.parallel = parallel.Parallel(config.parallel, config.devices or None, fast=config.fast)
         self.library = Library(self.plan, config, self.workdir, self.parallel)
         self.specs: dict[str, RunSpec] = {}  # of what is to train: runs, and sweeps by their names
@@ -77,8 +78,9 @@ class Study:
             data, most = self.library.dataset(run), self.config.steps_per_dispatch
             self.specs[group] = build.run_spec(group, run, data, teachers, devices, most, start)
         else:
+            spec = self.specs[group]
             for teacher in self.library.teachers(run, seed, self._planned).values():
-                trained.check_teacher(teacher, self.specs[group].dataset.info)
+                trained.check_teacher(teacher, spec.dataset.info, spec.step.objective.losses)
         build.check_member(self.specs[group], run)
         if start is not None:
             trained.check_start(start, self.specs[group].plans['student'].shapes)

@@ -11,7 +11,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
+from kd_jax.errors import UserError, unknown
 from kd_jax.models.common import Output
 from kd_jax.networks import Network, variables_of
 from kd_jax.spec import Arrays, TeacherSpec, TrainState
@@ -97,3 +99,41 @@ def _of(student: Network, kept: dict[str, Any], batch: Arrays) -> Output:
 def outside(names: Sequence[str]) -> tuple[str, ...]:
     """The teachers that are runs, imported or workdirs; not those that a run makes for itself."""
     return tuple(name for name in names if name not in SELF_TEACHERS)
+
+
+def check_teachers(name: str, run: ConfigDict) -> None:
+    """Raises `UserError` for teachers that are unknown, named twice, or do not
+    go with the rest of the run.
+    """
+    path, names = f'runs.{name}', tuple(run.teachers)
+    for teacher in names:
+        if teacher.startswith('self:') and teacher not in SELF_TEACHERS:
+            raise unknown(f'teacher of {path}', teacher, SELF_TEACHERS)
+        if names.count(teacher) > 1:
+            raise UserError(
+                f'{path}.teachers {names} names {teacher} twice; once is '
+                'enough, teacher_weights weighs it'
+            )
+    from_itself = [teacher for teacher in names if teacher in SELF_TEACHERS]
+    if run.teacher_weights and len(run.teacher_weights) != len(names):
+        raise UserError(
+            f'teacher_weights {tuple(run.teacher_weights)} of {path} has '
+            f'{len(run.teacher_weights)} entries for {len(names)} teachers; give one each'
+        )
+    if EMA in from_itself and not run.optim.ema_decay:
+        raise UserError(
+            f'{path} learns from {EMA}, but keeps no average; set optim.ema_decay, such as 0.999'
+        )
+    if PEER in from_itself and len(from_itself) > 1:
+        raise UserError(
+            f'{path}.teachers {names}: {PEER} does not go with the others; take one of them'
+        )
+    if PEER in from_itself and run.init:
+        raise UserError(
+            f'{path} starts from {run.init}, but its peer would start at '
+            'random; take one of the two away'
+        )
+    if run.peer and PEER not in from_itself:
+        raise UserError(
+            f'{path}.peer is {run.peer!r}, but {PEER} is not among its teachers; name it there'
+        )

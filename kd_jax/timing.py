@@ -5,6 +5,7 @@ import math
 from ml_collections import ConfigDict
 
 from kd_jax.data import Dataset
+from kd_jax.data.batches import parts_of
 from kd_jax.errors import UserError
 from kd_jax.fields import MOST_WHOLE
 from kd_jax.parallel import Parallel
@@ -24,8 +25,10 @@ def timing_of(
     Raises:
       UserError: for more steps or validations than can be counted.
     """
-    count = len(dataset.train)
-    steps_per_epoch = count / run.batch_size
+    count, mine = len(dataset.train) - dataset.unlabelled, run.batch_size
+    if dataset.unlabelled:
+        mine, _ = parts_of(run.batch_size, run.data.unlabelled_share)
+    steps_per_epoch = count / mine
     total = max(round(run.epochs * steps_per_epoch), 1)
     if total > MOST_WHOLE:
         raise UserError(

@@ -5,7 +5,7 @@ or read from PyTorch weights.
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from kd_jax.data import DatasetInfo
 from kd_jax.errors import UserError
 from kd_jax.monitor import say
 from kd_jax.networks import Network
+from kd_jax.objectives import Loss
 from kd_jax.workdir import RunDirectory
 
 WEIGHTS = ('.pth', '.pt', '.bin', '.safetensors')  # files that `init` takes for PyTorch weights
@@ -173,25 +174,50 @@ def sees(
     return found
 
 
-def check_teacher(teacher: Trained, info: DatasetInfo) -> None:
-    """Raises `UserError` unless the teacher has the classes of the student's
-    data and can see its images.
+def check_teacher(
+    teacher: Trained, info: DatasetInfo, losses: Iterable[tuple[str, Loss]] | None = None
+) -> None:
+    """Raises `UserError` unless the teacher can see the images of the student's data, and has its
+    classes where its logits are needed.
 
     Another normalisation or image size is no obstacle: each network resizes and normalises the same
     pixels for itself, and a grey image becomes one of three equal channels.
+
+    losses: labels and terms that learn from it; None: what they are is not known.
     """
-    if teacher.info.num_classes != info.num_classes:
-        raise UserError(
-            f'the teacher {teacher.source} has {teacher.info.num_classes} classes, '
-            f"the student's data ({info.name}) {info.num_classes}; "
-            'train a teacher on the same classes'
-        )
+    if not teacher.info.same_classes(info):
+        why = _other_classes(teacher, info)
+        if losses is None:
+            raise UserError(f'{why}; train a teacher on the same classes')
+        terms = [(label, loss) for label, loss in losses if loss.needs_teacher]
+        reading = [label for label, loss in terms if loss.reads_logits()]
+        if reading:
+            rest = ', '.join(label for label, loss in terms if not loss.reads_logits())
+            but = f' and {rest} does not' if rest else ''
+            raise UserError(
+                f'{why}; train a teacher on the same classes, or take terms on features alone, '
+                "such as at, sp or rkd with only_where='always': of the objective, "
+                f'{", ".join(reading)} learns from logits{but}'
+            )
     here, there = info.image_shape[-1], teacher.info.image_shape[-1]
     if here != there and here != 1:
         raise UserError(
             f'the teacher {teacher.source} sees images of {there} channel(s), '
             f"the student's data ({info.name}) has {here}; use data of the same kind"
         )
+
+
+def _other_classes(teacher: Trained, info: DatasetInfo) -> str:
+    """How the classes of a teacher differ from those of the student's data."""
+    there, here = teacher.info, f"the student's data ({info.name})"
+    if there.num_classes != info.num_classes:
+        return (
+            f'the teacher {teacher.source} has {there.num_classes} classes, {here} '
+            f'{info.num_classes}'
+        )
+    pairs = zip(there.class_names, info.class_names, strict=True)
+    number, (one, other) = next((k, pair) for k, pair in enumerate(pairs) if pair[0] != pair[1])
+    return f'class {number} of the teacher {teacher.source} is {one!r}, that of {here} is {other!r}'
 
 
 def check_start(trained: Trained, fresh: Any) -> tuple[list[str], list[str]]:

@@ -10,6 +10,7 @@ from kd_jax import own
 from kd_jax.data import arrays, foreign
 from kd_jax.data.arrays import Raw
 from kd_jax.data.dataset import ArraySource, Dataset, DatasetInfo, Source
+from kd_jax.data.joined import JoinedSource
 from kd_jax.errors import UserError, renamed
 from kd_jax.fields import check, choice, field, is_number, number, several, text
 
@@ -87,6 +88,12 @@ class Settings:
     # per channel, for images in 0..1; () = of the training images
     mean: tuple[float, ...] = several((), _in_0_to_1, SCALED)
     std: tuple[float, ...] = several((), _in_0_to_1, SCALED)  # likewise
+    # more images for the terms that need no labels: a directory, an image file that is cut into
+    # parts, an .npz file (key image), or 'tfds:NAME/SPLIT'; '' = none
+    unlabelled: str = text()
+    unlabelled_crops: int = number(10000, at_least=1, at_most=10**8)  # parts of an image file
+    # share of each batch that is of those images
+    unlabelled_share: float = number(0.5, above=0, below=1)
 
 
 def load(config: Any) -> Dataset:
@@ -130,11 +137,22 @@ def load(config: Any) -> Dataset:
         'val': len(val),
         'test': len(test),
     }
-    info = DatasetInfo(raw.name, num_classes, tuple(names), shape, mean, std, count)
     notes = [*raw.notes]
     if not (train.labels == 0).any() and not (val.labels == 0).any() and not raw.class_names:
         notes.append(f'no image of {raw.name!r} has the label 0: classes are numbered from 0')
+    if config.unlabelled:
+        train = _with_more(config, raw.name, train, notes)
+        count['unlabelled'] = len(train) - count['train']
+    info = DatasetInfo(raw.name, num_classes, tuple(names), shape, mean, std, count)
     return Dataset(info, train, val, test, tuple(notes))
+
+
+def _with_more(config: Settings, name: str, train: Source, notes: list[str]) -> Source:
+    """The training images and, after them, those that have no label."""
+    from kd_jax.data import unlabelled  # as above
+
+    more = unlabelled.load(config, name, train.image_shape, notes)
+    return JoinedSource.of(train, more)
 
 
 def _num_classes(raw: Raw) -> int:

@@ -10,6 +10,7 @@ import tokenize
 import warnings
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -85,17 +86,15 @@ def _read_digits() -> tuple[np.ndarray, np.ndarray]:
     return load_digits().images, load_digits().target
 
 
-def place_of(path: str) -> Path:
-    """Where data is; `UserError` for what the system takes for no path."""
+def place_of(path: str, field: str = 'data.path') -> Path:
+    """Where data is; `UserError` for what the system takes for no path. field: that has it."""
     try:
         found = Path(path).expanduser()
         os.fsencode(found)
         found.exists()
     except (OSError, ValueError, RuntimeError) as error:
         why = getattr(error, 'strerror', None) or type(error).__name__
-        raise UserError(
-            f'data.path {path[:80]!r} cannot be looked at ({why}); correct it'
-        ) from None
+        raise UserError(f'{field} {path[:80]!r} cannot be looked at ({why}); correct it') from None
     return found
 
 
@@ -134,22 +133,8 @@ def npz(config: Any) -> Raw:
             "data source 'npz' needs a file; give its path with --config.data.path=FILE.npz"
         )
     path = place_of(config.path)
-    if path.exists() and not path.is_file():
-        raise UserError(f'{path} is no regular file; correct --config.data.path')
-    try:
-        # Opening is not left to np.load, which forgets to close a file that is no zip. NumPy warns
-        # of headers that it reads in two ways.
-        with open(path, 'rb') as opened, warnings.catch_warnings(action='ignore'):
-            arrays = _read_npz(path, opened)
-    except FileNotFoundError:
-        raise UserError(f'there is no file {path}; correct --config.data.path') from None
-    except OSError as error:
-        raise UserError(
-            f'{path} cannot be read ({error.strerror}); correct --config.data.path'
-        ) from None
-    for key in arrays:
-        if key.endswith('image') and arrays[key].ndim == 3:
-            arrays[key] = arrays[key][..., None]
+    needed = ('train_image', 'train_label', 'test_image', 'test_label')
+    arrays = read_npz(path, needed, ('val_image', 'val_label'), ('class_names',))
     pairs = {
         part: (arrays[f'{part}_image'], arrays[f'{part}_label'])
         for part in ('train', 'val', 'test')
@@ -165,26 +150,63 @@ def npz(config: Any) -> Raw:
     return Raw(path.stem, pairs['train'], pairs.get('val'), pairs['test'], classes)
 
 
-def _read_npz(path: Path, opened: BinaryIO) -> dict[str, np.ndarray]:
-    needed = ('train_image', 'train_label', 'test_image', 'test_label')
-    optional = ('val_image', 'val_label')
+def read_npz(
+    path: Path,
+    needed: Sequence[str],
+    together: Sequence[str] = (),
+    optional: Sequence[str] = (),
+    field: str = 'data.path',
+) -> dict[str, np.ndarray]:
+    """Arrays of an .npz file by their keys; images `[N, H, W]` become `[N, H, W, 1]`.
+
+    together: keys of which the file may have all or none. field: that names the file.
+
+    Raises:
+      UserError: for a missing or damaged file, or a missing key.
+    """
+    fix = f'correct --config.{field}'
+    if path.exists() and not path.is_file():
+        raise UserError(f'{path} is no regular file; {fix}')
+    try:
+        # Opening is not left to np.load, which forgets to close a file that is no zip. NumPy warns
+        # of headers that it reads in two ways.
+        with open(path, 'rb') as opened, warnings.catch_warnings(action='ignore'):
+            arrays = _read_npz(path, opened, needed, together, optional)
+    except FileNotFoundError:
+        raise UserError(f'there is no file {path}; {fix}') from None
+    except OSError as error:
+        raise UserError(f'{path} cannot be read ({error.strerror}); {fix}') from None
+    for key in arrays:
+        if key.endswith('image') and arrays[key].ndim == 3:
+            arrays[key] = arrays[key][..., None]
+    return arrays
+
+
+def _read_npz(
+    path: Path,
+    opened: BinaryIO,
+    needed: Sequence[str],
+    together: Sequence[str],
+    optional: Sequence[str],
+) -> dict[str, np.ndarray]:
     try:
         file = np.load(opened, allow_pickle=False)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):
         raise UserError(f'{path} is not a complete .npz file; write it with np.savez') from None
     if not isinstance(file, np.lib.npyio.NpzFile):
         raise UserError(f'{path} is a single .npy array, not an .npz file; write it with np.savez')
-    present = [key for key in optional if key in file.files]
+    present = [key for key in together if key in file.files]
     missing = [key for key in needed if key not in file.files]
-    if len(present) == 1:
-        missing += [key for key in optional if key not in present]
+    if present:
+        missing += [key for key in together if key not in present]
     if missing:
+        more = f' and, if you like, {" and ".join(together)}' if together else ''
+        there = ', '.join(sorted(file.files)) or 'nothing'
         raise UserError(
-            f'{path} lacks {", ".join(missing)} (it has '
-            f'{", ".join(sorted(file.files)) or "nothing"}); np.savez with {", ".join(needed)} '
-            f'and, if you like, {" and ".join(optional)}'
+            f'{path} lacks {", ".join(missing)} (it has {there}); np.savez with '
+            f'{", ".join(needed)}{more}'
         )
-    present += [key for key in ('class_names',) if key in file.files]
+    present += [key for key in optional if key in file.files]
     sizes = {key: _claimed(path, file, key) for key in (*needed, *present)}
     if sum(sizes.values()) > MAX_BYTES:
         raise UserError(

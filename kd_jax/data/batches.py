@@ -10,7 +10,25 @@ from kd_jax.errors import UserError
 _KEPT = 2  # permutations held at once: a batch mostly touches one pass, or two where it straddles
 
 
-class TrainOrder:
+class Order:
+    """Which examples each step sees: a pure function of `(seed, step)`."""
+
+    seed: int
+    steps_per_epoch: float
+
+    def at(self, step: int) -> dict[str, np.ndarray]:
+        """The batch of `step` (from 0): `index` int32 `[B]` and `view` int32 `[B]`."""
+        raise NotImplementedError
+
+    def stacked(self, step: int, count: int, size: int) -> dict[str, np.ndarray]:
+        """The batches of `count` steps from `step` on, stacked `[size, B]`; what
+        comes after those only fills up.
+        """
+        steps = [self.at(step + min(k, count - 1)) for k in range(size)]
+        return {name: np.stack([batch[name] for batch in steps]) for name in steps[0]}
+
+
+class TrainOrder(Order):
     """An endless order over `pool`, a pure function of `(seed, step)`.
 
     The draws are passes over the pool, one after the other, each a random permutation of it; step s
@@ -26,10 +44,17 @@ class TrainOrder:
       batch_size: B; may be larger than the pool.
       seed: 0 or more.
       repeats: how often an element is drawn at once, each time for another view.
+      stream: of the random numbers; orders of different streams have nothing in common.
     """
 
     def __init__(
-        self, pool: np.ndarray, epoch_size: int, batch_size: int, seed: int, repeats: int = 1
+        self,
+        pool: np.ndarray,
+        epoch_size: int,
+        batch_size: int,
+        seed: int,
+        repeats: int = 1,
+        stream: int = 0,
     ):
         self._pool = np.asarray(pool, np.int32)
         if (
@@ -44,9 +69,10 @@ class TrainOrder:
             raise UserError(f'the seed is {seed}, must be 0 or more; choose another one')
         _check_batch_size(batch_size)
         check_repeats(repeats, batch_size, 'repeats')
-        self.steps_per_epoch: float = epoch_size / batch_size
+        self.steps_per_epoch = epoch_size / batch_size
         self._batch_size = int(batch_size)
         self.seed, self._repeats = int(seed), int(repeats)
+        self._stream = (stream,) if stream else ()
         self._passes: dict[int, np.ndarray] = {}
 
     def at(self, step: int) -> dict[str, np.ndarray]:
@@ -69,20 +95,41 @@ class TrainOrder:
         mine = slice(again, again + self._batch_size)
         return {'index': index.repeat(self._repeats)[mine], 'view': view[mine]}
 
-    def stacked(self, step: int, count: int, size: int) -> dict[str, np.ndarray]:
-        """The batches of `count` steps from `step` on, stacked `[size, B]`; what
-        comes after those only fills up.
-        """
-        steps = [self.at(step + min(k, count - 1)) for k in range(size)]
-        return {name: np.stack([batch[name] for batch in steps]) for name in steps[0]}
-
     def _permutation(self, number: int) -> np.ndarray:
         if number not in self._passes:
             while len(self._passes) >= _KEPT:
                 del self._passes[next(iter(self._passes))]
-            rng = np.random.Generator(np.random.PCG64([self.seed, number]))
+            rng = np.random.Generator(np.random.PCG64([self.seed, number, *self._stream]))
             self._passes[number] = rng.permutation(self._pool)
         return self._passes[number]
+
+
+class JoinedOrder(Order):
+    """Two orders side by side: each batch has one of the first and after it one of the second. An
+    epoch is that of the first.
+    """
+
+    def __init__(self, first: TrainOrder, second: TrainOrder):
+        self._parts = first, second
+        self.seed, self.steps_per_epoch = first.seed, first.steps_per_epoch
+
+    def at(self, step: int) -> dict[str, np.ndarray]:
+        """See `Order`."""
+        first, second = (part.at(step) for part in self._parts)
+        return {name: np.concatenate([first[name], second[name]]) for name in first}
+
+
+def parts_of(batch_size: int, share: float) -> tuple[int, int]:
+    """(labelled, unlabelled) images of each batch: `share` of it is unlabelled, and at least one
+    image is of either kind.
+    """
+    if batch_size < 2:
+        raise UserError(
+            f'the batch size is {batch_size}, which leaves no place for images of data.unlabelled '
+            'beside the others; take 2 or more'
+        )
+    unlabelled = min(max(round(share * batch_size), 1), batch_size - 1)
+    return batch_size - unlabelled, unlabelled
 
 
 def with_partners(batch: dict[str, np.ndarray], far: int, axis: int = 0) -> dict[str, np.ndarray]:
@@ -100,7 +147,7 @@ class Share:
     far: see `with_partners`.
     """
 
-    order: TrainOrder
+    order: Order
     first: int
     size: int
     far: int = 0
@@ -127,12 +174,14 @@ def eval_batches(count: int, batch_size: int) -> Iterator[dict[str, np.ndarray]]
         }
 
 
-def check_repeats(repeats: int, batch_size: int, path: str) -> None:
-    """Raises `UserError` for repeats that leave a batch one image only. path: of the field."""
+def check_repeats(repeats: int, batch_size: int, path: str, what: str = 'batches') -> None:
+    """Raises `UserError` for repeats that leave one image to what is of `batch_size`. path: of the
+    field.
+    """
     if repeats < 1 or 1 < repeats >= batch_size:
         raise UserError(
-            f'{path} is {repeats} in batches of {batch_size}; it must be at least 1 and less than '
-            'the batch size, so that a batch has several images: take fewer'
+            f'{path} is {repeats} in {what} of {batch_size}; it must be at least 1 and less than '
+            'that size, so that there are several images: take fewer'
         )
 
 

@@ -20,7 +20,8 @@ class DatasetInfo:
 
     image_shape: (H, W, C). mean, std: one value a channel, of the training
       images, for images scaled to 0..1.
-    count: examples by split, and 'labelled': training examples with a label.
+    count: examples by split; 'labelled': training examples with a label; and, where there are any,
+      'unlabelled': the images of `data.unlabelled`, which come after those of 'train'.
     """
 
     name: str
@@ -30,6 +31,15 @@ class DatasetInfo:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     count: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    def same_classes(self, other: 'DatasetInfo', *, sure: bool = False) -> bool:
+        """Whether the classes of another data set may be these: as many, of the same names where
+        both have some. Numbers are no names; with `sure` they are.
+        """
+        numbers = tuple(map(str, range(self.num_classes)))
+        named = {tuple(info.class_names) for info in (self, other)}
+        known = named if sure else named - {(), numbers}
+        return self.num_classes == other.num_classes and len(known) < 2
 
     @property
     def mean_pixel(self) -> tuple[float, ...]:
@@ -51,9 +61,10 @@ class DatasetInfo:
 
 
 class Source(Protocol):
-    """Examples of one split. streamed: their images are decoded when a batch wants them."""
+    """Examples of one split. streamed: whether their images are decoded when a batch wants them."""
 
-    streamed: bool
+    @property
+    def streamed(self) -> bool: ...
 
     def __len__(self) -> int: ...
 
@@ -202,6 +213,11 @@ class Dataset:
     def source(self, split: str) -> Source:
         """Of 'train', 'val' or 'test'."""
         return getattr(self, split)
+
+    @property
+    def unlabelled(self) -> int:
+        """How many images of `data.unlabelled` are the last ones of `train`."""
+        return self.info.count.get('unlabelled', 0)
 
     @functools.cached_property
     def checksum(self) -> str:

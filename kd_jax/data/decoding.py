@@ -85,6 +85,16 @@ class Form(NamedTuple):
         """`decode` into an array that is there."""
         target[:] = self.decode(content, box)
 
+    def fitted(self, pixels: np.ndarray) -> np.ndarray:
+        """As `decode`, of an image `[H, W, 1, 3 or 4]` uint8 that is decoded already."""
+        return np.asarray(self._whole(_image_of(pixels))).reshape(self.shape)
+
+    def stretched(self, pixels: np.ndarray) -> np.ndarray:
+        """All of an image `[H, W, 1 or 3]` uint8, resized to the square."""
+        plain = _image_of(pixels).convert(self._mode)
+        square = plain.resize((self.side, self.side), self._resampling)
+        return np.asarray(square).reshape(self.shape)
+
     @property
     def _mode(self) -> str:
         return 'L' if self.channels == 1 else 'RGB'
@@ -171,6 +181,27 @@ def as_it_is(content: bytes, channels: int | None, most_pixels: int) -> np.ndarr
     except Exception as error:  # as above
         raise Bad(_why(error)) from error
     return array if array.ndim == 3 else array[..., None]
+
+
+def pixels_of(content: bytes, channels: int) -> np.ndarray:
+    """All pixels of a file, upright: uint8 `[H, W, channels]`; raises `Bad`."""
+    image = _opened(content)
+    try:
+        plain = _plain(ImageOps.exif_transpose(image), 'L' if channels == 1 else 'RGB')
+    except Exception as error:  # as above
+        raise Bad(_why(error)) from error
+    return np.asarray(plain).reshape(plain.size[1], plain.size[0], channels)
+
+
+def halved(pixels: np.ndarray) -> np.ndarray:
+    """An image `[H, W, C]` uint8 at half its size: means of two by two pixels."""
+    small = _image_of(pixels).reduce(2)
+    return np.asarray(small).reshape(small.size[1], small.size[0], pixels.shape[-1])
+
+
+def _image_of(pixels: np.ndarray) -> Image.Image:
+    plain = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
+    return Image.fromarray(np.ascontiguousarray(plain))
 
 
 def _opened(content: bytes) -> Image.Image:

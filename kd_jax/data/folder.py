@@ -44,7 +44,7 @@ SIDES = (
 SAMPLE = 512  # images whose headers decide the side and the channels
 VERSION = 1  # of the cache
 _WINDOW = 1024  # images decoded at once; bounds the memory
-_SHOWN = 3  # files in a sentence
+SHOWN = 3  # files in a sentence
 
 
 def folder(config: Any) -> Raw:
@@ -69,7 +69,7 @@ def folder(config: Any) -> Raw:
         pairs = _streams(root, items, names, form, config.on_bad_image, notes)
     else:
         pairs = _arrays(root, items, names, form, config, notes)
-    notes += [f'{what} cannot be read' for what in found.unreadable[:_SHOWN]]
+    notes += [f'{what} cannot be read' for what in found.unreadable[:SHOWN]]
     name = root.resolve().name or 'folder'
     return Raw(name, pairs['train'], pairs.get('val'), pairs['test'], names, notes=tuple(notes))
 
@@ -126,7 +126,7 @@ def _streams(
     bad = [
         (items[k].path, 'is empty or cannot be read') for k, size in enumerate(sizes) if not size
     ]
-    _tell_bad(root, bad, len(items), on_bad, notes)
+    tell_bad(root, bad, len(items), on_bad, notes)
     kept = [item for item, size in zip(items, sizes, strict=True) if size]
     _check_whole(root, kept, names)
     reader = Files(str(root), tuple(item.path for item in kept), sizes[sizes > 0])
@@ -146,8 +146,8 @@ def _arrays(
     notes: list[str],
 ) -> dict[str, Any]:
     """Split -> (images, labels), decoded."""
-    images, good, bad = _Decoded(root, items, form, config.cache).get(notes)
-    _tell_bad(root, bad, len(items), config.on_bad_image, notes)
+    images, good, bad = Decoded(root, items, form, config.cache).get(notes)
+    tell_bad(root, bad, len(items), config.on_bad_image, notes)
     kept = [items[k] for k in good]
     _check_whole(root, kept, names)
     label = _labels(kept, names)
@@ -170,13 +170,14 @@ def _labels(items: Sequence[Item], names: Sequence[str]) -> np.ndarray:
     return np.array([number[item.label] for item in items], np.int32)
 
 
-def _tell_bad(
+def tell_bad(
     root: Path, bad: Sequence[tuple[str, str]], count: int, on_bad: str, notes: list[str]
 ) -> None:
+    """Notes which files are damaged, or raises `UserError` where that is asked."""
     if not bad:
         return
-    told = '; '.join(f'{root / path} {why}' for path, why in bad[:_SHOWN])
-    more = f' and {len(bad) - _SHOWN} more' if len(bad) > _SHOWN else ''
+    told = '; '.join(f'{root / path} {why}' for path, why in bad[:SHOWN])
+    more = f' and {len(bad) - SHOWN} more' if len(bad) > SHOWN else ''
     sentence = f'{len(bad)} of {count} files are left out: {told}{more}'
     if on_bad == 'error':
         raise UserError(
@@ -274,7 +275,7 @@ def read(root: Path, item: Item) -> bytes:
         raise decoding.Bad(f'cannot be read ({getattr(error, "strerror", error)})') from None
 
 
-class _Decoded:
+class Decoded:
     """The images of a set, from the cache or into it."""
 
     def __init__(self, root: Path, items: Sequence[Item], form: Form, place: str):

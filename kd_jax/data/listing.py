@@ -76,7 +76,7 @@ def _of_folders(root: Path) -> Listing:
         for label in classes:
             before = len(items)
             start = os.path.join(top, label) if as_splits else top
-            for path in _files(root, start, unreadable):
+            for path in files(root, start, unreadable):
                 if path.lower().endswith(ENDINGS):
                     items.append(Item(path, label, split))
                 else:
@@ -103,7 +103,7 @@ def _entries(folder: Path, unreadable: list[str]) -> Iterator[tuple[str, bool]]:
         unreadable.append(f'{folder} ({error.strerror})')
 
 
-def _files(root: Path, start: str, unreadable: list[str]) -> Iterator[str]:
+def files(root: Path, start: str, unreadable: list[str]) -> Iterator[str]:
     """All files below a folder, links to folders followed once."""
     waiting, seen = [start], set()
     while waiting:

@@ -42,22 +42,9 @@ def load(config: Any) -> Raw:
       UserError: unknown name; not prepared and cannot be here; not array_record; no image or class
         label; images of different sizes, or more than memory should hold.
     """
-    folder = _prepared(config.name, config.path) or prepare(config.name, config.path)
-    import tensorflow_datasets as tfds
-
-    try:
-        tfds_description.check(folder)
-        info = tfds.builder_from_directory(folder).info
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(
-            f'{folder} is not a readable TFDS data set ({_brief(error)}); copy or prepare it again'
-        ) from None
-    if 'array_record' not in {file_format.value for file_format in info.available_file_formats()}:
-        stored = info.file_format.value if info.file_format else 'an unknown format'
-        raise UserError(f'{folder} holds {stored} files, must be array_record; {_how(config.name)}')
-    image, label = _feature(folder, info, 'image'), _feature(folder, info, 'label')
+    folder = prepared(config.name, config.path) or prepare(config.name, config.path)
+    info = described(folder, config.name)
+    image, label = feature(folder, info, 'image'), feature(folder, info, 'label')
     splits = set(info.splits)
     test = 'test' if 'test' in splits else 'validation'
     for split in ('train', test):
@@ -79,6 +66,25 @@ def load(config: Any) -> Raw:
         read[test] = read.pop('validation')
     val = read.get('validation') if test == 'test' else None
     return Raw(info.name, read['train'], val, read[test], names, notes=tuple(notes))
+
+
+def described(folder: str, name: str) -> Any:
+    """What TFDS knows of the set `name` in a directory; `UserError` if it cannot be read."""
+    import tensorflow_datasets as tfds
+
+    try:
+        tfds_description.check(folder)
+        info = tfds.builder_from_directory(folder).info
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f'{folder} is not a readable TFDS data set ({_brief(error)}); copy or prepare it again'
+        ) from None
+    if 'array_record' not in {file_format.value for file_format in info.available_file_formats()}:
+        stored = info.file_format.value if info.file_format else 'an unknown format'
+        raise UserError(f'{folder} holds {stored} files, must be array_record; {_how(name)}')
+    return info
 
 
 def _unlabelled(split: Any) -> bool:
@@ -148,7 +154,7 @@ def prepare(name: str, data_dir: str) -> str:
     Raises:
       UserError: for every failure.
     """
-    directory = _prepared(name, data_dir)
+    directory = prepared(name, data_dir)
     if directory:
         return directory
     import tensorflow_datasets as tfds
@@ -228,7 +234,7 @@ def _parts(name: str) -> tuple[str, str]:
     return match[1], match[2] or ''
 
 
-def _prepared(name: str, data_dir: str) -> str:
+def prepared(name: str, data_dir: str) -> str:
     """The directory of the newest prepared version, or ''."""
     base, version = _parts(name)
     root = _root(data_dir)
@@ -273,7 +279,7 @@ def _missing(builder: Any, root: Any) -> list[str]:
     return missing
 
 
-def _feature(folder: str, info: Any, key: str) -> str:
+def feature(folder: str, info: Any, key: str) -> str:
     """The name of the one image, or class label, among the features of a set."""
     import tensorflow_datasets as tfds
 

@@ -155,6 +155,16 @@ def build(
     return objective
 
 
+def uses_unlabelled(config: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether a term of an objective, as `build` takes it, counts examples without a label."""
+    losses = (_loss(label, config[label]) for label in config)
+    return any(
+        loss.uses_unlabelled()
+        for loss in losses
+        if loss.weight or (loss.ramp_epochs and loss.ramp_from)
+    )
+
+
 def _loss(label: str, given: Mapping[str, Any], **setting: Any) -> Loss:
     """What stands under `label` in a config, its fields checked one by one. setting: the
     fields that the program sets.

@@ -49,6 +49,8 @@ class Loss(nn.Module):
     needs_label: ClassVar[bool] = False
     needs_heads: ClassVar[bool] = False  # auxiliary heads of the student
     needs_features: ClassVar[bool] = False  # of the teacher, not its logits alone
+    # of the teacher, which must have the student's classes then
+    needs_teacher_logits: ClassVar[bool] = True
     # several teachers are one to it: the average of their probabilities
     sees_ensemble: ClassVar[bool] = False
 
@@ -66,11 +68,17 @@ class Loss(nn.Module):
         it needs them) missing labels.
         """
         mask = batch['mask'].astype(jnp.float32)
-        return (
-            mask * labelled(batch)
-            if self.needs_label or self.only_where == 'teacher_right'
-            else mask
-        )
+        return mask if self.uses_unlabelled() else mask * labelled(batch)
+
+    @nn.nowrap
+    def uses_unlabelled(self) -> bool:
+        """Whether examples without a label count."""
+        return not self.needs_label and self.only_where != 'teacher_right'
+
+    @nn.nowrap
+    def reads_logits(self) -> bool:
+        """Whether the value depends on what the teacher says of the classes."""
+        return self.needs_teacher and (self.needs_teacher_logits or self.only_where != 'always')
 
     @nn.nowrap
     def counts(self, student: Output, teacher: Output, batch: Batch) -> jax.Array:

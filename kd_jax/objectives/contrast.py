@@ -92,6 +92,7 @@ class CRD(Loss):
     momentum: float = number(0.5, at_least=0, below=1)  # of the embeddings in the memory
 
     needs_features: ClassVar[bool] = True
+    needs_teacher_logits: ClassVar[bool] = False
 
     @nn.compact
     def __call__(self, student: Output, teacher: Output, batch: Batch) -> jax.Array:

@@ -110,6 +110,7 @@ class FeatureLoss(Loss):
     teacher_features: tuple[str, ...] = names((), "names of features, such as ('stage2',)")
 
     needs_features: ClassVar[bool] = True
+    needs_teacher_logits: ClassVar[bool] = False
     rectified: ClassVar[bool] = True  # False: `before_activation`
 
     @nn.nowrap

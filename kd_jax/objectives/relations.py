@@ -73,6 +73,7 @@ class CC(Loss):
     dim: int = number(128, at_least=1)  # of the embeddings
 
     needs_features: ClassVar[bool] = True
+    needs_teacher_logits: ClassVar[bool] = False
 
     @nn.compact
     def __call__(self, student: Output, teacher: Output, batch: Batch) -> jax.Array:
@@ -155,6 +156,7 @@ class RKD(Loss):
     angle: float = number(50.0, at_least=0)  # weight of the angles
 
     needs_features: ClassVar[bool] = True
+    needs_teacher_logits: ClassVar[bool] = False
 
     def __call__(self, student: Output, teacher: Output, batch: Batch) -> jax.Array:
         given = *pooled(student, teacher), self.axis_name
@@ -184,6 +186,7 @@ class PKT(Loss):
     """`pkt` of the pooled features; the tables weigh it 30000."""
 
     needs_features: ClassVar[bool] = True
+    needs_teacher_logits: ClassVar[bool] = False
 
     def __call__(self, student: Output, teacher: Output, batch: Batch) -> jax.Array:
         return pkt(*pooled(student, teacher), self.axis_name)

@@ -112,9 +112,20 @@ class Predictor:
             raise UserError(f'{seed.run} was imported and names no data')
         source = self._source(fields)
         share = self._probabilities(seed.directory, fields)
-        taught = [self._probabilities(one, fields) for one in teachers(seed, self.workdir)]
-        weights = seed.config['teacher_weights'] or None
-        mean = np.average(taught, axis=0, weights=weights) if taught else None
+        assert seed.result is not None
+        compared = seed.result.get('teacher') is not None
+        taught = teachers(seed, self.workdir) if compared else []
+        weights = seed.config['teacher_weights'] or [1.0] * len(taught)
+        # one of other classes says nothing of these images
+        said = [
+            (self._probabilities(one, fields), weight)
+            for one, weight in zip(taught, weights, strict=False)
+            if _info(one).same_classes(_info(seed.directory))
+        ]
+        mean = None
+        if said:
+            shares, weights = map(list, zip(*said, strict=True))
+            mean = np.average(shares, axis=0, weights=weights)
         of: dict[str, Any] = _largest(share) | {
             'key': np.array(key_of(seed.directory)),
             'label': np.asarray(source.labels, np.int32),
@@ -131,12 +142,12 @@ class Predictor:
     def _source(self, fields: Mapping[str, Any]) -> Source:
         name = repr(sorted(fields.items()))
         if name not in self._sources:
-            self._sources[name] = data.load(fields).source('test')
+            self._sources[name] = data.load({**fields, 'unlabelled': ''}).source('test')
         return self._sources[name]
 
     def _probabilities(self, run: RunDirectory, fields: Mapping[str, Any]) -> np.ndarray:
         """`[N, K]` float32."""
-        images = {k: v for k, v in fields.items() if not k.startswith('labels')}
+        images = {k: v for k, v in fields.items() if not k.startswith(('labels', 'unlabelled'))}
         name = f'{run.path} {sorted(images.items())!r}'
         if name not in self._known:
             model, source = trained.load(run), self._source(fields)
@@ -154,6 +165,10 @@ class Predictor:
             share = np.exp(wide)
             self._known[name] = (share / share.sum(axis=1, keepdims=True)).astype(np.float32)
         return self._known[name]
+
+
+def _info(run: RunDirectory) -> data.DatasetInfo:
+    return data.DatasetInfo.from_json(run.info()['data'])
 
 
 def _largest(share: np.ndarray) -> dict[str, np.ndarray]:

@@ -15,7 +15,7 @@ from small_models import flat, state_of
 from studies import config_of, final_params, train
 
 from configs import common
-from kd_jax import imported, trained
+from kd_jax import imported, report, trained
 from kd_jax.errors import UserError
 from kd_jax.evaluate import evaluate_run
 from kd_jax.workdir import RunDirectory
@@ -203,3 +203,24 @@ def test_the_command_makes_a_teacher_that_a_study_can_name(data, weights, tmp_pa
     assert train(config, tmp_path / 'w')['student', 0]['teacher']['agreement'] > 0.5
     with pytest.raises(UserError, match='was imported and names no data'):
         evaluate_run(tmp_path / 't/resnet8')
+
+
+def test_weights_of_other_classes_teach_by_their_features(data, tmp_path):
+    """They keep their head, and are measured on nothing."""
+    path = tmp_path / 'seven.pth'
+    path.write_bytes(torch_files.state_dict(state_of(7)[0]))
+    with pytest.raises(UserError, match='has 7 classes, .* kl learns from logits$'):
+        train(study_of(data, path), tmp_path / 'w')
+    config = study_of(data, path)
+    config.runs.student.objective = common.labels()
+    config.runs.student.objective.at = common.term('at', weight=100.0)
+    results = train(config, tmp_path / 'w')
+    teacher, student = results['big', 0], results['student', 0]
+    assert teacher['test'] is teacher['val'] is student['teacher'] is None
+    assert student['test']['top1'] > 0.5
+    assert len(trained.load(RunDirectory(tmp_path / 'w/big/seed0')).info.class_names) == 7
+    assert report.write_page(tmp_path / 'w', predict=2)
+    assert (tmp_path / 'w/student/seed0/predictions.npz').exists()
+    before = (tmp_path / 'w/student/seed0/result.json').read_bytes()
+    train(config, tmp_path / 'w')
+    assert (tmp_path / 'w/student/seed0/result.json').read_bytes() == before

@@ -1,6 +1,7 @@
 """One command trains on a folder of images; a new process evaluates it."""
 
 import json
+import shutil
 
 import commands
 import numpy as np
@@ -22,7 +23,12 @@ def test_all_that_is_named_is_the_folder(tmp_path):
             place.mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.asarray(image)[..., 0]).save(place / f'{k}.png')
     (tmp_path / 'pets/train/kind 0/bad.jpg').write_text('no image')
+    for k, image in enumerate(random_splits(seed=1).test.image):
+        place = tmp_path / f'more/{k % 2}'
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[..., 0]).save(place / f'{k}.png')
     asked = [f'--config=folder:{tmp_path / "pets"}', '--workdir=w', '--config.tensorboard=False']
+    asked.append('--config.data.unlabelled=more')
     how = {'env': environment(1, XDG_CACHE_HOME=str(tmp_path / 'cache')), 'cwd': tmp_path}
     done = commands.run('kd_jax.main', *asked, *QUICK, **how)
     assert done.returncode == 0, done.stderr
@@ -30,7 +36,13 @@ def test_all_that_is_named_is_the_folder(tmp_path):
     info = json.loads((tmp_path / 'w/student/seed0/config.json').read_text())['data']
     assert info['class_names'] == ['kind 0', 'kind 1', 'kind 2']
     assert info['image_shape'] == [8, 8, 1] and info['count']['test'] == 26
-    assert list((tmp_path / 'cache/kd_jax/images/index').iterdir())
+    assert info['count']['unlabelled'] == 26
+    alone = json.loads((tmp_path / 'w/alone/seed0/config.json').read_text())['data']
+    assert alone['count'] == {k: n for k, n in info['count'].items() if k != 'unlabelled'}
+    assert '26 more without labels; 3 classes; 8 × 8 × 1; student' in done.stdout
+    assert 'and 26 without labels, 8 in each batch, of pets' in done.stdout
+    assert len(list((tmp_path / 'cache/kd_jax/images/index').iterdir())) == 2
+    shutil.rmtree(tmp_path / 'more')  # nobody wants them any more
     found = commands.run('kd_jax.evaluate', 'w/student', **how)
     recorded = json.loads((tmp_path / 'w/student/seed0/result.json').read_text())
     assert json.loads(found.stdout)['top1'] == recorded['test']['top1']

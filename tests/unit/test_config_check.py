@@ -32,6 +32,8 @@ VALUES = {
     'data.interpolation': ('bilinear', {'data.source': 'digits'}),
     'data.workers': (2, {'data.placement': 'host'}),
     'data.labels_seed': (3, {'data.labels_per_class': 0}),
+    'data.unlabelled_share': (0.25, {'data.unlabelled': ''}),
+    'data.unlabelled_crops': (50, {'data.unlabelled': 'more.npz'}),
 }
 # And fields with which it has one.
 WITH_EFFECT = {
@@ -50,6 +52,8 @@ WITH_EFFECT = {
     'soft_targets_top_k': {'soft_targets': '8'},
     'augment.rand_augment_magnitude': {'augment.rand_augment': 1},
     'data.labels_seed': {'data.labels_per_class': 5},
+    'data.unlabelled_share': {'data.unlabelled': 'more'},
+    'data.unlabelled_crops': {'data.unlabelled': 'photo.jpg'},
     **{f'data.{name}': {'data.source': 'folder'} for name in ('labels', 'test_share', 'cache')},
     **{
         f'data.{name}': {'data.source': 'tfds'}
@@ -65,6 +69,14 @@ def a_run(**fields):
     return run
 
 
+def of_one(**fields):
+    """What is said of a run that learns from labels, beside one that needs none."""
+    other = a_run()
+    other.objective = common.distillation()
+    other.data.unlabelled = fields.get('data.unlabelled', '')
+    return without_effect({'one': a_run(**fields), 'other': other})
+
+
 def test_every_switch_is_tried():
     assert set(VALUES) == set(WITH_EFFECT) == set(_SWITCHES)
 
@@ -72,10 +84,20 @@ def test_every_switch_is_tried():
 @pytest.mark.parametrize('path', VALUES)
 def test_a_value_whose_switch_is_off_is_told(path):
     value, off = VALUES[path]
-    (sentence,) = without_effect({'one': a_run(**off, **{path: value})})
+    (sentence,) = of_one(**off, **{path: value})
     assert sentence.startswith(f'in one: {path} is {value!r}, which has no effect; it has one only')
-    assert not without_effect({'one': a_run(**off)})
-    assert not without_effect({'one': a_run(**WITH_EFFECT[path], **{path: value})})
+    assert not of_one(**off)
+    assert not of_one(**WITH_EFFECT[path], **{path: value})
+
+
+def test_images_without_labels_want_a_term_that_needs_none():
+    runs = {name: a_run(**{'data.unlabelled': 'more'}) for name in ('one', 'two')}
+    (sentence,) = without_effect(runs)
+    assert sentence.startswith("in one, two: data.unlabelled is 'more', which has no effect; it")
+    runs['two'].objective = common.distillation()
+    assert not without_effect(runs)
+    runs['two'].objective.kl.only_where = 'teacher_right'
+    assert len(without_effect(runs)) == 1
 
 
 def test_runs_with_the_same_value_are_told_once():

@@ -7,10 +7,11 @@ import pytest
 from helpers import REPOSITORY, folder_of_images
 
 from configs import common, imagenet, methods
-from kd_jax import build, jobs, models, objectives
+from kd_jax import jobs, models, objectives
 from kd_jax.config import changed
 from kd_jax.config_check import check_run, without_effect
 from kd_jax.errors import UserError
+from kd_jax.teacher_outputs import check_teachers
 
 ROOT = REPOSITORY
 
@@ -80,7 +81,7 @@ def test_a_config_makes_a_study(name, argument):
     for run_name in names:
         run = config.runs[run_name].copy_and_resolve_references()
         check_run(run_name, run)
-        build.check_teachers(run_name, run)
+        check_teachers(run_name, run)
         model = dict(run.model)
         models.build(model.pop('name'), 10, **model)
         objectives.build(run.objective, (1.0,) * len(run.teachers), 10)

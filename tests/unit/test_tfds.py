@@ -200,11 +200,11 @@ def test_the_one_image_and_the_one_label_may_have_other_names(tmp_path):
 def test_the_newest_version_is_read_unless_one_is_named(copy):
     folder, version = copy
     shutil.copytree(version, folder / 'cifar10/3.0.10')
-    assert tfds._prepared('cifar10', str(folder)).endswith('/3.0.10')
-    assert tfds._prepared('cifar10:3.0.2', str(folder)).endswith('/3.0.2')
+    assert tfds.prepared('cifar10', str(folder)).endswith('/3.0.10')
+    assert tfds.prepared('cifar10:3.0.2', str(folder)).endswith('/3.0.2')
     (folder / 'cifar10/incomplete.X_4.0.0').mkdir()
-    assert tfds._prepared('cifar10', str(folder)).endswith('/3.0.10')
-    assert tfds._prepared('cifar10:1.0.0', str(folder)) == ''
+    assert tfds.prepared('cifar10', str(folder)).endswith('/3.0.10')
+    assert tfds.prepared('cifar10:1.0.0', str(folder)) == ''
 
 
 def test_a_config_is_part_of_the_name(cifar, tmp_path):
@@ -212,7 +212,7 @@ def test_a_config_is_part_of_the_name(cifar, tmp_path):
         shutil.copytree(cifar[0] / 'cifar10/3.0.2', tmp_path / 'odd' / name / '1.0.0')
     text = sentence(tmp_path, 'odd')
     assert 'configs easy, hard' in text and '--config.data.name=odd/easy' in text
-    assert tfds._prepared('odd/hard', str(tmp_path)).endswith('/odd/hard/1.0.0')
+    assert tfds.prepared('odd/hard', str(tmp_path)).endswith('/odd/hard/1.0.0')
 
 
 # --------------------------------------------------------------------------------------------------
