@@ -125,7 +125,8 @@ class Form(NamedTuple):
             fits = known.width == known.height == self.side == max(self.resize, self.side)
             # colours become grey as Pillow has it
             fits = fits and (known.channels <= self.channels or known.is_jpeg)
-            return quick.pixels(content, known, self.channels) if fits else None
+            found = quick.pixels(content, known, self.channels) if fits else None
+            return None if found is None else found.copy()
         left, top, wide, high = box(known.width, known.height)
         reduction = 1
         while known.is_jpeg and reduction < 8 and min(wide, high) >= 2 * reduction * self.side:
@@ -172,7 +173,7 @@ def as_it_is(content: bytes, channels: int | None, most_pixels: int) -> np.ndarr
     if known and known.channels == channels and known.width * known.height <= most_pixels:
         found = quick.pixels(content, known, known.channels)
         if found is not None:
-            return found
+            return found.copy()
     image = _opened(content)
     if image.width * image.height > most_pixels:
         raise Bad(f'claims {image.width} x {image.height} pixels, more than {most_pixels}')

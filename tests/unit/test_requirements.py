@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 IMPORTED_AS = {
     'absl-py': 'absl',
     'ipython': 'IPython',
+    'opencv-python-headless': 'cv2',
     'orbax-checkpoint': 'orbax',
     'pillow': 'PIL',
     'pyyaml': 'yaml',

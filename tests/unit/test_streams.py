@@ -2,6 +2,7 @@
 files that cannot be read.
 """
 
+import io
 import os
 import signal
 import time
@@ -363,3 +364,18 @@ def test_threads_share_the_pieces_of_a_batch():
         done[:] = 0
         stream.each_piece(work, count)
         assert (done[:count] == 1).all() and not done[count:].any()
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+@pytest.mark.parametrize('reduction', [2, 4, 8])
+def test_a_reduced_photo_is_what_pillow_drafts(channels, reduction):
+    file, noise = io.BytesIO(), Image.effect_noise((121, 83), 60)
+    Image.merge('RGB', [noise, noise.rotate(180), noise]).save(file, 'JPEG', quality=95)
+    content, opened = file.getvalue(), Image.open(file)
+    size = (121 // reduction, 83 // reduction)
+    opened.draft('L' if channels == 1 else 'RGB', size)
+    expected = np.asarray(opened).reshape(opened.height, opened.width, channels)
+    known = quick.plain(content)
+    np.testing.assert_array_equal(quick.pixels(content, known, channels, 0, reduction), expected)
+    some = quick.pixels(content, known, channels, 40, reduction)[: 40 // reduction]
+    np.testing.assert_array_equal(some, expected[: 40 // reduction])
