@@ -45,12 +45,14 @@ def photos(folder: Path, count: int) -> None:
 
 def ours(spec: dict[str, Any], paths: list[str], workers: int) -> Callable[[], Any]:
     """Batches of `kd_jax.feed`."""
+    from kd_jax import runtime
     from kd_jax.data.batches import Share, TrainOrder
     from kd_jax.data.crops import Crop
     from kd_jax.data.decoding import Form
     from kd_jax.data.photos import Files, StreamSource
     from kd_jax.feed import Feed, Reading
 
+    runtime.prepare()  # as every command
     part = spec['work'] == 'photos'
     form = Form(SIDE, 3, bilinear=True) if part else Form(28, 1)
     label = np.zeros(len(paths), np.int32)

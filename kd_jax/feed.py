@@ -60,9 +60,10 @@ class Reading:
         if not flags.FLAGS.is_parsed():  # Grain reads some, also in a script that has none
             flags.FLAGS.mark_as_parsed()
         batches = grain.MapDataset.source(self)
-        one = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+        # two batches at a time, so that no thread is idle at the end of one
+        two = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
         if not workers:  # the threads of this process share each batch
-            return iter(batches.to_iter_dataset(one))
+            return iter(batches.to_iter_dataset(two))
         if _NO_ADVICE not in sys.warnoptions:
             sys.warnoptions.append(_NO_ADVICE)
         options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=_A_WORKER)

