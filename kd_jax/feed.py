@@ -60,10 +60,12 @@ class Reading:
         if not flags.FLAGS.is_parsed():  # Grain reads some, also in a script that has none
             flags.FLAGS.mark_as_parsed()
         batches = grain.MapDataset.source(self)
-        # two batches at a time, so that no thread is idle at the end of one
-        two = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
+        # two batches at a time, so that no thread is idle at the end of one; of small images most
+        # is done in Python, whose threads take turns
+        count = 2 if self.source.image_shape[0] > stream.SMALL else 1
+        threads = grain.ReadOptions(num_threads=count, prefetch_buffer_size=2)
         if not workers:  # the threads of this process share each batch
-            return iter(batches.to_iter_dataset(two))
+            return iter(batches.to_iter_dataset(threads))
         if _NO_ADVICE not in sys.warnoptions:
             sys.warnoptions.append(_NO_ADVICE)
         options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=_A_WORKER)

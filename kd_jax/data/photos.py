@@ -11,10 +11,8 @@ import numpy as np
 
 from kd_jax.data import decoding
 from kd_jax.data.crops import Box
-from kd_jax.data.stream import each_piece
+from kd_jax.data.stream import SMALL, each_piece
 from kd_jax.errors import UserError
-
-SMALL = 64  # pixels
 
 
 class Reader(Protocol):

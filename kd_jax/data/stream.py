@@ -11,6 +11,7 @@ import numpy as np
 from kd_jax.data.crops import Crop
 from kd_jax.data.dataset import Arrays, Source
 
+SMALL = 64  # pixels of a side
 _SLICES = 16  # pieces of a batch a thread: none waits long for the others
 
 
