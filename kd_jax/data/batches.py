@@ -96,12 +96,14 @@ class TrainOrder(Order):
         return {'index': index.repeat(self._repeats)[mine], 'view': view[mine]}
 
     def _permutation(self, number: int) -> np.ndarray:
-        if number not in self._passes:
-            while len(self._passes) >= _KEPT:
-                del self._passes[next(iter(self._passes))]
+        found = self._passes.get(number)
+        if found is None:
             rng = np.random.Generator(np.random.PCG64([self.seed, number, *self._stream]))
-            self._passes[number] = rng.permutation(self._pool)
-        return self._passes[number]
+            found = rng.permutation(self._pool)
+            # a new dict: another thread may look at the old one
+            last = list(self._passes.items())[1 - _KEPT :]
+            self._passes = dict([*last, (number, found)])
+        return found
 
 
 class JoinedOrder(Order):

@@ -2,6 +2,8 @@
 promised, from the step number alone.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -137,3 +139,14 @@ def test_evaluation_sees_every_example_once(count, batch, batches):
         assert (one['index'][one['mask'] == 0] == 0).all()
         seen += one['index'][one['mask'] == 1].tolist()
     assert seen == list(range(count))
+
+
+def test_threads_may_share_an_order():
+    """Also where they want other passes than those that are kept."""
+    order, alone = (TrainOrder(np.arange(50), 50, 20, seed=1) for _ in range(2))
+    expected = [alone.at(step)['index'] for step in range(200)]
+    steps = np.random.default_rng(0).permutation(200).tolist()
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda step: order.at(step)['index'], steps))
+    for step, index in zip(steps, found, strict=True):
+        np.testing.assert_array_equal(index, expected[step])
