@@ -2,6 +2,7 @@
 promised, from the step number alone.
 """
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -144,9 +145,14 @@ def test_evaluation_sees_every_example_once(count, batch, batches):
 def test_threads_may_share_an_order():
     """Also where they want other passes than those that are kept."""
     order, alone = (TrainOrder(np.arange(50), 50, 20, seed=1) for _ in range(2))
-    expected = [alone.at(step)['index'] for step in range(200)]
-    steps = np.random.default_rng(0).permutation(200).tolist()
-    with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda step: order.at(step)['index'], steps))
+    expected = [alone.at(step)['index'] for step in range(2000)]
+    steps = np.random.default_rng(0).permutation(2000).tolist()
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda step: order.at(step)['index'], steps))
+    finally:
+        sys.setswitchinterval(usual)
     for step, index in zip(steps, found, strict=True):
         np.testing.assert_array_equal(index, expected[step])
