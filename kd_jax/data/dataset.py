@@ -92,15 +92,10 @@ class Source(Protocol):
         """Adds the images to a hash: a teacher sees no labels."""
 
 
-@dataclasses.dataclass(frozen=True)
-class ArraySource:
-    """Examples whose images are an array: `image` uint8 `[N, H, W, C]`, `label` int32 `[N]` (-1:
-    unlabelled).
-    """
+class Labelled:
+    """What sources with a column `label`, int32 `[N]`, have in common."""
 
-    image: np.ndarray
     label: np.ndarray
-
     streamed = False
 
     def __len__(self) -> int:
@@ -110,6 +105,20 @@ class ArraySource:
     def labels(self) -> np.ndarray:
         """`[N]` int32 on the host."""
         return self.label
+
+    def why(self, index: int) -> str:
+        """See `Source`."""
+        return f'image {index}'
+
+
+@dataclasses.dataclass(frozen=True)
+class ArraySource(Labelled):
+    """Examples whose images are an array: `image` uint8 `[N, H, W, C]`, `label` int32 `[N]` (-1:
+    unlabelled).
+    """
+
+    image: np.ndarray
+    label: np.ndarray
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -129,10 +138,6 @@ class ArraySource:
             return MappedSource(self.image, label, rows)
         return ArraySource(self.image[rows], label)
 
-    def why(self, index: int) -> str:
-        """See `Source`."""
-        return f'image {index}'
-
     def arrays(self) -> Arrays:
         """Its columns, as host arrays."""
         return {'image': self.image, 'label': self.label}
@@ -145,7 +150,7 @@ class ArraySource:
 
 
 @dataclasses.dataclass(frozen=True)
-class MappedSource:
+class MappedSource(Labelled):
     """Some of the images of a file, `rows` `[N]` of `file` uint8 `[M, H, W, C]`, which may be
     larger than the memory.
     """
@@ -153,16 +158,6 @@ class MappedSource:
     file: np.ndarray
     label: np.ndarray
     rows: np.ndarray
-
-    streamed = False
-
-    def __len__(self) -> int:
-        return len(self.label)
-
-    @property
-    def labels(self) -> np.ndarray:
-        """`[N]` int32 on the host."""
-        return self.label
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -182,10 +177,6 @@ class MappedSource:
         """Some of the examples, perhaps with other labels."""
         label = self.label[rows] if label is None else label
         return MappedSource(self.file, label, self.rows[rows])
-
-    def why(self, index: int) -> str:
-        """See `Source`."""
-        return f'image {index}'
 
     def arrays(self) -> Arrays:
         """Its columns, as host arrays."""

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from kd_jax.data.dataset import Arrays, Dataset, Source
+from kd_jax.data.dataset import Arrays, Dataset, Labelled, Source
 
 
 @dataclasses.dataclass(frozen=True)
-class JoinedSource:
+class JoinedSource(Labelled):
     """The examples of `first` and after them those of `second`, of which `rows` `[N]` are taken;
     label: int32 `[N]` (-1: unlabelled). It is a stream if one of the two is.
     """
@@ -26,14 +26,6 @@ class JoinedSource:
         label = np.concatenate([first.labels, second.labels])
         streamed = first.streamed or second.streamed
         return cls(first, second, label, np.arange(len(label)), streamed)
-
-    def __len__(self) -> int:
-        return len(self.label)
-
-    @property
-    def labels(self) -> np.ndarray:
-        """`[N]` int32 on the host."""
-        return self.label
 
     @property
     def image_shape(self) -> tuple[int, ...]:

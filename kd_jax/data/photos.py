@@ -11,6 +11,7 @@ import numpy as np
 
 from kd_jax.data import decoding
 from kd_jax.data.crops import Box
+from kd_jax.data.dataset import Labelled
 from kd_jax.data.stream import SMALL, each_piece
 from kd_jax.errors import UserError
 
@@ -56,7 +57,7 @@ class Files:
 
 
 @dataclasses.dataclass(frozen=True)
-class StreamSource:
+class StreamSource(Labelled):
     """Examples whose files are decoded each time. label: int32 `[N]` (-1: unlabelled).
 
     rows: `[N]`, which of the reader's images they are. on_bad_image: 'skip' or 'error'.
@@ -69,14 +70,6 @@ class StreamSource:
     on_bad_image: str = 'skip'
 
     streamed = True
-
-    def __len__(self) -> int:
-        return len(self.label)
-
-    @property
-    def labels(self) -> np.ndarray:
-        """`[N]` int32 on the host."""
-        return self.label
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
