@@ -44,7 +44,7 @@ def measure(
             ).for_batch(run.batch_size)
             executor = our_side.start(run, dataset, teachers, parallel)
             placement = placement or executor.placement
-            executor.placement.arrays = placement.arrays  # the images lie on the devices once
+            executor.placement.split = placement.split  # the images lie on the devices once
             workers[name] = our_side.stepper(executor)
             workers[name](1)
             print(f'{name}: ready', flush=True)

@@ -138,7 +138,7 @@ def build(
     runtime.prepare(fast=fast)
     dataset, teachers, parallel = needs(spec, images, labels)
     executor = start(run_of(spec), dataset, teachers, parallel, spec.get('steps', 0) if fast else 1)
-    executor.placement.arrays('train')
+    executor.placement.training()
     if not fast:
         student = executor.run.step.students['student']
         image = jnp.zeros((1, *dataset.info.image_shape))

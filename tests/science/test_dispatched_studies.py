@@ -10,7 +10,7 @@ from helpers import FAST_COMPILE, random_splits, save_npz
 from steps import largest_difference
 from studies import config_of, final_params, train
 
-from kd_jax import executors
+from kd_jax import executors, parallel
 from kd_jax.checkpoint import load_variables
 from kd_jax.parallel import Parallel
 
@@ -20,8 +20,8 @@ def quickly_compiled(monkeypatch):
     """With the options of a run and those that compile fast: the order of the sums is
     what is tested, not their speed.
     """
-    options = Parallel._options
-    monkeypatch.setattr(Parallel, '_options', lambda self: (options(self) or {}) | FAST_COMPILE)
+    options = parallel._options
+    monkeypatch.setattr(parallel, '_options', lambda of: (options(of) or {}) | FAST_COMPILE)
 
 
 @pytest.fixture(scope='module')
