@@ -85,7 +85,8 @@ def in_steps(states, learning_rate=0.05):
 
 
 def check(names, directory):
-    """Two updates and a ragged evaluation: 1e-5 between the devices; after one of them, saved and
+    """Two updates and a ragged evaluation: 1e-5 between the devices, but for the losses of the
+    second update; after one of them, saved and
     restored, the second is the same bit for bit; teachers keep every bit; and a member of a sweep
     is what it would be alone.
     """
@@ -125,7 +126,14 @@ def check(names, directory):
     for mode in ('jit on 4', 'pmap on 4'):
         assert largest_difference(evaluated['jit on 1'], evaluated[mode]) <= 1e-5, mode
         assert largest_difference(*map(in_steps, (one, states[mode]))) <= 1e-5, mode
-        assert largest_difference(histories['jit on 1'], histories[mode]) <= 1e-5, mode
+        # the second losses follow from states that may differ by as much, and dist divides by the
+        # spread of logits that are nearly equal
+        for step, most in ((0, 1e-5), (1, 1e-4)):
+            some = [
+                [{name: x[step] for name, x in of.items()} for of in histories[key]]
+                for key in ('jit on 1', mode)
+            ]
+            assert largest_difference(*some) <= most, (mode, step)
     if 'sweep' in names:
         member = jobs.members_of('own', run)[todo[-1].name]
         executor, _ = start(member, dataset, steps=1, workdir=directory / 'member')
